@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the XDP programs and the daemon share: drop reasons, map layouts, limits and hashes.
+ *
+ * The only header that both BPF C and C++ include. Every struct has fixed-width members, explicit
+ * padding and a size assertion that holds in both languages; tests compare BTF with offsetof.
+ * Multi-byte fields are host order unless the name or comment says network order.
+ */
+#ifndef SP_ABI_H
+#define SP_ABI_H
+
+#include <linux/types.h>
+
+#ifdef __cplusplus
+#define SP_STATIC_ASSERT(cond, text) static_assert(cond, text)
+#else
+#define SP_STATIC_ASSERT(cond, text) _Static_assert(cond, text)
+#endif
+
+/* ---- limits ------------------------------------------------------------------------------- */
+
+#define SP_PORTS_MAX 16       /* ports of one appliance */
+#define SP_QUEUES_MAX 64      /* receive queues of one port */
+#define SP_WORKERS_MAX 64     /* workers of one appliance */
+#define SP_CPUS_MAX 1024      /* possible CPUs that pcpu_num can name */
+#define SP_OWNERS_MAX 16      /* workers that share one policy's outbound SAs */
+#define SP_CELL_ENTRIES_MAX 16 /* SPD entries that can compete for one address pair */
+#define SP_EGRESS_RULES_MAX 32 /* deny rules of one port */
+
+/* ---- drop reasons ------------------------------------------------------------------------- */
+
+/*
+ * X(name, help). Append only: the position is the number in maps and metrics.
+ * A reason is a fact about the packet, not about the code that noticed it.
+ */
+#define SP_DROP_REASONS(X)                                                                         \
+    X(none, "not dropped")                                                                         \
+    X(truncated, "the frame ends before its headers do")                                           \
+    X(malformed_ip, "an IP header contradicts itself or the frame")                                \
+    X(malformed_esp, "the ESP packet is too short or not aligned for its algorithm")               \
+    X(unknown_spi, "no inbound SA has this SPI and destination")                                   \
+    X(outer_fragment, "an ESP packet arrived as an IP fragment (RFC 4303 3.4.1)")                  \
+    X(unexpected_encapsulation, "ESP came in UDP for an SA without, or without for an SA with it") \
+    X(replayed, "the sequence number was received before (RFC 4303 3.4.3)")                        \
+    X(before_window, "the sequence number lies before the replay window")                          \
+    X(icv_mismatch, "the integrity check failed: damaged, forged, or a wrong key")                 \
+    X(bad_padding, "pad bytes or pad length are wrong after decryption (RFC 4303 2.4)")            \
+    X(dummy_packet, "next header 59: traffic flow confidentiality filler (RFC 4303 2.6)")          \
+    X(bad_next_header, "the decrypted next header is not what the SA's mode carries")              \
+    X(malformed_inner, "the decrypted packet is not a valid IP packet")                            \
+    X(selector_mismatch, "the decrypted packet is outside its SA's selectors (RFC 4301 5.2)")      \
+    X(ecn_not_capable, "outer ECN says congestion, inner flow cannot carry it (RFC 6040 4.2)")     \
+    X(cleartext_for_protect, "cleartext arrived that an inbound PROTECT policy covers")            \
+    X(policy_discard, "a DISCARD policy covers the packet")                                        \
+    X(no_policy, "no policy covers the packet: the SPD ends with DISCARD")                         \
+    X(no_sa, "a PROTECT policy covers the packet and has no usable outbound SA")                   \
+    X(wrong_worker, "the packet reached a worker that does not own its SA")                        \
+    X(sequence_exhausted, "the outbound SA has used its last sequence number: rekey it")           \
+    X(sequence_unreserved, "no sequence numbers are reserved on disk for the outbound SA")         \
+    X(ttl_exceeded, "TTL or hop limit ended here")                                                 \
+    X(too_big, "larger than the path towards the destination carries")                             \
+    X(fragment_without_ports, "a later fragment met a policy with port selectors (RFC 4301 7)")    \
+    X(egress_denied, "the egress filter of the port denies it")                                    \
+    X(no_route, "no route leads to the destination through a port")                                \
+    X(injector_full, "the way from worker to port had no room")                                    \
+    X(no_frame, "packet memory had no free frame")                                                 \
+    X(steer_failed, "the frame could not be handed to its worker's socket")                        \
+    X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")
+
+#define SP_DROP_ENUM(name, help) SP_DROP_##name,
+enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
+#undef SP_DROP_ENUM
+
+/* ---- ports -------------------------------------------------------------------------------- */
+
+enum sp_port_role {
+    SP_ROLE_UNPROTECTED = 0, /* ciphertext side */
+    SP_ROLE_PROTECTED = 1,   /* cleartext side */
+    SP_ROLE_INJECTOR = 2,    /* sp0: what workers and the kernel hand to each other */
+};
+
+/* PERCPU_ARRAY port_counters, key: port id. Writer: programs of that port. Reader: control. */
+struct sp_port_counters {
+    __u64 rx_frames;       /* frames its ingress program saw */
+    __u64 rx_bytes;        /* with Ethernet header, without FCS */
+    __u64 passed;          /* given to the kernel */
+    __u64 steered;         /* given to a worker's socket */
+    __u64 redirected;      /* sent to another port through the devmap */
+    __u64 dropped;         /* with a reason in drop_counters */
+    __u64 egress_frames;   /* frames its devmap egress program saw */
+    __u64 egress_bytes;
+    __u64 egress_sent;     /* of those, let through */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
+
+/* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. */
+/* PERCPU_ARRAY steer_counters, key: (port id * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker. */
+
+/* ---- SA ownership ------------------------------------------------------------------------- */
+
+/* HASH owner_map. Writer: control, when an inbound SA comes or goes. Reader: steer_unprotected. */
+struct sp_owner_key {
+    __u32 spi;      /* network order */
+    __u16 family;   /* AF_INET or AF_INET6 */
+    __u8 protocol;  /* IPPROTO_ESP */
+    __u8 pad;
+    __u8 daddr[16]; /* outer destination; IPv4 in the first 4 bytes, rest zero */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_owner_key) == 24, "abi");
+
+#define SP_OWNER_KERNEL 0xffffffffu /* the kernel keeps this SA: pass */
+
+struct sp_owner {
+    __u32 worker; /* index, or SP_OWNER_KERNEL */
+    __u32 pad;
+};
+SP_STATIC_ASSERT(sizeof(struct sp_owner) == 8, "abi");
+
+/* ARRAY cpu_worker, key: CPU number (x->pcpu_num). Value: __u32 worker, or SP_OWNER_NONE. */
+#define SP_OWNER_NONE 0xfffffffeu /* that CPU runs no worker */
+
+/* ---- SPD ---------------------------------------------------------------------------------- */
+
+/*
+ * The ordered SPD compiled for lookup by longest prefix, exactly equal to the ordered list:
+ *
+ *   spd_dst  LPM_TRIE  (table, destination)     -> destination class
+ *   spd_src  LPM_TRIE  (destination class, source) -> cell: a run of spd_entries
+ *   spd_entries ARRAY: the entries that can match this address pair, in SPD order;
+ *                      the first whose protocol and ports match decides; none: no match.
+ *
+ * `table` names generation, direction and family, so a new SPD is built beside the old one and
+ * taken into use by one write to spd_active. Writer: control. Reader: steer programs.
+ */
+#define SP_SPD_OUTBOUND 0u
+#define SP_SPD_INBOUND 1u
+#define SP_SPD_TABLE(generation, direction, is_v6)                                                 \
+    (((__u32)(generation) << 2) | ((__u32)(direction) << 1) | (__u32)(is_v6))
+
+struct sp_lpm_key {
+    __u32 prefix_bits; /* 32 + bits of the address */
+    __u32 table;       /* spd_dst: SP_SPD_TABLE; spd_src: destination class. Big-endian in memory
+                          does not matter: it is always matched whole. */
+    __u8 address[16];  /* IPv4 in the first 4 bytes, rest zero */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_lpm_key) == 24, "abi");
+
+/* spd_dst value: __u32 destination class, unique over generations and tables. */
+
+struct sp_spd_cell {
+    __u32 first; /* index into spd_entries */
+    __u32 count; /* 1 .. SP_CELL_ENTRIES_MAX */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_spd_cell) == 8, "abi");
+
+enum sp_spd_action { SP_SPD_PROTECT = 0, SP_SPD_BYPASS = 1, SP_SPD_DISCARD = 2 };
+
+struct sp_spd_entry {
+    __u32 policy;      /* policy id, for reports */
+    __u8 action;       /* enum sp_spd_action */
+    __u8 protocol;     /* IP protocol, 0 = any */
+    __u8 has_ports;    /* 1: the port ranges below are selectors */
+    __u8 owner_count;  /* workers in owners[]; 0: no usable outbound SA */
+    __u16 src_port_lo; /* inclusive ranges, host order */
+    __u16 src_port_hi;
+    __u16 dst_port_lo;
+    __u16 dst_port_hi;
+    __u8 owners[SP_OWNERS_MAX]; /* flow_hash % owner_count picks one */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 32, "abi");
+
+/* ARRAY spd_active, one element. */
+struct sp_spd_active {
+    __u32 generation;
+    __u32 enabled; /* 0: no SPD yet, everything that needs one is dropped (no_policy) */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 8, "abi");
+
+/* ---- egress filter ------------------------------------------------------------------------ */
+
+/* ARRAY egress_rules, key: port id * SP_EGRESS_RULES_MAX + n. First match denies. */
+struct sp_egress_rule {
+    __u8 family;      /* AF_INET, AF_INET6; 0: any */
+    __u8 protocol;    /* 0: any */
+    __u8 src_bits;    /* prefix lengths; 0: any */
+    __u8 dst_bits;
+    __u16 dst_port_lo; /* inclusive, host order; 0 and 65535: any */
+    __u16 dst_port_hi;
+    __u8 src[16];
+    __u8 dst[16];
+};
+SP_STATIC_ASSERT(sizeof(struct sp_egress_rule) == 40, "abi");
+
+/* ARRAY port_info, key: port id. Writer: control. Reader: egress programs and egress_route. */
+struct sp_port_info {
+    __u32 ifindex; /* 0: unused */
+    __u32 mtu;     /* IP bytes */
+    __u32 role;    /* enum sp_port_role */
+    __u32 rule_count;
+};
+SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 16, "abi");
+
+/* HASH port_by_ifindex: __u32 ifindex -> __u32 port id. */
+/* DEVMAP tx_ports, key: port id, value: bpf_devmap_val with the port's egress program. */
+
+/* ---- frames that workers write to sp0 ----------------------------------------------------- */
+
+/*
+ * Source MAC of a frame from a worker: 02:53:50:00:00:KIND. It tells egress_route whether the
+ * packet is our own (outer ESP: TTL stays) or in transit (decrypted: TTL is decremented, once,
+ * by whoever forwards it: egress_route, or the kernel when it is passed on).
+ */
+#define SP_KIND_ORIGINATED 1
+#define SP_KIND_TRANSIT 2
+
+/* ---- hashes that programs and workers must agree on ---------------------------------------- */
+
+static inline __u32 sp_mix32(__u32 x)
+{
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return x;
+}
+
+/* Owner of an SA that nobody assigned. spi_be: network order, daddr_word: last 32 bits of the
+   outer destination as they stand in memory. */
+static inline __u32 sp_sa_hash(__u32 spi_be, __u32 daddr_word)
+{
+    return sp_mix32(spi_be ^ sp_mix32(daddr_word));
+}
+
+/* Same flow, same worker: words as they stand in memory, ports 0 where there are none. */
+static inline __u32 sp_flow_hash(__u32 src_word, __u32 dst_word, __u32 protocol, __u32 src_port,
+                                 __u32 dst_port)
+{
+    return sp_mix32(src_word ^ sp_mix32(dst_word ^ sp_mix32((src_port << 16 | dst_port) ^ protocol)));
+}
+
+#endif /* SP_ABI_H */

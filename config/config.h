@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The configuration after reading and validation: what the rest of the daemon sees of the file.
+//
+// Everything here is complete and consistent: names are unique, references resolve, defaults are
+// filled in. Checks that need the running system (does the device exist, how many queues has it)
+// are in check_against_system(), so that a file can be validated anywhere.
+
+#include <cstdint>
+#include <expected>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dataplane/base/ids.h"
+#include "dataplane/base/ip.h"
+#include "dataplane/base/secret_bytes.h"
+
+namespace sallyport::config {
+
+// Where in the file something stands, kept so that later errors can point to it.
+struct Location {
+    uint32_t line = 0;  // 1-based; 0: not from the file
+};
+
+enum class PortRole : uint8_t { unprotected_side, protected_side };
+enum class XdpMode : uint8_t { automatic, native, generic };
+enum class BindMode : uint8_t { automatic, copy, zero_copy };
+enum class EgressMode : uint8_t { devmap, direct };
+enum class UnknownSpi : uint8_t { drop, punt };
+
+// One deny rule of a port's egress filter. Absent fields match everything.
+struct EgressRule {
+    std::optional<IpPrefix> source;
+    std::optional<IpPrefix> destination;
+    std::optional<uint8_t> protocol;
+    uint16_t port_lo = 0;  // destination port, inclusive, host order
+    uint16_t port_hi = 65535;
+    Location location;
+};
+
+struct Port {
+    std::string name;    // the table's name: [port.wan0]
+    std::string device;  // netdev; default: the name
+    PortRole role = PortRole::unprotected_side;
+    std::optional<uint16_t> queues;  // default: what the device has
+    XdpMode xdp_mode = XdpMode::automatic;
+    BindMode bind_mode = BindMode::automatic;
+    std::vector<EgressRule> egress_deny;
+    Location location;
+};
+
+struct Workers {
+    std::vector<uint16_t> cpus;  // empty: automatic, all CPUs this process may use
+    // How long a worker keeps polling without work before it sleeps, microseconds.
+    uint32_t spin_us = 50;
+};
+
+struct Memory {
+    uint32_t frames = 16384;  // of 4 KiB, for all ports and workers; power of two
+    bool hugepages = true;    // use when present
+};
+
+enum class SpdAction : uint8_t { protect, bypass, discard };
+
+// One SPD entry as RFC 4301 4.4.1 writes it: seen from the gateway, `local` is the protected side.
+// It yields an outbound selector (local -> remote) and an inbound one (remote -> local).
+struct Policy {
+    std::string name;
+    SpdAction action = SpdAction::discard;
+    std::vector<IpPrefix> local;   // at least one; same family as remote
+    std::vector<IpPrefix> remote;  // at least one
+    std::optional<uint8_t> protocol;
+    std::optional<std::pair<uint16_t, uint16_t>> local_ports;  // inclusive; only tcp, udp, sctp
+    std::optional<std::pair<uint16_t, uint16_t>> remote_ports;
+    // Lower decides first. Without: longer prefixes decide before shorter, then file order.
+    std::optional<uint32_t> priority;
+    Location location;
+};
+
+enum class SaDirection : uint8_t { inbound, outbound };
+enum class Suite : uint8_t { aes_gcm_16_128, aes_gcm_16_192, aes_gcm_16_256 };
+enum class DfPolicy : uint8_t { copy, set, clear };
+
+// A manually keyed SA (tunnel mode).
+struct StaticSa {
+    std::string name;
+    SaDirection direction = SaDirection::inbound;
+    Spi spi{};  // host order, >= 256
+    IpAddress source;       // outer
+    IpAddress destination;  // outer
+    Suite suite = Suite::aes_gcm_16_128;
+    SecretBytes key;  // key || 4-byte salt (RFC 4106 8.1)
+    bool esn = false;
+    uint32_t replay_window = 64;  // inbound; 0 (off) or 32 .. 4096
+    std::string policy;           // name of the PROTECT policy whose traffic it carries
+    std::optional<WorkerId> worker;  // default: spread by hash of SPI and destination
+    DfPolicy df = DfPolicy::copy;
+    bool copy_dscp = true;
+    uint8_t outer_ttl = 64;
+    uint16_t mtu = 0;  // largest outer packet in bytes; 0: the MTU of the unprotected port
+    Location location;
+};
+
+struct Config {
+    std::filesystem::path file;
+    std::string device = "sp0";  // name of the TAP between workers and kernel
+    EgressMode egress = EgressMode::devmap;
+    UnknownSpi unknown_spi = UnknownSpi::drop;
+    std::filesystem::path state_dir = "/var/lib/sallyport";
+    std::filesystem::path control_socket = "/run/sallyport/control.sock";
+    uint32_t max_sas = 4096;  // inbound + outbound SAs there is room for
+    Workers workers;
+    Memory memory;
+    std::vector<Port> ports;        // at least one; position is the PortId
+    std::vector<Policy> policies;   // in SPD order: position is the PolicyId
+    std::vector<StaticSa> sas;
+};
+
+// One thing that is wrong, as the operator reads it: "file:line: what is wrong, what is allowed".
+struct Error {
+    std::filesystem::path file;
+    uint32_t line = 0;  // 0: concerns the whole file
+    std::string text;
+
+    [[nodiscard]] std::string to_string() const;
+};
+
+// Reads and validates `file`. Either everything is valid or every error found is reported.
+std::expected<Config, std::vector<Error>> load(const std::filesystem::path& file);
+
+// The same for text already in memory; `file` is used for messages and for relative key files.
+std::expected<Config, std::vector<Error>> parse(std::string_view text,
+                                                const std::filesystem::path& file);
+
+// What only the running system can say: missing devices, queue counts, CPUs. Empty: all is well.
+std::vector<Error> check_against_system(const Config& config);
+
+}  // namespace sallyport::config

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The AF_XDP sockets of one port: one for each (queue, worker), all on one UMEM.
+//
+// A redirect reaches only sockets bound to the frame's own queue, so steering to W workers takes W
+// sockets on each queue. RX and TX rings belong to a socket and so to its worker. The FILL and
+// COMPLETION rings belong to the queue: exactly one worker, its *home*, touches them.
+//
+//   queue q --FILL--> kernel --redirect--> RX(q, w) --> worker w --> pool --> home(q) --> FILL
+//
+// A home that sleeps would starve its queue while another worker is busy on it. Whoever takes
+// frames from a queue looks at its FILL level and wakes the home below the low-water mark.
+
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "dataplane/base/ids.h"
+#include "dataplane/io/frame.h"
+#include "dataplane/io/packet_memory.h"
+
+namespace sallyport::io {
+
+enum class Bind : uint8_t { automatic, copy, zero_copy };
+
+struct PortSocketsSetup {
+    std::string device;
+    uint32_t ifindex = 0;
+    uint16_t queues = 1;
+    uint16_t workers = 1;
+    Bind bind = Bind::automatic;
+    uint32_t fill_entries = 2048;  // of each queue; powers of two
+    uint32_t rx_entries = 1024;    // of each socket
+    uint32_t tx_entries = 512;     // of each socket; only used by direct egress
+};
+
+// What the kernel counted for one socket (XDP_STATISTICS).
+struct SocketStatistics {
+    uint64_t rx_dropped = 0;
+    uint64_t rx_ring_full = 0;
+    uint64_t fill_ring_empty = 0;
+};
+
+class PortSockets {
+  public:
+    // Control, before workers start. The UMEM is registered with the first socket of the first
+    // port; every other one shares it (`umem_owner`, null for that first one).
+    static std::expected<std::unique_ptr<PortSockets>, std::string> create(
+        const PortSocketsSetup& setup, PacketMemory& memory, PortSockets* umem_owner);
+    ~PortSockets();
+
+    [[nodiscard]] uint16_t queues() const;
+    [[nodiscard]] uint16_t workers() const;
+    [[nodiscard]] bool zero_copy() const;
+    [[nodiscard]] int fd(QueueId queue, WorkerId worker) const;  // for the XSKMAP and poll()
+    [[nodiscard]] WorkerId home(QueueId queue) const;            // queue % workers
+
+    // --- owner of (queue, worker) ---
+    // Takes up to out.size() received frames.
+    uint32_t receive(QueueId queue, WorkerId worker, std::span<Frame> out);
+    // Puts frames on the TX ring; returns how many it took. Buffers come back through the home.
+    uint32_t transmit(QueueId queue, WorkerId worker, std::span<const Frame> frames);
+    // Tells the kernel that there is something to send, if it asked to be told.
+    void kick_transmit(QueueId queue, WorkerId worker);
+
+    // --- home of the queue ---
+    // Moves frames from the pool to the FILL ring until it is full or the pool is empty, and
+    // wakes the kernel if it asked for it. Returns how many were added.
+    uint32_t refill(QueueId queue);
+    // Gives completed TX frames back to the pool. Returns how many.
+    uint32_t reclaim(QueueId queue);
+
+    // --- any thread ---
+    // Frames on the FILL ring right now; a hint.
+    [[nodiscard]] uint32_t fill_level(QueueId queue) const;
+    [[nodiscard]] uint32_t fill_low_water(QueueId queue) const;
+    [[nodiscard]] SocketStatistics statistics(QueueId queue, WorkerId worker) const;
+    // Frames the kernel holds for this port: given to FILL or TX and not yet come back. Exact
+    // when the workers stand still.
+    [[nodiscard]] uint64_t frames_in_kernel() const;
+
+  private:
+    struct Impl;
+    explicit PortSockets(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sallyport::io

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Security associations as a worker holds them. Inbound and outbound are different types: they
+// share an algorithm and nothing else.
+//
+// Layout: the first cache line is what every packet reads and writes, the second what most read,
+// then the expanded key, then what is seldom touched; an inbound SA ends with its replay bitmap.
+// Control builds an SA completely before a worker sees it (publish) and frees it after the worker
+// has said that it no longer does (retire). In between the worker owns every field that is not
+// marked otherwise; counters may be read by anyone.
+
+#include <array>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "dataplane/base/byte_order.h"
+#include "dataplane/base/counter.h"
+#include "dataplane/base/drop_reason.h"
+#include "dataplane/base/ids.h"
+#include "dataplane/base/ip.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/sa/replay_window.h"
+
+namespace sallyport {
+
+enum class DfPolicy : uint8_t { copy, set, clear };
+
+// Addresses, protocol and ports one SA may carry, seen as the inner packet stands (RFC 4301 4.4.1).
+struct Selector {
+    IpPrefix source;
+    IpPrefix destination;
+    uint8_t protocol = 0;  // 0: any
+    bool has_ports = false;
+    uint16_t source_port_lo = 0;  // host order, inclusive
+    uint16_t source_port_hi = 65535;
+    uint16_t destination_port_lo = 0;
+    uint16_t destination_port_hi = 65535;
+};
+
+// One sequence number more than the last that may be used: ESN stops before 2^64 (RFC 4303 3.3.3).
+inline constexpr uint64_t kSequenceEnd32 = uint64_t{1} << 32;
+inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
+
+struct alignas(64) OutboundSa {
+    // --- line 0 ---
+    uint64_t sequence_next = 1;       // the next packet's
+    uint64_t sequence_reserved = 1;   // first number that is not reserved on disk: never used
+    uint64_t sequence_low_water = 0;  // reaching it asks control for more, once
+    uint64_t iv_mask = 0;             // IV = sequence ^ iv_mask (0 for static SAs)
+    Counter packets;
+    Counter bytes;                    // inner bytes
+    Be32 spi;
+    uint32_t salt = 0;                // as in key material
+    crypto::Suite suite{};
+    bool esn = false;
+    bool low_water_reported = false;
+    uint8_t header_bytes = 20;        // outer IP header in the template: 20 or 40
+    uint16_t mtu = 1500;              // largest outer packet, IP bytes
+    WorkerId owner{};
+    // --- line 1 ---
+    std::array<std::byte, 40> outer{};  // outer IP header template; length, id, DSCP, TTL filled in
+    uint32_t outer_checksum = 0;        // ones' complement sum of the IPv4 template, unfolded
+    uint16_t outer_id = 0;              // IPv4 identification of the next packet
+    DfPolicy df = DfPolicy::copy;
+    bool copy_dscp = true;
+    SaId id{};
+    PolicyId policy{};
+    // --- key ---
+    crypto::AeadKey key;
+    // --- seldom ---
+    uint64_t sequence_end = kSequenceEnd32;  // past the last number the protocol allows
+    std::array<Counter, kDropReasonCount> drops;
+};
+
+struct alignas(64) InboundSa {
+    // --- line 0 ---
+    ReplayWindow replay;
+    Be32 spi;
+    uint32_t salt = 0;
+    Counter packets;
+    Counter bytes;                   // inner bytes
+    crypto::Suite suite{};
+    bool esn = false;
+    Family outer_family = Family::v4;
+    uint8_t more_selector_count = 0;
+    WorkerId owner{};
+    uint16_t pad0 = 0;
+    // --- line 1 ---
+    alignas(64) IpAddress outer_destination;
+    IpAddress outer_source;
+    SaId id{};
+    PolicyId policy{};
+    // --- key ---
+    crypto::AeadKey key;
+    // --- seldom: touched once per packet, one or two lines ---
+    Selector selector;
+    const Selector* more_selectors = nullptr;  // owned by the SA's memory block
+    std::array<Counter, kDropReasonCount> drops;
+};
+
+// What control says to build an SA. Keys are copied into SA memory and expanded there.
+struct OutboundSaParameters {
+    SaId id{};
+    PolicyId policy{};
+    Spi spi{};
+    IpAddress source;
+    IpAddress destination;
+    crypto::Suite suite{};
+    std::span<const std::byte> key;  // key || salt
+    bool esn = false;
+    uint64_t sequence_next = 1;
+    uint64_t sequence_reserved = 1;
+    uint64_t sequence_low_water = 0;
+    uint64_t iv_mask = 0;
+    WorkerId owner{};
+    uint16_t mtu = 1500;
+    DfPolicy df = DfPolicy::copy;
+    bool copy_dscp = true;
+    uint8_t outer_ttl = 64;
+};
+
+struct InboundSaParameters {
+    SaId id{};
+    PolicyId policy{};
+    Spi spi{};
+    IpAddress source;
+    IpAddress destination;
+    crypto::Suite suite{};
+    std::span<const std::byte> key;  // key || salt
+    bool esn = false;
+    uint32_t replay_window = 64;
+    uint64_t replay_top = 0;
+    WorkerId owner{};
+    std::span<const Selector> selectors;  // 1 .. 32
+};
+
+// Frees an SA: wipes it first. Control only, after the owner has retired it.
+struct SaDeleter {
+    void operator()(OutboundSa* sa) const;
+    void operator()(InboundSa* sa) const;
+};
+using OutboundSaPtr = std::unique_ptr<OutboundSa, SaDeleter>;
+using InboundSaPtr = std::unique_ptr<InboundSa, SaDeleter>;
+
+// Control only. Errors are sentences without key material.
+std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& aead,
+                                                           const OutboundSaParameters& parameters);
+std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aead,
+                                                         const InboundSaParameters& parameters);
+
+// Bytes of memory one SA takes, with its share of allocation rounding.
+size_t memory_bytes(const OutboundSa& sa);
+size_t memory_bytes(const InboundSa& sa);
+
+}  // namespace sallyport

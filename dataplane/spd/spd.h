@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The SPD: an ordered list of entries, compiled for lookup by longest prefix.
+//
+// An ordered list of N entries costs N comparisons per packet. Which entries can match a packet
+// depends only on the longest destination prefix that covers its destination and the longest
+// source prefix that covers its source, so those two lookups lead to a short run of candidates
+// in SPD order (a *cell*), of which protocol and ports pick the first. The compiled form gives
+// the verdict of the ordered list in every case (RFC 4301 4.4.1; the property test proves it).
+//
+// The same compiled rows go into the BPF maps (bpf/abi.h, "SPD") and into Spd, the form workers
+// read, so both sides of the socket agree by construction.
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dataplane/base/ids.h"
+#include "dataplane/base/ip.h"
+#include "dataplane/spd/prefix_table.h"
+
+namespace sallyport {
+
+enum class SpdDirection : uint8_t { outbound = 0, inbound = 1 };
+enum class SpdAction : uint8_t { protect = 0, bypass = 1, discard = 2 };
+
+// One entry in one direction, seen as the packet stands: source and destination.
+struct SpdEntry {
+    PolicyId policy{};
+    SpdAction action = SpdAction::discard;
+    IpPrefix source;
+    IpPrefix destination;  // same family as source
+    uint8_t protocol = 0;  // 0: any
+    bool has_ports = false;
+    uint16_t source_port_lo = 0;  // host order, inclusive
+    uint16_t source_port_hi = 65535;
+    uint16_t destination_port_lo = 0;
+    uint16_t destination_port_hi = 65535;
+};
+
+// The compiled rows of one direction. Plain data: what control writes into the BPF maps.
+struct CompiledSpd {
+    struct DestinationRow {
+        IpPrefix destination;
+        uint32_t destination_class;  // 0 .. class_count - 1
+    };
+    struct SourceRow {
+        uint32_t destination_class;
+        IpPrefix source;
+        uint32_t cell_first;  // index into entries
+        uint32_t cell_count;
+    };
+    std::vector<DestinationRow> destinations;
+    std::vector<SourceRow> sources;
+    std::vector<SpdEntry> entries;  // runs of candidates, each run in SPD order
+    uint32_t class_count = 0;
+};
+
+// `ordered`: SPD order, first match decides. Fails when more than SP_CELL_ENTRIES_MAX entries with
+// protocol or port selectors compete for one address pair; the error names the policies' prefixes.
+// (Entries behind one that matches every protocol and port can never match and are left out.)
+std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered);
+
+// What a lookup needs to know of a packet. Addresses point at 4 or 16 bytes in network order.
+struct SpdKey {
+    Family family = Family::v4;
+    const std::byte* source = nullptr;
+    const std::byte* destination = nullptr;
+    uint8_t protocol = 0;
+    bool ports_known = false;  // false: a later fragment, or a protocol without ports
+    uint16_t source_port = 0;  // host order
+    uint16_t destination_port = 0;
+};
+
+struct SpdVerdict {
+    enum class Kind : uint8_t {
+        matched,
+        no_match,           // the list's implicit end
+        ports_unknown,      // a fragment met an entry with port selectors (RFC 4301 7)
+    };
+    Kind kind = Kind::no_match;
+    SpdAction action = SpdAction::discard;
+    PolicyId policy{};
+};
+
+// One published SPD, both directions. Immutable: control builds it, workers only read it, control
+// frees it when every worker has taken the next one.
+class Spd {
+  public:
+    Spd(const CompiledSpd& outbound, const CompiledSpd& inbound);
+
+    [[nodiscard]] SpdVerdict lookup(SpdDirection direction, const SpdKey& key) const;
+
+  private:
+    struct Row {
+        uint32_t first;
+        uint32_t count;
+    };
+    struct Side {
+        PrefixTable destinations;           // -> index into sources
+        std::vector<PrefixTable> sources;   // -> index into cells
+        std::vector<Row> cells;
+        std::vector<SpdEntry> entries;
+        explicit Side(const CompiledSpd& compiled);
+    };
+    Side outbound_;
+    Side inbound_;
+};
+
+}  // namespace sallyport

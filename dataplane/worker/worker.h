@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A worker: one pinned thread that owns its SAs, its sockets' rings and its way out.
+//
+// The loop: take commands, receive a burst from each of its sockets and from its TAP queue, run
+// the inbound or outbound pipeline over it, hand the results to the egress, refill the queues it
+// is the home of. Without work it spins for a while, then sleeps in poll().
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dataplane/base/counter.h"
+#include "dataplane/base/drop_reason.h"
+#include "dataplane/base/ids.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/worker/messages.h"
+
+namespace sallyport {
+
+namespace io {
+class PacketMemory;
+class Egress;
+class PortSockets;
+class TapQueue;
+}  // namespace io
+
+// writer: worker; reader: anyone.
+struct DirectionCounters {
+    Counter frames;     // entered the pipeline
+    Counter bytes;      // with Ethernet header
+    Counter delivered;  // left it towards the egress
+    Counter bursts;
+};
+
+struct alignas(64) WorkerCounters {
+    DirectionCounters inbound;
+    DirectionCounters outbound;
+    std::array<Counter, kDropReasonCount> drops;
+    Counter egress_frames;   // handed to the egress, which counts its own drops
+    Counter from_kernel;     // frames read from sp0
+    Counter loops;
+    Counter sleeps;
+    Counter busy_cycles;     // TSC cycles in loops that moved at least one frame
+    Counter events_lost;     // event ring full
+};
+
+struct WorkerSetup {
+    WorkerId id{};
+    uint16_t cpu = 0;
+    uint32_t spin_us = 50;
+    uint32_t max_sas = 4096;
+    uint32_t max_policies = 4096;
+    io::PacketMemory* memory = nullptr;
+    // One per port, in port order. Role decides the pipeline its frames go through.
+    struct PortInput {
+        io::PortSockets* sockets = nullptr;
+        bool unprotected_side = false;
+    };
+    std::vector<PortInput> ports;
+    io::TapQueue* tap = nullptr;    // this worker's queue of sp0
+    std::unique_ptr<io::Egress> egress;
+};
+
+class Worker {
+  public:
+    explicit Worker(WorkerSetup setup);
+    ~Worker();  // stops
+    Worker(const Worker&) = delete;
+
+    // Control thread. Starts the thread and waits until it is pinned and ready.
+    std::expected<void, std::string> start();
+    // Control thread. Ends the loop after the burst in hand and joins.
+    void stop();
+
+    // Control thread. False: the ring is full, try again later.
+    bool submit(const Command& command);
+    bool next_event(Event& event);
+    // Becomes readable when next_event() has something (eventfd, non-blocking).
+    [[nodiscard]] int event_fd() const;
+
+    [[nodiscard]] const WorkerCounters& counters() const;
+    [[nodiscard]] const io::Egress& egress() const;
+    [[nodiscard]] WorkerId id() const;
+    [[nodiscard]] uint16_t cpu() const;
+    // Any thread: ends a sleep early.
+    void wake();
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sallyport
