@@ -54,7 +54,7 @@
     X(policy_discard, "a DISCARD policy covers the packet")                                        \
     X(no_policy, "no policy covers the packet: the SPD ends with DISCARD")                         \
     X(no_sa, "a PROTECT policy covers the packet and has no usable outbound SA")                   \
-    X(wrong_worker, "the packet reached a worker that does not own its SA")                        \
+    X(bypass_in_tunnel, "a BYPASS policy covers a packet that a route led into the tunnel device") \
     X(sequence_exhausted, "the outbound SA has used its last sequence number: rekey it")           \
     X(sequence_unreserved, "no sequence numbers are reserved on disk for the outbound SA")         \
     X(ttl_exceeded, "TTL or hop limit ended here")                                                 \

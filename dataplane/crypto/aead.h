@@ -41,6 +41,19 @@ struct alignas(64) AeadKey {
     std::byte expanded[1024];
 };
 
+// Brings to the cache what a packet of `text_bytes` will need of the key: the round keys stand
+// first, the hash powers last, the lowest (all that short packets use) at the very end.
+inline void prefetch_key(const AeadKey& key, uint32_t text_bytes) {
+    constexpr uint32_t kLines = sizeof key.expanded / 64;
+    constexpr uint32_t kRoundKeyLines = 4;
+    const uint32_t wanted = text_bytes / 64 + 1;
+    const uint32_t power_lines = wanted < kLines - kRoundKeyLines ? wanted : kLines - kRoundKeyLines;
+    for (uint32_t i = 0; i < kRoundKeyLines; ++i) __builtin_prefetch(key.expanded + i * 64);
+    for (uint32_t i = 0; i < power_lines; ++i) {
+        __builtin_prefetch(key.expanded + (kLines - 1 - i) * 64);
+    }
+}
+
 // One packet to encrypt or decrypt in place. All pointers stay valid during the call.
 struct AeadJob {
     const AeadKey* key;
@@ -72,6 +85,8 @@ class Aead {
     [[nodiscard]] std::string description() const;
 
   private:
+    friend void expand_key(const Aead& aead, Suite suite, std::span<const std::byte> key,
+                           AeadKey& out);
     struct Impl;
     explicit Aead(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;

@@ -41,6 +41,38 @@ struct Selector {
     uint16_t destination_port_hi = 65535;
 };
 
+// A selector as a worker compares it: the address words as they stand in an IP header, masked.
+// IPv4 headers have source and destination side by side, so one word holds both.
+struct SelectorMatch {
+    std::array<uint64_t, 4> want{};
+    std::array<uint64_t, 4> mask{};
+    Family family = Family::v4;
+    uint8_t protocol = 0;
+    bool has_ports = false;
+    uint16_t source_port_lo = 0;
+    uint16_t source_port_hi = 0;
+    uint16_t destination_port_lo = 0;
+    uint16_t destination_port_hi = 0;
+
+    SelectorMatch() = default;
+    explicit SelectorMatch(const Selector& selector);
+
+    // `header`: a complete IP header of `family`.
+    [[nodiscard]] bool addresses_match(Family packet_family, const std::byte* header) const {
+        if (packet_family != family) return false;
+        uint64_t words[4] = {};
+        if (packet_family == Family::v4) {
+            std::memcpy(words, header + 12, 8);
+            return ((words[0] ^ want[0]) & mask[0]) == 0;
+        }
+        std::memcpy(words, header + 8, 32);
+        return (((words[0] ^ want[0]) & mask[0]) | ((words[1] ^ want[1]) & mask[1]) |
+                ((words[2] ^ want[2]) & mask[2]) | ((words[3] ^ want[3]) & mask[3])) == 0;
+    }
+};
+
+inline constexpr size_t kSelectorsMax = 32;  // of one SA
+
 // One sequence number more than the last that may be used: ESN stops before 2^64 (RFC 4303 3.3.3).
 inline constexpr uint64_t kSequenceEnd32 = uint64_t{1} << 32;
 inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
@@ -97,8 +129,8 @@ struct alignas(64) InboundSa {
     // --- key ---
     crypto::AeadKey key;
     // --- seldom: touched once per packet, one or two lines ---
-    Selector selector;
-    const Selector* more_selectors = nullptr;  // owned by the SA's memory block
+    SelectorMatch selector;
+    const SelectorMatch* more_selectors = nullptr;  // owned by the SA's memory block
     std::array<Counter, kDropReasonCount> drops;
 };
 
@@ -135,7 +167,7 @@ struct InboundSaParameters {
     uint32_t replay_window = 64;
     uint64_t replay_top = 0;
     WorkerId owner{};
-    std::span<const Selector> selectors;  // 1 .. 32
+    std::span<const Selector> selectors;  // 1 .. kSelectorsMax
 };
 
 // Frees an SA: wipes it first. Control only, after the owner has retired it.

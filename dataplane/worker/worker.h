@@ -7,19 +7,14 @@
 // the inbound or outbound pipeline over it, hand the results to the egress, refill the queues it
 // is the home of. Without work it spins for a while, then sleeps in poll().
 
-#include <array>
-#include <atomic>
 #include <cstdint>
 #include <expected>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "dataplane/base/counter.h"
-#include "dataplane/base/drop_reason.h"
 #include "dataplane/base/ids.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/worker/counters.h"
 #include "dataplane/worker/messages.h"
 
 namespace sallyport {
@@ -30,26 +25,6 @@ class Egress;
 class PortSockets;
 class TapQueue;
 }  // namespace io
-
-// writer: worker; reader: anyone.
-struct DirectionCounters {
-    Counter frames;     // entered the pipeline
-    Counter bytes;      // with Ethernet header
-    Counter delivered;  // left it towards the egress
-    Counter bursts;
-};
-
-struct alignas(64) WorkerCounters {
-    DirectionCounters inbound;
-    DirectionCounters outbound;
-    std::array<Counter, kDropReasonCount> drops;
-    Counter egress_frames;   // handed to the egress, which counts its own drops
-    Counter from_kernel;     // frames read from sp0
-    Counter loops;
-    Counter sleeps;
-    Counter busy_cycles;     // TSC cycles in loops that moved at least one frame
-    Counter events_lost;     // event ring full
-};
 
 struct WorkerSetup {
     WorkerId id{};
