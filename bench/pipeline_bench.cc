@@ -20,12 +20,14 @@ namespace sallyport::bench {
 namespace {
 
 constexpr uint32_t kFrames = 256;
-constexpr int kRounds = 300;
+constexpr int kRounds = 120;
 constexpr int kBurstsPerRound = 64;
 
 class Buffers {
   public:
-    Buffers() : memory_(static_cast<std::byte*>(std::aligned_alloc(kFrameBytes, kFrames * kFrameBytes))) {}
+    Buffers()
+        : memory_(static_cast<std::byte*>(std::aligned_alloc(kFrameBytes, kFrames * kFrameBytes))) {
+    }
     ~Buffers() { std::free(memory_); }
     Buffers(const Buffers&) = delete;
     Buffers& operator=(const Buffers&) = delete;
@@ -150,7 +152,8 @@ Result measure(uint32_t sa_count, uint32_t ip_bytes, uint32_t burst) {
     const auto prepare = [&] {
         for (uint32_t i = 0; i < burst; ++i) {
             std::byte* data = buffers.data(next++);
-            write_inner(data, ip_bytes, sa_count == 1 ? 0 : static_cast<uint32_t>(random() % sa_count));
+            write_inner(data, ip_bytes,
+                        sa_count == 1 ? 0 : static_cast<uint32_t>(random() % sa_count));
             frames[i] = {.data = data, .bytes = 14 + ip_bytes};
             texts[i] = {.data = data + 14, .bytes = (ip_bytes + 2 + 3) & ~3u};
         }
@@ -180,7 +183,8 @@ Result measure(uint32_t sa_count, uint32_t ip_bytes, uint32_t burst) {
             cycles[2] += middle - begin;
             cycles[3] += end - in_begin;
             if (sent.size() != burst || world.in.delivered().size() != burst) {
-                std::fprintf(stderr, "pipeline_bench: packets were lost, the figures mean nothing\n");
+                std::fprintf(stderr,
+                             "pipeline_bench: packets were lost, the figures mean nothing\n");
                 for (size_t reason = 0; reason < kDropReasonCount; ++reason) {
                     if (world.counters.drops[reason].read() != 0) {
                         std::fprintf(stderr, "  %s\n", kDropReasonLabels[reason].data());
@@ -215,9 +219,12 @@ void print_row(const char* what, uint32_t ip_bytes, uint32_t sas, uint32_t burst
 
 int run() {
     std::printf("crypto: %s\n", crypto::Aead::create().value().description().c_str());
-    std::printf("AES-128-GCM, IPv4 tunnel; TSC cycles per packet, median (10 %% - 90 %% of %d rounds)\n",
-                kRounds - 10);
-    std::printf("dir  bytes   SAs  burst  raw ipsec-mb         pipeline              ratio  against 1 SA\n");
+    std::printf(
+        "AES-128-GCM, IPv4 tunnel; TSC cycles per packet, median (10 %% - 90 %% of %d rounds)\n",
+        kRounds - 10);
+    std::printf(
+        "dir  bytes   SAs  burst  raw ipsec-mb         pipeline              ratio  against 1 "
+        "SA\n");
     for (const uint32_t ip_bytes : {64u, 1400u}) {
         for (const uint32_t burst : {32u, 64u}) {
             Result one = measure(1, ip_bytes, burst);
@@ -229,13 +236,16 @@ int run() {
         }
     }
     World world(1);
-    std::printf("memory of one SA pair: %zu bytes (outbound %zu, inbound with a window of 64: %zu)\n",
-                memory_bytes(*world.outbound[0]) + memory_bytes(*world.inbound[0]),
-                memory_bytes(*world.outbound[0]), memory_bytes(*world.inbound[0]));
+    std::printf(
+        "memory of one SA pair: %zu bytes (outbound %zu, inbound with a window of 64: %zu)\n",
+        memory_bytes(*world.outbound[0]) + memory_bytes(*world.inbound[0]),
+        memory_bytes(*world.outbound[0]), memory_bytes(*world.inbound[0]));
     return 0;
 }
 
 }  // namespace
 }  // namespace sallyport::bench
 
-int main() { return sallyport::bench::run(); }
+int main() {
+    return sallyport::bench::run();
+}

@@ -21,7 +21,9 @@ RawGcm::RawGcm() : impl_(std::make_unique<Impl>()) {
     IMB_AES128_GCM_PRE(impl_->manager, key, &impl_->key);
 }
 
-RawGcm::~RawGcm() { free_mb_mgr(impl_->manager); }
+RawGcm::~RawGcm() {
+    free_mb_mgr(impl_->manager);
+}
 
 void RawGcm::encrypt(std::span<const Text> texts) {
     for (const Text& text : texts) {

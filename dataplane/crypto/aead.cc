@@ -17,11 +17,15 @@ struct ManagerDeleter {
     void operator()(IMB_MGR* manager) const { free_mb_mgr(manager); }
 };
 
-gcm_key_data* library_key(AeadKey& key) { return reinterpret_cast<gcm_key_data*>(key.expanded); }
+gcm_key_data* library_key(AeadKey& key) {
+    return reinterpret_cast<gcm_key_data*>(key.expanded);
+}
 const gcm_key_data* library_key(const AeadKey& key) {
     return reinterpret_cast<const gcm_key_data*>(key.expanded);
 }
-uint8_t* octets(std::byte* bytes) { return reinterpret_cast<uint8_t*>(bytes); }
+uint8_t* octets(std::byte* bytes) {
+    return reinterpret_cast<uint8_t*>(bytes);
+}
 
 // Takes the same time wherever the first difference is.
 bool equal_icv(const std::byte* a, const std::byte* b) {
@@ -45,12 +49,18 @@ void prefetch_ahead(std::span<AeadJob* const> jobs, size_t i) {
 
 const char* architecture_name(IMB_ARCH architecture) {
     switch (architecture) {
-        case IMB_ARCH_SSE: return "sse";
-        case IMB_ARCH_AVX: return "avx";
-        case IMB_ARCH_AVX2: return "avx2";
-        case IMB_ARCH_AVX512: return "avx512";
-        case IMB_ARCH_NOAESNI: return "without aes-ni";
-        default: return "unknown";
+        case IMB_ARCH_SSE:
+            return "sse";
+        case IMB_ARCH_AVX:
+            return "avx";
+        case IMB_ARCH_AVX2:
+            return "avx2";
+        case IMB_ARCH_AVX512:
+            return "avx512";
+        case IMB_ARCH_NOAESNI:
+            return "without aes-ni";
+        default:
+            return "unknown";
     }
 }
 
@@ -100,23 +110,23 @@ void Aead::seal(std::span<AeadJob* const> jobs) const {
         prefetch_ahead(jobs, i);
         impl_->seal[static_cast<size_t>(job->suite)](
             library_key(*job->key), &impl_->context, octets(job->text), octets(job->text),
-            job->text_bytes, octets(job->nonce), octets(job->aad), job->aad_bytes,
-            octets(job->icv), kGcmIcvBytes);
+            job->text_bytes, octets(job->nonce), octets(job->aad), job->aad_bytes, octets(job->icv),
+            kGcmIcvBytes);
     }
 }
 
-void Aead::open(std::span<AeadJob* const> jobs, bool* accepted) const {
+void Aead::open(std::span<AeadJob* const> jobs) const {
     for (size_t i = 0; i < jobs.size(); ++i) {
         AeadJob* job = jobs[i];
         prefetch_ahead(jobs, i);
         std::byte computed[kGcmIcvBytes];
         impl_->open[static_cast<size_t>(job->suite)](
             library_key(*job->key), &impl_->context, octets(job->text), octets(job->text),
-            job->text_bytes, octets(job->nonce), octets(job->aad), job->aad_bytes,
-            octets(computed), kGcmIcvBytes);
-        accepted[i] = equal_icv(computed, job->icv);
+            job->text_bytes, octets(job->nonce), octets(job->aad), job->aad_bytes, octets(computed),
+            kGcmIcvBytes);
+        job->authentic = equal_icv(computed, job->icv);
         // Plaintext that is not authentic must not be seen, not even by a later bug.
-        if (!accepted[i]) wipe(job->text, job->text_bytes);
+        if (!job->authentic) wipe(job->text, job->text_bytes);
     }
 }
 
@@ -141,6 +151,8 @@ void expand_key(const Aead& aead, Suite suite, std::span<const std::byte> key, A
     }
 }
 
-void wipe_key(AeadKey& key) { wipe(&key, sizeof key); }
+void wipe_key(AeadKey& key) {
+    wipe(&key, sizeof key);
+}
 
 }  // namespace sallyport::crypto

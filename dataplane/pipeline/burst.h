@@ -3,9 +3,9 @@
 
 // A burst on its way through a pipeline: up to 64 packets, each with what the stages learnt of it.
 //
-// A stage is a function over the burst. It looks at every packet that is still alive and says
-// why it must go, or DropReason::none; the survivors move up, so later stages never see the
-// others. Conservation follows from the form: each packet ends in `alive` or in `discarded`.
+// A stage looks at one packet that is still alive and says why it must go, or DropReason::none;
+// the survivors move up, so later stages never see the others. Conservation follows from the form:
+// each packet ends in alive() or in discarded().
 
 #include <array>
 #include <cstdint>
@@ -28,11 +28,11 @@ struct Packet {
     std::byte* ip = nullptr;  // the IP header that counts: outer before decryption, then inner
     InboundSa* inbound_sa = nullptr;
     OutboundSa* outbound_sa = nullptr;
-    uint64_t sequence = 0;       // extended sequence number
+    uint64_t sequence = 0;  // extended sequence number
     Be32 spi;
     uint32_t sad_hint = 0;
     uint32_t daddr_word = 0;
-    uint32_t esp_bytes = 0;      // SPI to ICV
+    uint32_t esp_bytes = 0;  // SPI to ICV
     std::byte* esp = nullptr;
     uint8_t outer_dscp_ecn = 0;
     Family outer_family = Family::v4;
@@ -75,19 +75,21 @@ class Burst {
         return {discarded_.data(), discarded_count_};
     }
 
-    // Runs `stage(Packet&) -> DropReason` over the living, `on_drop(Packet&, DropReason)` over
-    // those it rejects.
-    template <typename Stage, typename OnDrop>
-    void sift(Stage stage, OnDrop on_drop) {
+    // Takes each living packet through `Stages` in order, member functions of `pipeline` that
+    // return why the packet must go or DropReason::none. Stages in one call share a pass over the
+    // burst; a new pass begins where memory that the stage before prefetched is needed.
+    template <auto... Stages, typename Pipeline>
+    [[gnu::always_inline]] void pass(Pipeline& pipeline) {
         uint32_t kept = 0;
         for (uint32_t i = 0; i < count_; ++i) {
-            Packet* packet = alive_[i];
-            const DropReason reason = stage(*packet);
-            if (reason == DropReason::none) [[likely]] {
-                alive_[kept++] = packet;
+            Packet& packet = *alive_[i];
+            DropReason reason = DropReason::none;
+            // Short-circuits at the first stage that finds a reason.
+            if ((((reason = (pipeline.*Stages)(packet)) == DropReason::none) && ...)) [[likely]] {
+                alive_[kept++] = &packet;
             } else {
-                on_drop(*packet, reason);
-                discarded_[discarded_count_++] = packet->frame.data;
+                pipeline.drop(packet, reason);
+                discarded_[discarded_count_++] = packet.frame.data;
             }
         }
         count_ = kept;

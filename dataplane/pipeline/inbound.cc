@@ -74,224 +74,206 @@ void InboundPipeline::run(std::span<const Frame> frames) {
     counters_.inbound.bytes.add(bytes);
     counters_.inbound.bursts.add(1);
 
-    parse_esp();
-    lookup_sa();
-    check_replay();
+    delivered_count_ = 0;
+    using Self = InboundPipeline;
+    burst_.pass<&Self::parse_esp>(*this);  // asks for the SAD slot
+    burst_.pass<&Self::lookup_sa>(*this);  // asks for the SA
+    burst_.pass<&Self::check_replay>(*this);
     decrypt();
-    commit_replay();
-    decapsulate();
-    check_selectors();
-    deliver();
+    burst_.pass<&Self::check_icv, &Self::commit_replay, &Self::decapsulate, &Self::check_selectors,
+                &Self::deliver>(*this);
+
+    counters_.inbound.delivered.add(delivered_count_);
 }
 
-void InboundPipeline::parse_esp() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        const Frame frame = packet.frame;
-        if (frame.bytes < kEthernetBytes + sizeof(wire::Ipv4)) return DropReason::truncated;
-        std::byte* ip = frame.data + kEthernetBytes;
-        const uint32_t ip_bytes = frame.bytes - kEthernetBytes;
-        const auto type = wire::read<Be16>(frame.data + 12);
-        uint32_t esp_offset = 0;
-        uint32_t total_bytes = 0;
-        if (type == wire::kEtherTypeIpv4) {
-            const auto header = wire::read<wire::Ipv4>(ip);
-            const uint16_t fragment_bits =
-                Be16(wire::kIpv4MoreFragments | wire::kIpv4OffsetMask).raw();
-            total_bytes = header.total_bytes.host();
-            esp_offset = sizeof(wire::Ipv4);
-            if (header.version_ihl != 0x45 || header.protocol != wire::kProtocolEsp ||
-                (header.flags_offset.raw() & fragment_bits) != 0 || total_bytes > ip_bytes)
-                [[unlikely]] {
-                const DropReason reason = find_esp(ip, ip_bytes, false, esp_offset, total_bytes);
-                if (reason != DropReason::none) return reason;
-            }
-            packet.outer_family = Family::v4;
-            packet.outer_dscp_ecn = header.dscp_ecn;
-            packet.daddr_word = header.destination.raw();
-        } else if (type == wire::kEtherTypeIpv6) {
-            if (ip_bytes < sizeof(wire::Ipv6)) return DropReason::truncated;
-            const auto header = wire::read<wire::Ipv6>(ip);
-            total_bytes = uint32_t{sizeof(wire::Ipv6)} + header.payload_bytes.host();
-            esp_offset = sizeof(wire::Ipv6);
-            if (header.next_header != wire::kProtocolEsp || total_bytes > ip_bytes ||
-                header.version_class_flow.host() >> 28 != 6) [[unlikely]] {
-                const DropReason reason = find_esp(ip, ip_bytes, true, esp_offset, total_bytes);
-                if (reason != DropReason::none) return reason;
-            }
-            packet.outer_family = Family::v6;
-            packet.outer_dscp_ecn =
-                static_cast<uint8_t>(header.version_class_flow.host() >> 20);
-            std::memcpy(&packet.daddr_word, header.destination.data() + 12, 4);
-        } else {
-            return DropReason::unsupported_packet;
+inline DropReason InboundPipeline::parse_esp(Packet& packet) {
+    const Frame frame = packet.frame;
+    if (frame.bytes < kEthernetBytes + sizeof(wire::Ipv4)) return DropReason::truncated;
+    std::byte* ip = frame.data + kEthernetBytes;
+    const uint32_t ip_bytes = frame.bytes - kEthernetBytes;
+    const auto type = wire::read<Be16>(frame.data + 12);
+    uint32_t esp_offset = 0;
+    uint32_t total_bytes = 0;
+    if (type == wire::kEtherTypeIpv4) {
+        const auto header = wire::read<wire::Ipv4>(ip);
+        const uint16_t fragment_bits = Be16(wire::kIpv4MoreFragments | wire::kIpv4OffsetMask).raw();
+        total_bytes = header.total_bytes.host();
+        esp_offset = sizeof(wire::Ipv4);
+        if (header.version_ihl != 0x45 || header.protocol != wire::kProtocolEsp ||
+            (header.flags_offset.raw() & fragment_bits) != 0 || total_bytes > ip_bytes)
+            [[unlikely]] {
+            const DropReason reason = find_esp(ip, ip_bytes, false, esp_offset, total_bytes);
+            if (reason != DropReason::none) return reason;
         }
-        // GCM ciphertext ends on a 4-byte boundary (RFC 4303 2.4) and holds at least the trailer.
-        if (total_bytes < esp_offset + kEspOverhead + 4) return DropReason::malformed_esp;
-        packet.ip = ip;
-        packet.esp = ip + esp_offset;
-        packet.esp_bytes = total_bytes - esp_offset;
-        if ((packet.esp_bytes & 3) != 0) return DropReason::malformed_esp;
-        packet.spi = wire::read<Be32>(packet.esp);
-        packet.sad_hint = sad_.hint(packet.spi, packet.daddr_word);
-        sad_.prefetch(packet.sad_hint);
-        return DropReason::none;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+        packet.outer_family = Family::v4;
+        packet.outer_dscp_ecn = header.dscp_ecn;
+        packet.daddr_word = header.destination.raw();
+    } else if (type == wire::kEtherTypeIpv6) {
+        if (ip_bytes < sizeof(wire::Ipv6)) return DropReason::truncated;
+        const auto header = wire::read<wire::Ipv6>(ip);
+        total_bytes = uint32_t{sizeof(wire::Ipv6)} + header.payload_bytes.host();
+        esp_offset = sizeof(wire::Ipv6);
+        if (header.next_header != wire::kProtocolEsp || total_bytes > ip_bytes ||
+            header.version_class_flow.host() >> 28 != 6) [[unlikely]] {
+            const DropReason reason = find_esp(ip, ip_bytes, true, esp_offset, total_bytes);
+            if (reason != DropReason::none) return reason;
+        }
+        packet.outer_family = Family::v6;
+        packet.outer_dscp_ecn = static_cast<uint8_t>(header.version_class_flow.host() >> 20);
+        std::memcpy(&packet.daddr_word, header.destination.data() + 12, 4);
+    } else {
+        return DropReason::unsupported_packet;
+    }
+    // GCM ciphertext ends on a 4-byte boundary (RFC 4303 2.4) and holds at least the trailer.
+    if (total_bytes < esp_offset + kEspOverhead + 4) return DropReason::malformed_esp;
+    packet.ip = ip;
+    packet.esp = ip + esp_offset;
+    packet.esp_bytes = total_bytes - esp_offset;
+    if ((packet.esp_bytes & 3) != 0) return DropReason::malformed_esp;
+    packet.spi = wire::read<Be32>(packet.esp);
+    packet.sad_hint = sad_.hint(packet.spi, packet.daddr_word);
+    sad_.prefetch(packet.sad_hint);
+    return DropReason::none;
 }
 
-void InboundPipeline::lookup_sa() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        const std::byte* daddr = packet.ip + (packet.outer_family == Family::v4 ? 16 : 24);
-        InboundSa* sa = sad_.find(packet.sad_hint, packet.spi, packet.outer_family, daddr,
-                                  packet.daddr_word);
-        if (sa == nullptr) return DropReason::unknown_spi;
-        packet.inbound_sa = sa;
-        __builtin_prefetch(sa);
-        __builtin_prefetch(&sa->selector);
-        return DropReason::none;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+inline DropReason InboundPipeline::lookup_sa(Packet& packet) {
+    const std::byte* daddr = packet.ip + (packet.outer_family == Family::v4 ? 16 : 24);
+    InboundSa* sa =
+        sad_.find(packet.sad_hint, packet.spi, packet.outer_family, daddr, packet.daddr_word);
+    if (sa == nullptr) return DropReason::unknown_spi;
+    packet.inbound_sa = sa;
+    __builtin_prefetch(sa, 1);
+    __builtin_prefetch(&sa->selector);
+    __builtin_prefetch(sa + 1, 1);  // where the bitmap begins, for one selector
+    return DropReason::none;
 }
 
 // Before the ICV: cheap refusal of what cannot be new. Also prepares decryption, since the
 // extended sequence number it infers goes into the AAD.
-void InboundPipeline::check_replay() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        const InboundSa& sa = *packet.inbound_sa;
-        const uint32_t low = wire::read<Be32>(packet.esp + 4).host();
-        packet.sequence = sa.esn ? sa.replay.infer_esn(low) : low;
-        switch (sa.replay.would_accept(packet.sequence)) {
-            case ReplayVerdict::fresh: break;
-            case ReplayVerdict::replayed: return DropReason::replayed;
-            case ReplayVerdict::before_window: return DropReason::before_window;
-        }
-        crypto::AeadJob& job = packet.job;
-        job.key = &sa.key;
-        job.suite = sa.suite;
-        job.text = packet.esp + sizeof(wire::Esp) + crypto::kGcmIvBytes;
-        job.text_bytes = packet.esp_bytes - kEspOverhead;
-        job.icv = packet.esp + packet.esp_bytes - crypto::kGcmIcvBytes;
-        std::memcpy(job.nonce, &sa.salt, crypto::kGcmSaltBytes);
-        std::memcpy(job.nonce + crypto::kGcmSaltBytes, packet.esp + sizeof(wire::Esp),
-                    crypto::kGcmIvBytes);
-        // AAD: SPI, then the sequence number, extended when the SA uses it (RFC 4106 5).
-        if (sa.esn) {
-            std::memcpy(job.aad, &packet.spi, 4);
-            wire::write(job.aad + 4, Be64(packet.sequence));
-            job.aad_bytes = 12;
-        } else {
-            std::memcpy(job.aad, packet.esp, 8);
-            job.aad_bytes = 8;
-        }
-        return DropReason::none;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+inline DropReason InboundPipeline::check_replay(Packet& packet) {
+    const InboundSa& sa = *packet.inbound_sa;
+    const uint32_t low = wire::read<Be32>(packet.esp + 4).host();
+    packet.sequence = sa.esn ? sa.replay.infer_esn(low) : low;
+    switch (sa.replay.would_accept(packet.sequence)) {
+        case ReplayVerdict::fresh:
+            break;
+        case ReplayVerdict::replayed:
+            return DropReason::replayed;
+        case ReplayVerdict::before_window:
+            return DropReason::before_window;
+    }
+    crypto::AeadJob& job = packet.job;
+    job.key = &sa.key;
+    job.suite = sa.suite;
+    job.text = packet.esp + sizeof(wire::Esp) + crypto::kGcmIvBytes;
+    job.text_bytes = packet.esp_bytes - kEspOverhead;
+    job.icv = packet.esp + packet.esp_bytes - crypto::kGcmIcvBytes;
+    std::memcpy(job.nonce, &sa.salt, crypto::kGcmSaltBytes);
+    std::memcpy(job.nonce + crypto::kGcmSaltBytes, packet.esp + sizeof(wire::Esp),
+                crypto::kGcmIvBytes);
+    // AAD: SPI, then the sequence number, extended when the SA uses it (RFC 4106 5).
+    if (sa.esn) {
+        std::memcpy(job.aad, &packet.spi, 4);
+        wire::write(job.aad + 4, Be64(packet.sequence));
+        job.aad_bytes = 12;
+    } else {
+        std::memcpy(job.aad, packet.esp, 8);
+        job.aad_bytes = 8;
+    }
+    return DropReason::none;
 }
 
 void InboundPipeline::decrypt() {
     std::array<crypto::AeadJob*, kBurstMax> jobs;
-    std::array<bool, kBurstMax> accepted;
     const auto alive = burst_.alive();
     for (size_t i = 0; i < alive.size(); ++i) jobs[i] = &alive[i]->job;
-    aead_.open({jobs.data(), alive.size()}, accepted.data());
+    aead_.open({jobs.data(), alive.size()});
+}
 
-    const bool* verdict = accepted.data();
-    const auto stage = [&](Packet&) -> DropReason {
-        return *verdict++ ? DropReason::none : DropReason::icv_mismatch;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+inline DropReason InboundPipeline::check_icv(Packet& packet) {
+    return packet.job.authentic ? DropReason::none : DropReason::icv_mismatch;
 }
 
 // After the ICV: only now may the window move. Asks again, because a copy of this packet may
 // have been accepted earlier in the same burst.
-void InboundPipeline::commit_replay() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        switch (packet.inbound_sa->replay.commit(packet.sequence)) {
-            case ReplayVerdict::fresh: return DropReason::none;
-            case ReplayVerdict::replayed: return DropReason::replayed;
-            case ReplayVerdict::before_window: return DropReason::before_window;
-        }
-        return DropReason::replayed;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+inline DropReason InboundPipeline::commit_replay(Packet& packet) {
+    switch (packet.inbound_sa->replay.commit(packet.sequence)) {
+        case ReplayVerdict::fresh:
+            return DropReason::none;
+        case ReplayVerdict::replayed:
+            return DropReason::replayed;
+        case ReplayVerdict::before_window:
+            return DropReason::before_window;
+    }
+    return DropReason::replayed;
 }
 
-void InboundPipeline::decapsulate() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        const std::byte* text = packet.job.text;
-        const uint32_t text_bytes = packet.job.text_bytes;
-        const auto pad_bytes = static_cast<uint8_t>(text[text_bytes - 2]);
-        const auto next_header = static_cast<uint8_t>(text[text_bytes - 1]);
-        if (pad_bytes + kEspTrailerBytes > text_bytes) return DropReason::bad_padding;
-        const uint32_t inner_bytes = text_bytes - kEspTrailerBytes - pad_bytes;
-        for (uint32_t i = 0; i < pad_bytes; ++i) {
-            if (static_cast<uint8_t>(text[inner_bytes + i]) != i + 1) {
-                return DropReason::bad_padding;
-            }
+inline DropReason InboundPipeline::decapsulate(Packet& packet) {
+    const std::byte* text = packet.job.text;
+    const uint32_t text_bytes = packet.job.text_bytes;
+    const auto pad_bytes = static_cast<uint8_t>(text[text_bytes - 2]);
+    const auto next_header = static_cast<uint8_t>(text[text_bytes - 1]);
+    if (pad_bytes + kEspTrailerBytes > text_bytes) return DropReason::bad_padding;
+    const uint32_t inner_bytes = text_bytes - kEspTrailerBytes - pad_bytes;
+    for (uint32_t i = 0; i < pad_bytes; ++i) {
+        if (static_cast<uint8_t>(text[inner_bytes + i]) != i + 1) {
+            return DropReason::bad_padding;
         }
-        if (next_header == wire::kProtocolNone) return DropReason::dummy_packet;
+    }
+    if (next_header == wire::kProtocolNone) return DropReason::dummy_packet;
 
-        // The inner header says how long the packet is: what follows it is TFC padding (RFC 4303
-        // 2.7). Its checksum is left to the receiving host, as any router in between may.
-        bool valid = false;
-        if (next_header == wire::kProtocolIpip) {
-            valid = wire::parse_ipv4(text, inner_bytes, packet.inner);
-        } else if (next_header == wire::kProtocolIpv6) {
-            valid = wire::parse_ipv6(text, inner_bytes, packet.inner);
+    // The inner header says how long the packet is: what follows it is TFC padding (RFC 4303
+    // 2.7). Its checksum is left to the receiving host, as any router in between may.
+    bool valid = false;
+    if (next_header == wire::kProtocolIpip) {
+        valid = wire::parse_ipv4(text, inner_bytes, packet.inner);
+    } else if (next_header == wire::kProtocolIpv6) {
+        valid = wire::parse_ipv6(text, inner_bytes, packet.inner);
+    } else {
+        return DropReason::bad_next_header;
+    }
+    if (!valid) return DropReason::malformed_inner;
+
+    packet.ip = packet.job.text;
+    const uint8_t inner_ecn = packet.inner.dscp_ecn & wire::kEcnMask;
+    const uint8_t ecn = wire::kEcnDecapsulation[inner_ecn][packet.outer_dscp_ecn & wire::kEcnMask];
+    if (ecn != inner_ecn) [[unlikely]] {
+        if (ecn == wire::kEcnDrop) return DropReason::ecn_not_capable;
+        if (packet.inner.family == Family::v4) {
+            set_ipv4_ecn(packet.ip,
+                         static_cast<uint8_t>((packet.inner.dscp_ecn & ~wire::kEcnMask) | ecn));
         } else {
-            return DropReason::bad_next_header;
+            set_ipv6_ecn(packet.ip, ecn);
         }
-        if (!valid) return DropReason::malformed_inner;
-
-        packet.ip = packet.job.text;
-        const uint8_t inner_ecn = packet.inner.dscp_ecn & wire::kEcnMask;
-        const uint8_t ecn =
-            wire::kEcnDecapsulation[inner_ecn][packet.outer_dscp_ecn & wire::kEcnMask];
-        if (ecn != inner_ecn) [[unlikely]] {
-            if (ecn == wire::kEcnDrop) return DropReason::ecn_not_capable;
-            if (packet.inner.family == Family::v4) {
-                set_ipv4_ecn(packet.ip, static_cast<uint8_t>(
-                                            (packet.inner.dscp_ecn & ~wire::kEcnMask) | ecn));
-            } else {
-                set_ipv6_ecn(packet.ip, ecn);
-            }
-        }
-        return DropReason::none;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+    }
+    return DropReason::none;
 }
 
 // The packet must be one that this SA was made for (RFC 4301 5.2 step 4).
-void InboundPipeline::check_selectors() {
-    const auto stage = [&](Packet& packet) -> DropReason {
-        const InboundSa& sa = *packet.inbound_sa;
-        if (selector_accepts(sa.selector, packet.inner, packet.ip)) [[likely]] {
+inline DropReason InboundPipeline::check_selectors(Packet& packet) {
+    const InboundSa& sa = *packet.inbound_sa;
+    if (selector_accepts(sa.selector, packet.inner, packet.ip)) [[likely]] {
+        return DropReason::none;
+    }
+    for (size_t i = 0; i < sa.more_selector_count; ++i) {
+        if (selector_accepts(sa.more_selectors[i], packet.inner, packet.ip)) {
             return DropReason::none;
         }
-        for (size_t i = 0; i < sa.more_selector_count; ++i) {
-            if (selector_accepts(sa.more_selectors[i], packet.inner, packet.ip)) {
-                return DropReason::none;
-            }
-        }
-        return DropReason::selector_mismatch;
-    };
-    burst_.sift(stage, [&](const Packet& packet, DropReason reason) { drop(packet, reason); });
+    }
+    return DropReason::selector_mismatch;
 }
 
-void InboundPipeline::deliver() {
-    delivered_count_ = 0;
-    for (const Packet* packet : burst_.alive()) {
-        InboundSa& sa = *packet->inbound_sa;
-        sa.packets.add(1);
-        sa.bytes.add(packet->inner.total_bytes);
-        std::byte* frame = packet->ip - kEthernetBytes;
-        wire::write(frame + 12, packet->inner.family == Family::v4 ? wire::kEtherTypeIpv4
-                                                                   : wire::kEtherTypeIpv6);
-        delivered_[delivered_count_++] = {
-            .frame = {.data = frame, .bytes = kEthernetBytes + packet->inner.total_bytes},
-            .kind = io::FrameKind::transit};
-    }
-    counters_.inbound.delivered.add(delivered_count_);
+inline DropReason InboundPipeline::deliver(Packet& packet) {
+    InboundSa& sa = *packet.inbound_sa;
+    sa.packets.add(1);
+    sa.bytes.add(packet.inner.total_bytes);
+    std::byte* frame = packet.ip - kEthernetBytes;
+    wire::write(frame + 12,
+                packet.inner.family == Family::v4 ? wire::kEtherTypeIpv4 : wire::kEtherTypeIpv6);
+    delivered_[delivered_count_++] = {
+        .frame = {.data = frame, .bytes = kEthernetBytes + packet.inner.total_bytes},
+        .kind = io::FrameKind::transit};
+    return DropReason::none;
 }
 
 [[gnu::cold]] void InboundPipeline::drop(const Packet& packet, DropReason reason) {
@@ -310,8 +292,8 @@ void InboundPipeline::deliver() {
         event.source = wire::source_of(family, ip);
         event.destination = wire::destination_of(family, ip);
     } else {
-        const Family family = reason == DropReason::selector_mismatch ? packet.inner.family
-                                                                      : packet.outer_family;
+        const Family family =
+            reason == DropReason::selector_mismatch ? packet.inner.family : packet.outer_family;
         event.spi = Spi{packet.spi.host()};
         event.number = packet.inbound_sa != nullptr ? packet.sequence
                                                     : wire::read<Be32>(packet.esp + 4).host();

@@ -26,14 +26,17 @@ class InboundPipeline {
     [[nodiscard]] std::span<std::byte* const> discarded() const { return burst_.discarded(); }
 
   private:
-    void parse_esp();
-    void lookup_sa();
-    void check_replay();
-    void decrypt();
-    void commit_replay();
-    void decapsulate();
-    void check_selectors();
-    void deliver();
+    friend class Burst;
+
+    DropReason parse_esp(Packet& packet);
+    DropReason lookup_sa(Packet& packet);
+    DropReason check_replay(Packet& packet);
+    void decrypt();  // the burst at once
+    DropReason check_icv(Packet& packet);
+    DropReason commit_replay(Packet& packet);
+    DropReason decapsulate(Packet& packet);
+    DropReason check_selectors(Packet& packet);
+    DropReason deliver(Packet& packet);
 
     void drop(const Packet& packet, DropReason reason);
 

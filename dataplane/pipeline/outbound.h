@@ -35,13 +35,15 @@ class OutboundPipeline {
     [[nodiscard]] std::span<std::byte* const> discarded() const { return burst_.discarded(); }
 
   private:
-    void parse_inner(OutboundSource source);
-    void lookup_policy();
-    void check_mtu();
-    void assign_sequence();
-    void encapsulate(OutboundSource source);
-    void encrypt();
-    void deliver();
+    friend class Burst;
+
+    DropReason parse_inner(Packet& packet);
+    DropReason lookup_policy(Packet& packet);
+    DropReason check_mtu(Packet& packet);
+    DropReason assign_sequence(Packet& packet);
+    DropReason encapsulate(Packet& packet);
+    DropReason deliver(Packet& packet);
+    void encrypt();  // the burst at once
 
     void drop(const Packet& packet, DropReason reason);
 
@@ -51,6 +53,7 @@ class OutboundPipeline {
     EventSink& events_;
     WorkerId worker_;
     const Spd* spd_ = nullptr;
+    OutboundSource source_ = OutboundSource::port;
     Burst burst_;
     std::array<io::OutgoingFrame, kBurstMax> delivered_;
     uint32_t delivered_count_ = 0;

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "dataplane/base/secret_bytes.h"
+#include "dataplane/sa/sa_memory.h"
 #include "dataplane/wire/headers.h"
 
 namespace sallyport {
@@ -107,7 +108,7 @@ std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& a
     if (parameters.sequence_next == 0) {
         return std::unexpected("sequence numbers begin with 1 (RFC 4303 3.3.3)");
     }
-    void* memory = ::operator new(kOutboundBytes, std::align_val_t{kLine}, std::nothrow);
+    void* memory = sa_memory::allocate(kOutboundBytes);
     if (memory == nullptr) return std::unexpected("no memory for another SA");
     OutboundSaPtr sa(new (memory) OutboundSa());
     const size_t key_bytes = crypto::key_bytes(parameters.suite);
@@ -146,7 +147,7 @@ std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aea
         return std::unexpected("an SA has 1 to " + std::to_string(kSelectorsMax) + " selectors");
     }
     const InboundLayout layout = layout_of(window, parameters.selectors.size());
-    void* memory = ::operator new(layout.bytes, std::align_val_t{kLine}, std::nothrow);
+    void* memory = sa_memory::allocate(layout.bytes);
     if (memory == nullptr) return std::unexpected("no memory for another SA");
     InboundSaPtr sa(new (memory) InboundSa());
     auto* start = static_cast<std::byte*>(memory);
@@ -177,15 +178,18 @@ std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aea
 
 void SaDeleter::operator()(OutboundSa* sa) const {
     wipe(static_cast<void*>(sa), kOutboundBytes);
-    ::operator delete(static_cast<void*>(sa), std::align_val_t{kLine});
+    sa_memory::release(sa, kOutboundBytes);
 }
 
 void SaDeleter::operator()(InboundSa* sa) const {
-    wipe(static_cast<void*>(sa), memory_bytes(*sa));
-    ::operator delete(static_cast<void*>(sa), std::align_val_t{kLine});
+    const size_t bytes = memory_bytes(*sa);
+    wipe(static_cast<void*>(sa), bytes);
+    sa_memory::release(sa, bytes);
 }
 
-size_t memory_bytes(const OutboundSa& /*sa*/) { return kOutboundBytes; }
+size_t memory_bytes(const OutboundSa& /*sa*/) {
+    return kOutboundBytes;
+}
 
 size_t memory_bytes(const InboundSa& sa) {
     return layout_of(sa.replay.window(), sa.more_selector_count + size_t{1}).bytes;

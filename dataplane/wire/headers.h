@@ -109,8 +109,8 @@ inline uint16_t fold_checksum(uint32_t sum) {
 
 // The checksum after one 16-bit word of the header changed (RFC 1624, equation 3).
 inline uint16_t update_checksum(uint16_t checksum, uint16_t before, uint16_t after) {
-    return fold_checksum(static_cast<uint16_t>(~checksum) + static_cast<uint32_t>(static_cast<uint16_t>(~before)) +
-                         after);
+    return fold_checksum(static_cast<uint16_t>(~checksum) +
+                         static_cast<uint32_t>(static_cast<uint16_t>(~before)) + after);
 }
 
 }  // namespace sallyport::wire

@@ -14,16 +14,16 @@ namespace sallyport::wire {
 
 struct IpPacket {
     Family family = Family::v4;
-    uint8_t header_bytes = 0;   // IPv4 with options, or the IPv6 header alone
-    uint8_t protocol = 0;       // what follows the last extension header
-    uint8_t dscp_ecn = 0;       // traffic class
-    uint8_t ttl = 0;            // hop limit
-    bool dont_fragment = false; // IPv6: always
-    bool fragment = false;      // any fragment, also the first
-    bool ports_known = false;   // TCP, UDP, SCTP and not a later fragment
-    uint16_t source_port = 0;   // host order
+    uint8_t header_bytes = 0;    // IPv4 with options, or the IPv6 header alone
+    uint8_t protocol = 0;        // what follows the last extension header
+    uint8_t dscp_ecn = 0;        // traffic class
+    uint8_t ttl = 0;             // hop limit
+    bool dont_fragment = false;  // IPv6: always
+    bool fragment = false;       // any fragment, also the first
+    bool ports_known = false;    // TCP, UDP, SCTP and not a later fragment
+    uint16_t source_port = 0;    // host order
     uint16_t destination_port = 0;
-    uint32_t total_bytes = 0;     // as the header says, at most what is there
+    uint32_t total_bytes = 0;       // as the header says, at most what is there
     uint32_t transport_offset = 0;  // from the IP header
 };
 
@@ -50,8 +50,8 @@ inline bool parse_ipv4(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     const auto header = read<Ipv4>(packet);
     const uint32_t header_bytes = (header.version_ihl & 0x0fu) * 4;
     const uint32_t total_bytes = header.total_bytes.host();
-    if (header.version_ihl >> 4 != 4 || header_bytes < sizeof(Ipv4) ||
-        total_bytes < header_bytes || total_bytes > bytes) {
+    if (header.version_ihl >> 4 != 4 || header_bytes < sizeof(Ipv4) || total_bytes < header_bytes ||
+        total_bytes > bytes) {
         return false;
     }
     const uint16_t flags_offset = header.flags_offset.host();

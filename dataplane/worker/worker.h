@@ -39,7 +39,7 @@ struct WorkerSetup {
         bool unprotected_side = false;
     };
     std::vector<PortInput> ports;
-    io::TapQueue* tap = nullptr;    // this worker's queue of sp0
+    io::TapQueue* tap = nullptr;  // this worker's queue of sp0
     std::unique_ptr<io::Egress> egress;
 };
 
