@@ -20,8 +20,8 @@ struct NextHop {
     PortId port{};
     std::array<uint8_t, 6> source_mac{};
     std::array<uint8_t, 6> destination_mac{};
-    uint16_t mtu = 1500;   // IP bytes
-    bool resolved = false; // false: the kernel must resolve the neighbour (send it through sp0)
+    uint16_t mtu = 1500;    // IP bytes
+    bool resolved = false;  // false: the kernel must resolve the neighbour (send it through sp0)
 };
 
 // The egress filter of a port, the same rules as its devmap program has (bpf/abi.h).

@@ -32,7 +32,9 @@ constexpr size_t kEalBytes = size_t{32} << 20;
 static_assert(kMbufOffset + sizeof(rte_mbuf) == kFrameHeadroomOffset);
 static_assert(kFrameHeadroomBytes == RTE_PKTMBUF_HEADROOM);
 
-size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+size_t round_up(size_t bytes, size_t unit) {
+    return (bytes + unit - 1) / unit * unit;
+}
 
 size_t pool_bytes(uint32_t frame_count) {
     return round_up(size_t{frame_count} * kFrameBytes, kHugepageBytes);
@@ -109,8 +111,8 @@ class KeepAffinity {
         if (valid_) pthread_setaffinity_np(pthread_self(), sizeof set_, &set_);
     }
     [[nodiscard]] int first_cpu() const {
-        for (int cpu = 0; valid_ && cpu < CPU_SETSIZE; ++cpu) {
-            if (CPU_ISSET(cpu, &set_)) return cpu;
+        for (size_t cpu = 0; valid_ && cpu < CPU_SETSIZE; ++cpu) {
+            if (CPU_ISSET(cpu, &set_)) return static_cast<int>(cpu);
         }
         return 0;
     }
@@ -160,12 +162,9 @@ std::expected<void, std::string> start_eal(uint32_t frame_count, bool hugepages)
     const bool huge = hugepages && free_hugepage_bytes() >= pool_bytes(frame_count) + eal_bytes;
 
     std::vector<std::string> words = {
-        "sallyport",
-        "--lcores=0@" + std::to_string(affinity.first_cpu()),
-        "--iova-mode=va",
-        "--no-pci",
-        "--no-telemetry",
-        "--log-level=*:error",
+        "sallyport",      "--lcores=0@" + std::to_string(affinity.first_cpu()),
+        "--iova-mode=va", "--no-pci",
+        "--no-telemetry", "--log-level=*:error",
     };
     if (huge) {
         words.emplace_back("--in-memory");
@@ -222,15 +221,21 @@ std::expected<PacketMemory, std::string> PacketMemory::create(uint32_t frame_cou
     impl->frame_count = frame_count;
     // NO_SPREAD: without it the mempool pads objects to spread them over memory channels, and
     // they are no longer aligned chunks.
-    impl->pool.reset(rte_mempool_create_empty(
-        name.c_str(), frame_count, kObjectBytes, cache, sizeof(rte_pktmbuf_pool_private),
-        SOCKET_ID_ANY, RTE_MEMPOOL_F_NO_SPREAD));
+    impl->pool.reset(rte_mempool_create_empty(name.c_str(), frame_count, kObjectBytes, cache,
+                                              sizeof(rte_pktmbuf_pool_private), SOCKET_ID_ANY,
+                                              RTE_MEMPOOL_F_NO_SPREAD));
     if (impl->pool == nullptr) {
         return std::unexpected("DPDK cannot make a pool of " + std::to_string(frame_count) +
                                " frames: " + rte_strerror(rte_errno) + " (" + log.text() + ")");
     }
 
     rte_mempool* pool = impl->pool.get();
+    // The default ring lets a thread wait for another one that was preempted within an operation,
+    // for as long as that one does not run. Relaxed tail synchronisation was made against this.
+    if (rte_mempool_set_ops_byname(pool, "ring_mt_rts", nullptr) != 0) {
+        return std::unexpected(
+            "DPDK's mempool driver 'ring' is not installed (Debian: librte-mempool-ring23)");
+    }
     rte_pktmbuf_pool_private private_data{};
     private_data.mbuf_data_room_size = static_cast<uint16_t>(kObjectBytes - sizeof(rte_mbuf));
     rte_pktmbuf_pool_init(pool, &private_data);
@@ -256,8 +261,8 @@ std::expected<PacketMemory, std::string> PacketMemory::create(uint32_t frame_cou
             const std::byte* expected = check->base + size_t{index} * kFrameBytes + kMbufOffset;
             const auto* buffer = static_cast<rte_mbuf*>(object);
             const bool right = object == expected &&
-                               buffer->buf_addr == check->base + size_t{index} * kFrameBytes +
-                                                       kFrameHeadroomOffset;
+                               buffer->buf_addr ==
+                                   check->base + size_t{index} * kFrameBytes + kFrameHeadroomOffset;
             check->wrong += right ? 0u : 1u;
         },
         &layout);
@@ -269,7 +274,9 @@ std::expected<PacketMemory, std::string> PacketMemory::create(uint32_t frame_cou
     return PacketMemory(std::move(impl));
 }
 
-bool PacketMemory::register_thread() { return rte_thread_register() == 0; }
+bool PacketMemory::register_thread() {
+    return rte_thread_register() == 0;
+}
 
 void PacketMemory::unregister_thread() {
     rte_mempool* pool = impl_->pool.get();
@@ -297,11 +304,21 @@ void PacketMemory::give(std::span<std::byte* const> frames) {
     }
 }
 
-std::byte* PacketMemory::base() const { return impl_->mapping.address(); }
-size_t PacketMemory::bytes() const { return size_t{impl_->frame_count} * kFrameBytes; }
-uint32_t PacketMemory::frame_count() const { return impl_->frame_count; }
-uint32_t PacketMemory::available() const { return rte_mempool_avail_count(impl_->pool.get()); }
-bool PacketMemory::on_hugepages() const { return impl_->mapping.hugepages(); }
+std::byte* PacketMemory::base() const {
+    return impl_->mapping.address();
+}
+size_t PacketMemory::bytes() const {
+    return size_t{impl_->frame_count} * kFrameBytes;
+}
+uint32_t PacketMemory::frame_count() const {
+    return impl_->frame_count;
+}
+uint32_t PacketMemory::available() const {
+    return rte_mempool_avail_count(impl_->pool.get());
+}
+bool PacketMemory::on_hugepages() const {
+    return impl_->mapping.hugepages();
+}
 
 uint32_t PacketMemory::recover() {
     rte_mempool* pool = impl_->pool.get();

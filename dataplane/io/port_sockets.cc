@@ -117,18 +117,20 @@ std::string explain_bind(const PortSocketsSetup& setup, uint16_t queue, int erro
                    "another program has AF_XDP sockets on it; stop that program or give this one "
                    "other queues";
         case EOPNOTSUPP:
-            return where + (shared ? "the device cannot be bound in the mode of the first port: set "
-                                     "bind_mode = \"copy\" on all ports"
-                                   : "the driver has no zero-copy AF_XDP: set bind_mode = \"copy\" "
-                                     "or \"auto\"");
+            return where + (shared
+                                ? "the device cannot be bound in the mode of the first port: set "
+                                  "bind_mode = \"copy\" on all ports"
+                                : "the driver has no zero-copy AF_XDP: set bind_mode = \"copy\" "
+                                  "or \"auto\"");
         case ENOBUFS:
         case ENOMEM:
             return where +
                    "the kernel may not lock that much memory: raise RLIMIT_MEMLOCK or run with "
                    "CAP_IPC_LOCK, or lower [memory] frames";
         case EINVAL:
-            return where + "the kernel refuses the socket: the device has no such queue, or its "
-                           "MTU does not fit a frame of 4096 bytes";
+            return where +
+                   "the kernel refuses the socket: the device has no such queue, or its "
+                   "MTU does not fit a frame of 4096 bytes";
         case ENETDOWN:
             return where + "the device is down: set it up first (ip link set " + setup.device +
                    " up)";
@@ -252,8 +254,8 @@ std::expected<void, std::string> PortSockets::Impl::open_socket(uint16_t queue, 
     }
     int error = 0;
     for (int attempt = 0; attempt <= kBusyRetries; ++attempt) {
-        error = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0
-                                                                                            : errno;
+        error =
+            bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
         if (error != EBUSY) break;
         std::this_thread::sleep_for(kBusyPause);
     }
@@ -326,9 +328,15 @@ std::expected<std::unique_ptr<PortSockets>, std::string> PortSockets::create(
     return std::unique_ptr<PortSockets>(new PortSockets(std::move(impl)));
 }
 
-uint16_t PortSockets::queues() const { return impl_->setup.queues; }
-uint16_t PortSockets::workers() const { return impl_->setup.workers; }
-bool PortSockets::zero_copy() const { return impl_->zero_copy; }
+uint16_t PortSockets::queues() const {
+    return impl_->setup.queues;
+}
+uint16_t PortSockets::workers() const {
+    return impl_->setup.workers;
+}
+bool PortSockets::zero_copy() const {
+    return impl_->zero_copy;
+}
 
 int PortSockets::fd(QueueId queue, WorkerId worker) const {
     return impl_->socket(queue, worker).fd.get();
@@ -341,8 +349,7 @@ WorkerId PortSockets::home(QueueId queue) const {
 uint32_t PortSockets::receive(QueueId queue, WorkerId worker, std::span<Frame> out) {
     Socket& s = impl_->socket(queue, worker);
     uint32_t index = 0;
-    const uint32_t count =
-        xsk_ring_cons__peek(&s.rx, static_cast<uint32_t>(out.size()), &index);
+    const uint32_t count = xsk_ring_cons__peek(&s.rx, static_cast<uint32_t>(out.size()), &index);
     if (count == 0) return 0;
     for (uint32_t i = 0; i < count; ++i) {
         const xdp_desc* descriptor = xsk_ring_cons__rx_desc(&s.rx, index + i);
@@ -441,7 +448,9 @@ uint32_t PortSockets::fill_level(QueueId queue) const {
 
 // A quarter: at a million frames per second and 2048 entries the home then has half a
 // millisecond to wake up.
-uint32_t PortSockets::fill_low_water(QueueId) const { return impl_->setup.fill_entries / 4; }
+uint32_t PortSockets::fill_low_water(QueueId) const {
+    return impl_->setup.fill_entries / 4;
+}
 
 uint32_t PortSockets::completion_level(QueueId queue) const {
     const xsk_ring_cons& completion = impl_->queues[to_index(queue)].completion;

@@ -2,7 +2,6 @@
 #include "dataplane/io/tap.h"
 
 #include <fcntl.h>
-#include <linux/if.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/rtnetlink.h>
@@ -28,7 +27,9 @@ namespace {
 constexpr MacAddress kTapMac = {0x02, 0x53, 0x50, 0x00, 0x01, 0x00};
 constexpr uint32_t kEthernetBytes = 14;
 
-std::string reason() { return std::strerror(errno); }
+std::string reason() {
+    return std::strerror(errno);
+}
 
 // One RTM_NEWLINK message for an existing device.
 class LinkRequest {

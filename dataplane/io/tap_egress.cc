@@ -65,8 +65,12 @@ void TapEgress::send(std::span<OutgoingFrame> frames) {
             entry = io_uring_get_sqe(&ring_);
         }
         std::byte* data = out.frame.data;
-        std::memcpy(data, addresses_[static_cast<size_t>(out.kind)].data(),
-                    addresses_[0].size());
+        if (entry == nullptr) {  // the kernel took nothing: out of memory
+            memory_.give({&data, 1});
+            count_drop(DropReason::injector_full);
+            continue;
+        }
+        std::memcpy(data, addresses_[static_cast<size_t>(out.kind)].data(), addresses_[0].size());
         io_uring_prep_write(entry, 0, data, out.frame.bytes, 0);
         io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
         // Buffers are aligned to 4096, so their low 12 bits have room for the length.
