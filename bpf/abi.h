@@ -65,7 +65,8 @@
     X(injector_full, "the way from worker to port had no room")                                    \
     X(no_frame, "packet memory had no free frame")                                                 \
     X(steer_failed, "the frame could not be handed to its worker's socket")                        \
-    X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")
+    X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")                     \
+    X(rx_ring_full, "the receive ring of the owning worker was full: the worker is overloaded")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };

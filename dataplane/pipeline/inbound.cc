@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dataplane/pipeline/inbound.h"
 
+#include <cassert>
+
 #include "dataplane/wire/ecn.h"
 #include "dataplane/wire/headers.h"
 
@@ -152,6 +154,7 @@ inline DropReason InboundPipeline::lookup_sa(Packet& packet) {
 // extended sequence number it infers goes into the AAD.
 inline DropReason InboundPipeline::check_replay(Packet& packet) {
     const InboundSa& sa = *packet.inbound_sa;
+    assert(sa.owner == worker_);
     const uint32_t low = wire::read<Be32>(packet.esp + 4).host();
     packet.sequence = sa.esn ? sa.replay.infer_esn(low) : low;
     switch (sa.replay.would_accept(packet.sequence)) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dataplane/pipeline/outbound.h"
 
+#include <cassert>
+
 #include "dataplane/wire/ecn.h"
 #include "dataplane/wire/headers.h"
 
@@ -184,6 +186,7 @@ inline DropReason OutboundPipeline::check_mtu(Packet& packet) {
 // From here on the number is spent: the stages that follow drop nothing.
 inline DropReason OutboundPipeline::assign_sequence(Packet& packet) {
     OutboundSa& sa = *packet.outbound_sa;
+    assert(sa.owner == worker_);
     const uint64_t sequence = sa.sequence_next;
     if (sequence >= sa.sequence_low_water) [[unlikely]] {
         if (!sa.low_water_reported) {

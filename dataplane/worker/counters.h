@@ -24,8 +24,9 @@ struct alignas(64) WorkerCounters {
     Counter from_kernel;    // frames read from sp0
     Counter loops;
     Counter sleeps;
-    Counter busy_cycles;  // TSC cycles in loops that moved at least one frame
-    Counter events_lost;  // event ring full
+    Counter busy_cycles;        // TSC cycles in loops that moved at least one frame
+    Counter events_lost;        // event ring full
+    Counter audits_suppressed;  // beyond the rate that is reported
 };
 
 }  // namespace sallyport

@@ -7,6 +7,7 @@
 // the inbound or outbound pipeline over it, hand the results to the egress, refill the queues it
 // is the home of. Without work it spins for a while, then sleeps in poll().
 
+#include <atomic>
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -26,12 +27,33 @@ class PortSockets;
 class TapQueue;
 }  // namespace io
 
+// Ends the sleep of workers. One for all of them, made by control before they start.
+class WakeBoard {
+  public:
+    // Throws std::system_error when the system has no more file descriptors.
+    explicit WakeBoard(uint16_t workers);
+    ~WakeBoard();
+    WakeBoard(const WakeBoard&) = delete;
+
+    // Any thread. A system call only when the worker sleeps.
+    void wake(WorkerId worker);
+
+  private:
+    friend class Worker;
+    struct alignas(64) Seat {
+        int fd = -1;
+        std::atomic<bool> asleep = false;  // writer: that worker; reader: anyone
+    };
+    std::vector<Seat> seats_;
+};
+
 struct WorkerSetup {
     WorkerId id{};
     uint16_t cpu = 0;
     uint32_t spin_us = 50;
     uint32_t max_sas = 4096;
     uint32_t max_policies = 4096;
+    WakeBoard* wake_board = nullptr;
     io::PacketMemory* memory = nullptr;
     // One per port, in port order. Role decides the pipeline its frames go through.
     struct PortInput {
@@ -45,7 +67,7 @@ struct WorkerSetup {
 
 class Worker {
   public:
-    explicit Worker(WorkerSetup setup);
+    static std::expected<std::unique_ptr<Worker>, std::string> create(WorkerSetup setup);
     ~Worker();  // stops
     Worker(const Worker&) = delete;
 
@@ -64,11 +86,12 @@ class Worker {
     [[nodiscard]] const io::Egress& egress() const;
     [[nodiscard]] WorkerId id() const;
     [[nodiscard]] uint16_t cpu() const;
-    // Any thread: ends a sleep early.
-    void wake();
+    // CPU time the thread has used, while it runs.
+    [[nodiscard]] uint64_t cpu_time_ns() const;
 
   private:
     struct Impl;
+    explicit Worker(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };
 
