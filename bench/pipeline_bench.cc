@@ -20,7 +20,7 @@ namespace sallyport::bench {
 namespace {
 
 constexpr uint32_t kFrames = 256;
-constexpr int kRounds = 120;
+constexpr int kRounds = 200;
 constexpr int kBurstsPerRound = 64;
 
 class Buffers {
@@ -136,12 +136,13 @@ struct Series {
 };
 
 struct Result {
-    Series raw_out, raw_in, out, in;
+    Series raw_out, raw_in, raw_keys_out, raw_keys_in, out, in;
 };
 
 Result measure(uint32_t sa_count, uint32_t ip_bytes, uint32_t burst) {
     World world(sa_count);
-    RawGcm raw;
+    RawGcm raw(1);
+    RawGcm raw_keys(sa_count);
     const Buffers buffers;
     std::mt19937 random(11);
     Result result;
@@ -152,21 +153,31 @@ Result measure(uint32_t sa_count, uint32_t ip_bytes, uint32_t burst) {
     const auto prepare = [&] {
         for (uint32_t i = 0; i < burst; ++i) {
             std::byte* data = buffers.data(next++);
-            write_inner(data, ip_bytes,
-                        sa_count == 1 ? 0 : static_cast<uint32_t>(random() % sa_count));
+            const uint32_t sa = static_cast<uint32_t>(random()) % sa_count;
+            write_inner(data, ip_bytes, sa);
             frames[i] = {.data = data, .bytes = 14 + ip_bytes};
-            texts[i] = {.data = data + 14, .bytes = (ip_bytes + 2 + 3) & ~3u};
+            texts[i] = {.data = data + 14, .bytes = (ip_bytes + 2 + 3) & ~3u, .key = sa};
         }
     };
     for (int round = 0; round < kRounds; ++round) {
-        uint64_t cycles[4] = {};
+        uint64_t cycles[6] = {};
         for (int i = 0; i < kBurstsPerRound; ++i) {
             prepare();
             uint64_t begin = __rdtsc();
-            raw.encrypt(texts);
+            raw_keys.encrypt(texts);
             uint64_t middle = __rdtsc();
-            raw.decrypt(texts);
+            raw_keys.decrypt(texts);
             uint64_t end = __rdtsc();
+            cycles[4] += middle - begin;
+            cycles[5] += end - middle;
+
+            prepare();
+            for (auto& text : texts) text.key = 0;
+            begin = __rdtsc();
+            raw.encrypt(texts);
+            middle = __rdtsc();
+            raw.decrypt(texts);
+            end = __rdtsc();
             cycles[0] += middle - begin;
             cycles[1] += end - middle;
 
@@ -199,17 +210,19 @@ Result measure(uint32_t sa_count, uint32_t ip_bytes, uint32_t burst) {
         result.raw_in.add(cycles[1], packets);
         result.out.add(cycles[2], packets);
         result.in.add(cycles[3], packets);
+        result.raw_keys_out.add(cycles[4], packets);
+        result.raw_keys_in.add(cycles[5], packets);
     }
     return result;
 }
 
 void print_row(const char* what, uint32_t ip_bytes, uint32_t sas, uint32_t burst, Series& raw,
-               Series& pipeline, double one_sa) {
+               Series& raw_keys, Series& pipeline, double one_sa) {
     const double floor = raw.at(0.5);
     const double median = pipeline.at(0.5);
-    std::printf("%-4s %5u %5u %6u  %7.0f (%4.0f-%4.0f) %9.0f (%4.0f-%4.0f) %7.2f", what, ip_bytes,
-                sas, burst, floor, raw.at(0.1), raw.at(0.9), median, pipeline.at(0.1),
-                pipeline.at(0.9), median / floor);
+    std::printf("%-4s %5u %5u %6u  %7.0f (%4.0f-%4.0f) %9.0f %9.0f (%4.0f-%4.0f) %7.2f", what,
+                ip_bytes, sas, burst, floor, raw.at(0.1), raw.at(0.9), raw_keys.at(0.5), median,
+                pipeline.at(0.1), pipeline.at(0.9), median / floor);
     if (sas == 1) {
         std::printf("\n");
     } else {
@@ -228,11 +241,13 @@ int run() {
     for (const uint32_t ip_bytes : {64u, 1400u}) {
         for (const uint32_t burst : {32u, 64u}) {
             Result one = measure(1, ip_bytes, burst);
-            print_row("out", ip_bytes, 1, burst, one.raw_out, one.out, 0);
-            print_row("in", ip_bytes, 1, burst, one.raw_in, one.in, 0);
+            print_row("out", ip_bytes, 1, burst, one.raw_out, one.raw_keys_out, one.out, 0);
+            print_row("in", ip_bytes, 1, burst, one.raw_in, one.raw_keys_in, one.in, 0);
             Result many = measure(1000, ip_bytes, burst);
-            print_row("out", ip_bytes, 1000, burst, many.raw_out, many.out, one.out.at(0.5));
-            print_row("in", ip_bytes, 1000, burst, many.raw_in, many.in, one.in.at(0.5));
+            print_row("out", ip_bytes, 1000, burst, many.raw_out, many.raw_keys_out, many.out,
+                      one.out.at(0.5));
+            print_row("in", ip_bytes, 1000, burst, many.raw_in, many.raw_keys_in, many.in,
+                      one.in.at(0.5));
         }
     }
     World world(1);

@@ -3,22 +3,28 @@
 
 #include <intel-ipsec-mb.h>
 
+#include <cstring>
+#include <vector>
+
 namespace sallyport::bench {
 
 struct RawGcm::Impl {
     IMB_MGR* manager = nullptr;
-    alignas(64) gcm_key_data key = {};
+    std::vector<gcm_key_data> keys;
     alignas(64) gcm_context_data context = {};
     uint8_t iv[16] = {};
     uint8_t aad[16] = {};
-    uint8_t tag[16] = {};
 };
 
-RawGcm::RawGcm() : impl_(std::make_unique<Impl>()) {
+RawGcm::RawGcm(uint32_t keys) : impl_(std::make_unique<Impl>()) {
     impl_->manager = alloc_mb_mgr(0);
     init_mb_mgr_auto(impl_->manager, nullptr);
-    const uint8_t key[16] = {1, 2, 3};
-    IMB_AES128_GCM_PRE(impl_->manager, key, &impl_->key);
+    impl_->keys.resize(keys);
+    for (uint32_t i = 0; i < keys; ++i) {
+        uint8_t key[16] = {};
+        std::memcpy(key, &i, sizeof i);
+        IMB_AES128_GCM_PRE(impl_->manager, key, &impl_->keys[i]);
+    }
 }
 
 RawGcm::~RawGcm() {
@@ -29,8 +35,8 @@ void RawGcm::encrypt(std::span<const Text> texts) {
     for (const Text& text : texts) {
         auto* data = reinterpret_cast<uint8_t*>(text.data);
         ++impl_->iv[0];
-        IMB_AES128_GCM_ENC(impl_->manager, &impl_->key, &impl_->context, data, data, text.bytes,
-                           impl_->iv, impl_->aad, 8, impl_->tag, 16);
+        IMB_AES128_GCM_ENC(impl_->manager, &impl_->keys[text.key], &impl_->context, data, data,
+                           text.bytes, impl_->iv, impl_->aad, 8, data + text.bytes, 16);
     }
 }
 
@@ -38,8 +44,9 @@ void RawGcm::decrypt(std::span<const Text> texts) {
     for (const Text& text : texts) {
         auto* data = reinterpret_cast<uint8_t*>(text.data);
         ++impl_->iv[0];
-        IMB_AES128_GCM_DEC(impl_->manager, &impl_->key, &impl_->context, data, data, text.bytes,
-                           impl_->iv, impl_->aad, 8, impl_->tag, 16);
+        uint8_t tag[16];
+        IMB_AES128_GCM_DEC(impl_->manager, &impl_->keys[text.key], &impl_->context, data, data,
+                           text.bytes, impl_->iv, impl_->aad, 8, tag, 16);
     }
 }
 

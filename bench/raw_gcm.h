@@ -12,12 +12,14 @@ namespace sallyport::bench {
 
 class RawGcm {
   public:
-    RawGcm();
+    explicit RawGcm(uint32_t keys);
     ~RawGcm();
 
+    // The ICV is written behind the text, where ESP has it.
     struct Text {
         std::byte* data;
         uint32_t bytes;
+        uint32_t key;
     };
     void encrypt(std::span<const Text> texts);
     void decrypt(std::span<const Text> texts);
