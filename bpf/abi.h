@@ -136,7 +136,7 @@ SP_STATIC_ASSERT(sizeof(struct sp_owner) == 8, "abi");
 #define SP_SPD_OUTBOUND 0u
 #define SP_SPD_INBOUND 1u
 #define SP_SPD_TABLE(generation, direction, is_v6)                                                 \
-    (((__u32)(generation) << 2) | ((__u32)(direction) << 1) | (__u32)(is_v6))
+    ((generation) << 2 | (direction) << 1 | (is_v6)) /* all unsigned */
 
 struct sp_lpm_key {
     __u32 prefix_bits; /* 32 + bits of the address */

@@ -64,7 +64,8 @@ __noinline int sp_spd_find(struct sp_packet *packet, __u32 direction)
 
     bits = packet->family == SP_AF_INET ? 32 : 128;
     key.prefix_bits = 32 + bits;
-    key.table = SP_SPD_TABLE(active->generation, direction, packet->family == SP_AF_INET6);
+    key.table = SP_SPD_TABLE(active->generation, direction,
+                             packet->family == SP_AF_INET6 ? 1u : 0u);
     __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
     class = bpf_map_lookup_elem(&spd_dst, &key);
     if (!class)
