@@ -94,7 +94,7 @@ std::expected<bool, std::string> remove_leftovers(const std::string& device, uin
 std::string reason_for_alone() {
     const char* configured = std::getenv(XDP_BPFFS_ENVVAR);
     const std::string directory = configured != nullptr ? configured : "/sys/fs/bpf";
-    struct statfs status {};
+    struct statfs status{};
     if (statfs(directory.c_str(), &status) != 0 ||
         static_cast<unsigned long>(status.f_type) != BPF_FS_MAGIC) {
         return "no BPF file system is mounted at " + directory +
@@ -120,8 +120,7 @@ std::expected<DeviceLock, std::string> DeviceLock::take(const std::string& devic
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path + 1, name.data(), name.size());
-    const auto size =
-        static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
     if (bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
         if (errno == EADDRINUSE) {
             return std::unexpected(device +
@@ -170,8 +169,8 @@ std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::strin
         }
 
         Attachment report;
-        report.mode = attempt == XDP_MODE_NATIVE ? config::XdpMode::native
-                                                 : config::XdpMode::generic;
+        report.mode =
+            attempt == XDP_MODE_NATIVE ? config::XdpMode::native : config::XdpMode::generic;
         report.replaced_stale = *leftovers;
         const std::string alone = reason_for_alone();
         int read_error = 0;
