@@ -384,6 +384,29 @@ void Rig::disable_spd() {
     bpf_map_update_elem(maps_.fd("spd_active"), &zero, &active, BPF_ANY);
 }
 
+void Rig::remove_tx_port(uint32_t port) {
+    if (bpf_map_delete_elem(maps_.fd("tx_ports"), &port) != 0) give_up("cannot write tx_ports");
+}
+
+void Rig::restore_tx_port(uint32_t port) {
+    sp_port_info info{};
+    bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);
+    const bpf_devmap_val value{.ifindex = info.ifindex, .bpf_prog = {.fd = -1}};
+    if (bpf_map_update_elem(maps_.fd("tx_ports"), &port, &value, BPF_ANY) != 0) {
+        give_up("cannot write tx_ports");
+    }
+}
+
+size_t Rig::count_rows(const char* lpm_map) const {
+    sp_lpm_key key{};
+    size_t rows = 0;
+    for (const void* previous = nullptr;
+         bpf_map_get_next_key(maps_.fd(lpm_map), previous, &key) == 0; previous = &key) {
+        ++rows;
+    }
+    return rows;
+}
+
 void register_sa(uint32_t spi, const std::string& source, const std::string& destination,
                  std::optional<uint32_t> cpu) {
     struct {

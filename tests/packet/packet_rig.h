@@ -106,6 +106,9 @@ class Rig {
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
                  const std::vector<std::vector<WorkerId>>& owners);
     void disable_spd();
+    void remove_tx_port(uint32_t port);
+    void restore_tx_port(uint32_t port);
+    size_t count_rows(const char* lpm_map) const;
 
   private:
     Rig();
