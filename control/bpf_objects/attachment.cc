@@ -100,11 +100,18 @@ std::string reason_for_alone() {
         return "no BPF file system is mounted at " + directory +
                ", which the dispatcher needs: mount one, or name one in " XDP_BPFFS_ENVVAR;
     }
-    std::string reason = "the kernel or libxdp cannot run the dispatcher (freplace)";
-    if (const std::string warning = last_library_warning(); !warning.empty()) {
-        reason += ": " + warning;
+    // libxdp asks the kernel once for each process and says the answer in its log.
+    static std::string refusal;
+    constexpr std::string_view kRefusal = "Compatibility check for dispatcher program failed: ";
+    if (const size_t found = library_log().find(kRefusal); found != std::string_view::npos) {
+        const std::string_view rest = library_log().substr(found + kRefusal.size());
+        refusal = rest.substr(0, rest.find('\n'));
     }
-    return reason;
+    if (!refusal.empty()) {
+        return "the kernel refuses programs that extend another (freplace: " + refusal + ")";
+    }
+    const std::string warning = last_library_warning();
+    return "libxdp did not use its dispatcher" + (warning.empty() ? "" : ": " + warning);
 }
 
 }  // namespace
