@@ -79,7 +79,7 @@ std::vector<Step> flatten(std::span<const PrefixEntry> entries, Family family) {
 
 // Below this many ranges a search is as fast as the index and the index is not worth its memory.
 constexpr size_t kIndexFromRanges = 32;
-constexpr size_t kIndexSlots = size_t{1} << 16;
+constexpr uint32_t kCrowdedFromRanges = 4;
 
 }  // namespace
 
@@ -104,14 +104,26 @@ std::vector<RangeV6> flatten_v6(std::span<const PrefixEntry> entries) {
 PrefixTable::PrefixTable(std::span<const Entry> entries)
     : v4_(flatten_v4(entries)), v6_(flatten_v6(entries)) {
     if (v4_.size() < kIndexFromRanges) return;
-    v4_index_.resize(kIndexSlots + 1);
-    uint32_t range = 0;
-    for (size_t slot = 0; slot < kIndexSlots; ++slot) {
-        const auto slot_start = static_cast<uint32_t>(slot << 16);
-        while (range + 1 < v4_.size() && v4_[range + 1].start <= slot_start) ++range;
-        v4_index_[slot] = range;
+    v4_index_.resize(size_t{1} << 16);
+    for (uint32_t high = 0; high < v4_index_.size(); ++high) {
+        const uint32_t base = high << 16;
+        Slot slot = slot_of(base, base | 0xffff);
+        if (slot.count >= kCrowdedFromRanges) {
+            slot = {.first = static_cast<uint32_t>(v4_subindex_.size()), .count = 0};
+            for (uint32_t next = 0; next < 256; ++next) {
+                const uint32_t sub_base = base | next << 8;
+                v4_subindex_.push_back(slot_of(sub_base, sub_base | 0xff));
+            }
+        }
+        v4_index_[high] = slot;
     }
-    v4_index_[kIndexSlots] = static_cast<uint32_t>(v4_.size() - 1);
+}
+
+PrefixTable::Slot PrefixTable::slot_of(uint32_t first_address, uint32_t last_address) const {
+    const RangeV4* first = &find_range(std::span(v4_), first_address);
+    const RangeV4* last = &find_range(std::span(v4_), last_address);
+    return {.first = static_cast<uint32_t>(first - v4_.data()),
+            .count = static_cast<uint32_t>(last - first) + 1};
 }
 
 }  // namespace sallyport

@@ -12,9 +12,10 @@
 //                                          11.0.0.0   miss
 //
 // so a lookup finds the last range that begins at or before the address. Large IPv4 tables have an
-// index over the first 16 bits that leaves a few ranges to search, most often one. Small tables
-// stay small (a DIR-24-8 table takes 64 MB whatever it holds) and building takes O(n log n), which
-// matters because every change of the SPD builds new ones.
+// index over the first 16 bits, and crowded slots of it another over the next 8, which leaves a few
+// ranges to search, most often one. Small tables stay small (a DIR-24-8 table takes 64 MB whatever
+// it holds) and building takes O(n log n), which matters because every change of the SPD builds
+// new ones.
 
 #include <bit>
 #include <compare>
@@ -92,10 +93,9 @@ class PrefixTable {
         if (v4_.empty()) return kMiss;
         const uint32_t key = load_v4(address);
         if (v4_index_.empty()) return find_range(std::span(v4_), key).value;
-        const size_t slot = key >> 16;
-        const uint32_t first = v4_index_[slot];
-        const uint32_t last = v4_index_[slot + 1];
-        return find_range(std::span(v4_).subspan(first, last - first + 1), key).value;
+        Slot slot = v4_index_[key >> 16];
+        if (slot.count == 0) slot = v4_subindex_[slot.first + (key >> 8 & 0xff)];
+        return find_range(std::span(v4_).subspan(slot.first, slot.count), key).value;
     }
     [[nodiscard]] uint32_t lookup_v6(const std::byte* address) const {
         if (v6_.empty()) return kMiss;
@@ -107,9 +107,16 @@ class PrefixTable {
 
   private:
     std::vector<RangeV4> v4_;
-    // Slot s: the range that holds address s << 16. One slot more than there are, so that the
-    // ranges of slot s are [index[s], index[s + 1]].
-    std::vector<uint32_t> v4_index_;
+    // The ranges that share addresses with one slot of 2^16 or 2^8 addresses. A count of 0 leads
+    // to the 256 slots of the subindex that begin at `first`.
+    struct Slot {
+        uint32_t first;
+        uint32_t count;
+    };
+    [[nodiscard]] Slot slot_of(uint32_t first_address, uint32_t last_address) const;
+
+    std::vector<Slot> v4_index_;  // empty: the table is small enough to be searched whole
+    std::vector<Slot> v4_subindex_;
     std::vector<RangeV6> v6_;
 };
 

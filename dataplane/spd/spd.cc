@@ -57,7 +57,9 @@ class CoverIndex {
     std::set<uint8_t> lengths_;
 };
 
-bool matches_all_protocols(const SpdEntry& entry) { return entry.protocol == 0 && !entry.has_ports; }
+bool matches_all_protocols(const SpdEntry& entry) {
+    return entry.protocol == 0 && !entry.has_ports;
+}
 
 }  // namespace
 

@@ -83,8 +83,8 @@ struct SpdKey {
 struct SpdVerdict {
     enum class Kind : uint8_t {
         matched,
-        no_match,           // the list's implicit end
-        ports_unknown,      // a fragment met an entry with port selectors (RFC 4301 7)
+        no_match,       // the list's implicit end
+        ports_unknown,  // a fragment met an entry with port selectors (RFC 4301 7)
     };
     Kind kind = Kind::no_match;
     SpdAction action = SpdAction::discard;

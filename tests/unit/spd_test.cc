@@ -12,8 +12,12 @@
 namespace sallyport {
 namespace {
 
-IpPrefix prefix(const char* text) { return parse_ip_prefix(text).value(); }
-IpAddress address(const char* text) { return parse_ip_address(text).value(); }
+IpPrefix prefix(const char* text) {
+    return parse_ip_prefix(text).value();
+}
+IpAddress address(const char* text) {
+    return parse_ip_address(text).value();
+}
 const std::byte* bytes(const IpAddress& value) {
     return reinterpret_cast<const std::byte*>(value.bytes.data());
 }
@@ -36,8 +40,8 @@ IpPrefix random_prefix(std::mt19937& random, Family family) {
     result.address.family = family;
     const unsigned width = result.address.bit_count();
     const unsigned spread = 12;
-    result.bits = static_cast<uint8_t>(random() % 4 == 0 ? random() % (width + 1)
-                                                         : random() % (spread + 1));
+    result.bits =
+        static_cast<uint8_t>(random() % 4 == 0 ? random() % (width + 1) : random() % (spread + 1));
     for (unsigned i = 0; i < width / 8; ++i) {
         result.address.bytes[i] = static_cast<uint8_t>(i < 2 ? random() & 0xf1 : random() & 1);
     }
@@ -215,7 +219,8 @@ TEST(Spd, TenThousandDisjointTunnelsStaySmall) {
     const Spd spd(*compiled, CompiledSpd{});
     const IpAddress source = address("172.16.5.5");
     const IpAddress destination = address("10.39.15.7");  // 39 * 256 + 15 = 9999
-    const SpdKey key{.family = Family::v4, .source = bytes(source), .destination = bytes(destination)};
+    const SpdKey key{
+        .family = Family::v4, .source = bytes(source), .destination = bytes(destination)};
     EXPECT_EQ(to_index(spd.lookup(SpdDirection::outbound, key).policy), 9999u);
 }
 
