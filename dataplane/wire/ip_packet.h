@@ -14,14 +14,15 @@ namespace sallyport::wire {
 
 struct IpPacket {
     Family family = Family::v4;
-    uint8_t header_bytes = 0;    // IPv4 with options, or the IPv6 header alone
-    uint8_t protocol = 0;        // what follows the last extension header
-    uint8_t dscp_ecn = 0;        // traffic class
-    uint8_t ttl = 0;             // hop limit
-    bool dont_fragment = false;  // IPv6: always
-    bool fragment = false;       // any fragment, also the first
-    bool ports_known = false;    // TCP, UDP, SCTP and not a later fragment
-    uint16_t source_port = 0;    // host order
+    uint8_t header_bytes = 0;     // IPv4 with options, or the IPv6 header alone
+    uint8_t protocol = 0;         // what follows the last extension header
+    uint8_t dscp_ecn = 0;         // traffic class
+    uint8_t ttl = 0;              // hop limit
+    bool dont_fragment = false;   // IPv6: always
+    bool fragment = false;        // any fragment, also the first
+    bool later_fragment = false;  // does not begin with the upper header
+    bool ports_known = false;     // TCP, UDP, SCTP and not a later fragment
+    uint16_t source_port = 0;     // host order
     uint16_t destination_port = 0;
     uint32_t total_bytes = 0;       // as the header says, at most what is there
     uint32_t transport_offset = 0;  // from the IP header
@@ -62,10 +63,11 @@ inline bool parse_ipv4(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     out.ttl = read<uint8_t>(packet + offsetof(Ipv4, ttl));
     out.dont_fragment = (flags_offset & kIpv4DontFragment) != 0;
     out.fragment = (flags_offset & (kIpv4MoreFragments | kIpv4OffsetMask)) != 0;
+    out.later_fragment = (flags_offset & kIpv4OffsetMask) != 0;
     out.ports_known = false;
     out.total_bytes = total_bytes;
     out.transport_offset = header_bytes;
-    read_ports(packet, out, (flags_offset & kIpv4OffsetMask) != 0);
+    read_ports(packet, out, out.later_fragment);
     return true;
 }
 
@@ -81,13 +83,13 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     out.ttl = read<uint8_t>(packet + offsetof(Ipv6, hop_limit));
     out.dont_fragment = true;
     out.fragment = false;
+    out.later_fragment = false;
     out.ports_known = false;
     out.total_bytes = total_bytes;
 
     auto next_header = read<uint8_t>(packet + offsetof(Ipv6, next_header));
     uint32_t offset = sizeof(Ipv6);
-    bool later_fragment = false;
-    for (int walked = 0; !later_fragment; ++walked) {
+    for (int walked = 0; !out.later_fragment; ++walked) {
         const bool optional = next_header == kProtocolHopByHop || next_header == kProtocolRouting ||
                               next_header == kProtocolDestinationOptions;
         if (!optional && next_header != kProtocolFragment) break;
@@ -96,7 +98,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
         if (next_header == kProtocolFragment) {
             const uint16_t offset_flags = read<Be16>(packet + offset + 2).host();
             out.fragment = out.fragment || (offset_flags & 0xfff9) != 0;
-            later_fragment = (offset_flags & 0xfff8) != 0;
+            out.later_fragment = (offset_flags & 0xfff8) != 0;
             offset += 8;
         } else {
             offset += (static_cast<uint32_t>(packet[offset + 1]) + 1) * 8;
@@ -106,7 +108,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     }
     out.protocol = next_header;
     out.transport_offset = offset;
-    read_ports(packet, out, later_fragment);
+    read_ports(packet, out, out.later_fragment);
     return true;
 }
 
