@@ -175,7 +175,7 @@ class DirectEgress final : public Egress {
     struct PortState {
         std::array<Frame, kBurstMax> batch;
         uint32_t batch_count = 0;
-        bool kick = false;
+        bool kick = false;  // frames stand on the TX ring
     };
 
     Way decide(const OutgoingFrame& out, const NextHop*& hop, DropReason& reason) const;
@@ -183,6 +183,7 @@ class DirectEgress final : public Egress {
         return QueueId{static_cast<uint16_t>(to_index(setup_.worker) % port.queues())};
     }
     void transmit(size_t port);
+    void push(size_t port);
     void drop(const Frame& frame, DropReason reason) {
         setup_.memory->give({&frame.data, 1});
         count_drop(reason);
@@ -273,14 +274,32 @@ void DirectEgress::transmit(size_t port) {
     const auto batch = std::span(state.batch).first(count);
     const QueueId queue = queue_of(sockets);
     uint32_t taken = sockets.transmit(queue, setup_.worker, batch);
-    state.kick = true;
     if (taken < count) {
         // The ring is full: let the kernel take what stands there, then try once more.
-        sockets.kick_transmit(queue, setup_.worker);
+        push(port);
         taken += sockets.transmit(queue, setup_.worker, batch.subspan(taken));
     }
+    state.kick = true;
     sent_.add(taken);
     for (const Frame& frame : batch.subspan(taken)) drop(frame, DropReason::injector_full);
+}
+
+// The kernel stops while COMPLETION is full, so what was sent is reclaimed before and after.
+void DirectEgress::push(size_t port) {
+    PortState& state = port_states_[port];
+    PortSockets& sockets = *setup_.ports[port];
+    const QueueId queue = queue_of(sockets);
+    const WorkerId home = sockets.home(queue);
+    uint32_t left = sockets.kick_transmit(queue, setup_.worker);
+    if (home == setup_.worker) {
+        while (sockets.reclaim(queue) != 0 && left != 0) {
+            left = sockets.kick_transmit(queue, setup_.worker);
+        }
+    } else if (setup_.wake && (left != 0 || sockets.completion_level(queue) >
+                                                sockets.completion_high_water(queue))) {
+        setup_.wake(home);
+    }
+    state.kick = left != 0;
 }
 
 void DirectEgress::flush() {
@@ -288,15 +307,7 @@ void DirectEgress::flush() {
     count_fallback();
     for (size_t index = 0; index < port_states_.size(); ++index) {
         PortSockets& sockets = *setup_.ports[index];
-        if (std::exchange(port_states_[index].kick, false)) {
-            const QueueId queue = queue_of(sockets);
-            sockets.kick_transmit(queue, setup_.worker);
-            const WorkerId home = sockets.home(queue);
-            if (home != setup_.worker && setup_.wake &&
-                sockets.completion_level(queue) > sockets.completion_high_water(queue)) {
-                setup_.wake(home);
-            }
-        }
+        if (port_states_[index].kick) push(index);
         for (uint16_t queue = 0; queue < sockets.queues(); ++queue) {
             if (sockets.home(QueueId{queue}) == setup_.worker) sockets.reclaim(QueueId{queue});
         }

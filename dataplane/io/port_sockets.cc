@@ -286,8 +286,8 @@ std::expected<std::unique_ptr<PortSockets>, std::string> PortSockets::create(
     impl->setup = setup;
     impl->memory = &memory;
     impl->base = memory.base();
-    // Room for everything that all sockets of the queue can have on their TX rings at once, so
-    // that a home that is late costs memory for a while but stops nobody from sending.
+    // Room for what all sockets of the queue can have on their TX rings at once: the kernel sends
+    // nothing while COMPLETION is full.
     impl->completion_entries =
         std::bit_ceil(std::max(uint32_t{setup.workers} * setup.tx_entries, uint32_t{kBurstMax}));
     impl->queues = std::make_unique<Queue[]>(setup.queues);
@@ -380,17 +380,18 @@ uint32_t PortSockets::transmit(QueueId queue, WorkerId worker, std::span<const F
     return count;
 }
 
-void PortSockets::kick_transmit(QueueId queue, WorkerId worker) {
+uint32_t PortSockets::kick_transmit(QueueId queue, WorkerId worker) {
     Socket& s = impl_->socket(queue, worker);
-    if (s.tx.size == 0) return;
+    if (s.tx.size == 0) return 0;
     // In copy mode one call sends a batch of the kernel's choice (32 by default) and says EAGAIN
-    // when there is more. Without progress the device is full: later, then.
+    // when there is more. Without progress there is no room: later, then.
     uint32_t left = ring_level(s.tx.producer, s.tx.consumer);
     while (left != 0 && xsk_ring_prod__needs_wakeup(&s.tx)) {
         const ssize_t result = sendto(s.fd.get(), nullptr, 0, MSG_DONTWAIT, nullptr, 0);
         const uint32_t before = std::exchange(left, ring_level(s.tx.producer, s.tx.consumer));
-        if (result >= 0 || errno != EAGAIN || left == before) break;
+        if (result >= 0 || left == before) break;
     }
+    return left;
 }
 
 uint32_t PortSockets::refill(QueueId queue) {

@@ -74,8 +74,10 @@ class PortSockets {
     uint32_t receive(QueueId queue, WorkerId worker, std::span<Frame> out);
     // Puts frames on the TX ring; returns how many it took. Buffers come back through the home.
     uint32_t transmit(QueueId queue, WorkerId worker, std::span<const Frame> frames);
-    // Tells the kernel that there is something to send, if it asked to be told.
-    void kick_transmit(QueueId queue, WorkerId worker);
+    // Tells the kernel that there is something to send, if it asked to be told. Returns how many
+    // frames stay on the ring: call again later. In copy mode that happens when COMPLETION is full
+    // (the home must reclaim first) or the device is.
+    uint32_t kick_transmit(QueueId queue, WorkerId worker);
 
     // --- home of the queue ---
     // Moves frames from the pool to the FILL ring until it is full or the pool is empty, and
