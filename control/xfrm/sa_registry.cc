@@ -121,11 +121,9 @@ RaisedAcquireExpiry::~RaisedAcquireExpiry() {
 }
 
 std::expected<SaRegistry, std::string> SaRegistry::open(const std::filesystem::path& state_dir) {
-    auto lock = NamespaceLock::acquire();
-    if (!lock) return std::unexpected(lock.error());
     auto socket = NetlinkSocket::open();
     if (!socket) return std::unexpected(socket.error());
-    SaRegistry registry(std::move(*lock), std::move(*socket), state_dir / "xfrm_acq_expires");
+    SaRegistry registry(std::move(*socket), state_dir / "xfrm_acq_expires");
     RaisedAcquireExpiry::recover(registry.note_);
     if (auto done = registry.remove_stale(); !done) return std::unexpected(done.error());
     return registry;

@@ -17,8 +17,8 @@
 // daemon be killed in that instant, a note in the state directory holds the original value.
 //
 // Our states carry a reqid of the range 0x53500000 .. 0x5350ffff. States of that range left by a
-// killed run are removed at start. One registry per network namespace: an abstract UNIX socket
-// name is the lock, so a second daemon cannot remove the first one's states.
+// killed run are removed at start. Only the holder of the NamespaceLock may do that, so that a
+// second daemon cannot remove the first one's states.
 //
 // Owner: control.
 
@@ -34,7 +34,9 @@
 
 namespace sallyport::xfrm {
 
-// Holds a name that only one process per network namespace can hold; the kernel drops it at exit.
+// One daemon per network namespace: holds an abstract UNIX socket name, which only one process per
+// namespace can have and which the kernel drops with the process. Taken before anything in xfrm is
+// touched.
 class NamespaceLock {
   public:
     static std::expected<NamespaceLock, std::string> acquire();
@@ -69,7 +71,7 @@ class SaRegistry {
   public:
     enum class Method : uint8_t { undecided, full, larval };
 
-    // Takes the namespace's lock and removes what a killed run left.
+    // Removes what a killed run left. The caller holds the NamespaceLock.
     static std::expected<SaRegistry, std::string> open(const std::filesystem::path& state_dir);
     SaRegistry(SaRegistry&&) = default;
     SaRegistry& operator=(SaRegistry&&) = delete;
@@ -85,8 +87,8 @@ class SaRegistry {
     [[nodiscard]] const std::string& reason() const { return reason_; }
 
   private:
-    SaRegistry(NamespaceLock lock, NetlinkSocket socket, std::filesystem::path note)
-        : lock_(std::move(lock)), socket_(std::move(socket)), note_(std::move(note)) {}
+    SaRegistry(NetlinkSocket socket, std::filesystem::path note)
+        : socket_(std::move(socket)), note_(std::move(note)) {}
 
     std::expected<void, std::string> remove_stale();
     std::expected<void, std::string> refuse_foreign(const StateId& id);
@@ -95,7 +97,6 @@ class SaRegistry {
     std::expected<void, NetlinkError> try_larval(const NewState& state);
     std::expected<void, NetlinkError> delete_state(const StateId& id);
 
-    NamespaceLock lock_;
     NetlinkSocket socket_;
     std::filesystem::path note_;
     Method method_ = Method::undecided;

@@ -167,13 +167,14 @@ TEST_F(XfrmKernel, StatesOfAKilledRunAreReplacedAndForeignOnesAreNot) {
     });
 }
 
-TEST_F(XfrmKernel, OneRegistryPerNamespace) {
+TEST_F(XfrmKernel, OneDaemonPerNamespace) {
     in_new_namespace([&] {
-        auto first = SaRegistry::open(dir_);
+        const auto first = NamespaceLock::acquire();
         ASSERT_TRUE(first) << first.error();
-        const auto second = SaRegistry::open(dir_);
+        const auto second = NamespaceLock::acquire();
         ASSERT_FALSE(second);
         EXPECT_TRUE(second.error().contains("another sallyportd")) << second.error();
+        in_new_namespace([] { EXPECT_TRUE(NamespaceLock::acquire()); });
     });
 }
 
