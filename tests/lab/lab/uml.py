@@ -20,15 +20,14 @@ MODULE_ROOT = "/usr/lib/uml/modules"
 BUSYBOX = "/bin/busybox"
 
 # sha512_generic, hmac and drbg look out of place: without them no SA with an IV generator loads.
-MODULES = """xfrm_algo xfrm_user ipv6 tunnel4 tunnel6 xfrm4_tunnel xfrm6_tunnel esp4 esp6 gf128mul
-ghash-generic ctr gcm hmac sha512_generic seqiv echainiv drbg jitterentropy_rng""".split()
+MODULES = """xfrm_user esp4 esp6 xfrm4_tunnel xfrm6_tunnel gcm ghash-generic ctr hmac
+sha512_generic drbg jitterentropy_rng seqiv echainiv""".split()
 
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/sbin:/bin
 mount -t proc p /proc; mount -t sysfs s /sys
-# In passes: insmod knows no dependencies.
-for pass in 1 2 3 4; do for m in /modules/*.ko; do insmod $m 2>/dev/null && rm $m; done; done
+for m in /modules/*; do insmod $m; done
 dmesg -n 1
 stty -echo 2>/dev/null
 echo "=== READY $(uname -r)"
@@ -78,12 +77,8 @@ def build_image(path):
     files = {"init": (0o100755, INIT.encode()), "bin/busybox": (0o100755, _read(BUSYBOX)),
              "proc/.d": (0o100644, b""), "sys/.d": (0o100644, b""), "dev/.d": (0o100644, b""),
              "tmp/.d": (0o100644, b"")}
-    modules = {}
-    for folder, _, names in os.walk(MODULE_ROOT):
-        modules.update({n[:-3]: os.path.join(folder, n) for n in names if n.endswith(".ko")})
-    for name in MODULES:
-        if name in modules:
-            files[f"modules/{name}.ko"] = (0o100644, _read(modules[name]))
+    for number, module in enumerate(_modules_in_order()):
+        files[f"modules/{number:02}-{os.path.basename(module)}"] = (0o100644, _read(module))
     program = os.path.realpath(shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"))
     # busybox's shell prefers its own applet of this name, which knows no xfrm: say /sbin/ip.
     files["sbin/ip"] = (0o100755, _read(program))
@@ -92,6 +87,18 @@ def build_image(path):
         files[library.lstrip("/")] = (0o100755, _read(os.path.realpath(library)))
     with open(path, "wb") as f:
         f.write(gzip.compress(_cpio(files), 1))
+
+
+def _modules_in_order():
+    """Paths of MODULES and of what they need, each after what it needs."""
+    root = os.path.join(MODULE_ROOT, os.listdir(MODULE_ROOT)[0])
+    needs = {}
+    with open(os.path.join(root, "modules.dep"), encoding="ascii") as f:
+        for line in f:
+            module, _, others = line.partition(":")
+            needs[os.path.basename(module)[:-3]] = [*reversed(others.split()), module]
+    return list(dict.fromkeys(os.path.join(root, path)
+                              for name in MODULES for path in needs.get(name, [])))
 
 
 class UmlPeer:
