@@ -160,18 +160,23 @@ class Lab:
                       f"route add 10.1.0.0/16 via {GW4}",
                       f"route add fd01::/16 via {GW6}"):
             guest.ip(words)
+        self.reset_peer_sas()
+
+    def reset_peer_sas(self):
+        """The peer's SAs and policies as new: sequence numbers and replay windows at their start."""
+        self._peer.ip("xfrm policy flush")
+        self._peer.ip("xfrm state flush")
         for t in self.tunnels.values():
             if not t.crafted:
-                self._add_tunnel(guest, t)
+                self._add_tunnel(self._peer, t)
 
     @staticmethod
     def _add_tunnel(guest, t):
-        esn = "flag esn" if t.esn else ""
-        window = "replay-window 64"
+        flags = "flag af-unspec" + (" flag esn" if t.esn else "")  # any inner family
         for src, dst, spi, key in ((t.near, t.peer, t.spi_out, t.key_out),
                                    (t.peer, t.near, t.spi_in, t.key_in)):
             guest.ip(f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid {spi:#x}"
-                     f" mode tunnel {window} {esn} aead 'rfc4106(gcm(aes))' 0x{key.hex()} 128")
+                     f" mode tunnel replay-window 64 {flags} aead 'rfc4106(gcm(aes))' 0x{key.hex()} 128")
         for direction, src, dst, a, b, spi in (
                 ("out", t.remote, t.local, t.peer, t.near, t.spi_in),
                 ("in", t.local, t.remote, t.near, t.peer, t.spi_out),
