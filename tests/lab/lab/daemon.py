@@ -37,7 +37,7 @@ def _port_tables(name, values):
             *(_table(f"[[port.{name}.deny]]", rule) for rule in deny)]
 
 
-def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), policies=(), cpus=(0, 1)):
+def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), cpus=(0, 1)):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600."""
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
@@ -47,7 +47,10 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), poli
         *_port_tables("wan0", {"role": "unprotected", "xdp_mode": xdp_mode,
                                "deny": list(deny_wan)}),
         *_port_tables("lan0", {"role": "protected", "xdp_mode": xdp_mode}),
-        *(_table("[[policy]]", p) for p in policies),
+        _table("[[policy]]", {"name": "open", "action": "bypass", "local": "10.1.0.0/16",
+                              "remote": "192.0.2.0/24"}),
+        _table("[[policy]]", {"name": "closed", "action": "discard", "local": "10.1.0.0/16",
+                              "remote": "10.9.0.0/16"}),
     ]
     for t in lab.tunnels.values():
         common = {"suite": f"aes-gcm-16-{t.bits}", "esn": t.esn, "policy": t.name,
@@ -103,19 +106,10 @@ class Daemon:
     def accept_keys(self):
         """Starts the sequence state of every outbound SA whose key has none yet."""
         for t in self._lab.tunnels.values():
-            mark = os.path.join(self.folder, f"accepted-{t.name}")
+            mark = os.path.join(self.folder, f"accepted-{t.spi_out:08x}")
             if not os.path.exists(mark):
                 self.run("--accept-key", f"{t.name}-out")
                 open(mark, "w").close()
-
-    def forget_accepted_keys(self):
-        """As if the state directory had been lost."""
-        for folder in (self.folder, os.path.join(self.folder, "state")):
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if os.path.isfile(path) and (folder.endswith("state")
-                                             or name.startswith("accepted-")):
-                    os.unlink(path)
 
     def run(self, *arguments, check=True):
         """Runs sallyportd to its end: (exit status, what it printed)."""

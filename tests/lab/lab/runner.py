@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 
-from . import daemon, topology, uml
+from . import daemon, scapy_peer, topology, uml
 
 CASES = []  # (name, seconds, function), in the order they run
 
@@ -49,6 +49,14 @@ class Bench:
         self.slow = slow  # factor on time limits: sanitizer builds
         self.lab = topology.Lab()
         self._gateway = None
+        self._crafted = {}
+
+    def crafted(self, name):
+        """Scapy as the far end of a crafted tunnel; its sequence numbers go on over all cases."""
+        tunnel = self.lab.tunnels[name]
+        if tunnel.spi_in not in self._crafted:
+            self._crafted[tunnel.spi_in] = scapy_peer.EspEnd(tunnel)
+        return self._crafted[tunnel.spi_in]
 
     def peer(self):
         try:

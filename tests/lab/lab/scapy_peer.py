@@ -58,8 +58,11 @@ class EspEnd:
         return SecurityAssociation(ESP, spi=spi, crypt_algo="AES-GCM", crypt_key=key,
                                    tunnel_header=header, esn_en=self.tunnel.esn)
 
-    def seal(self, inner, sequence=None, next_header=None, spi=None):
-        """The outer packet (bytes) around `inner`, a scapy packet or bytes."""
+    def seal(self, inner, sequence=None, next_header=None, spi=None, pad_bytes=None, **outer):
+        """The outer packet (bytes) around `inner`, a scapy packet or bytes.
+
+        outer: fields of the outer IP header to set, e.g. tos=3.
+        """
         if sequence is None:
             self.sequence += 1
             sequence = self.sequence
@@ -68,14 +71,16 @@ class EspEnd:
         algorithm = self._out.crypt_algo
         plain = _ESPPlain(spi=spi or self._out.spi, seq=sequence & 0xFFFFFFFF,
                           iv=algorithm.generate_iv(), data=bytes(inner), nh=next_header)
-        sealed = algorithm.encrypt(self._out, algorithm.pad(plain), self._out.crypt_key,
+        plain = algorithm.pad(plain)
+        if pad_bytes is not None:
+            plain.padding = pad_bytes(plain.padding)
+        sealed = algorithm.encrypt(self._out, plain, self._out.crypt_key,
                                    esn_en=self.tunnel.esn, esn=sequence >> 32)
-        outer = self._out.tunnel_header.copy()
-        if outer.version == 4:
-            outer.proto = 50
-        else:
-            outer.nh = 50
-        return bytes(outer / sealed)
+        header = self._out.tunnel_header.copy()
+        setattr(header, "proto" if header.version == 4 else "nh", 50)
+        for field, value in outer.items():
+            setattr(header, field, value)
+        return bytes(header / sealed)
 
     def open(self, frame):
         """The inner packet of an Ethernet frame, or None when it is not for this end's SA."""

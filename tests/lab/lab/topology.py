@@ -162,6 +162,12 @@ class Lab:
             guest.ip(words)
         self.reset_peer_sas()
 
+    def new_keys(self):
+        """New SPIs and keys for all tunnels, on the peer too. The gateway must not be running."""
+        self.tunnels = make_tunnels()
+        if self._peer:
+            self.reset_peer_sas()
+
     def reset_peer_sas(self):
         """The peer's SAs and policies as new: sequence numbers and replay windows at their start."""
         self._peer.ip("xfrm policy flush")
