@@ -37,16 +37,16 @@ def _port_tables(name, values):
             *(_table(f"[[port.{name}.deny]]", rule) for rule in deny)]
 
 
-def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), cpus=(0, 1)):
+def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0"):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600."""
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
                              "control_socket": f"{folder}/control.sock", "max_sas": 64}),
-        _table("[workers]", {"cpus": list(cpus)}),
+        _table("[workers]", {"cpus": [0, 1]}),
         _table("[memory]", {"frames": 16384, "hugepages": False}),
         *_port_tables("wan0", {"role": "unprotected", "xdp_mode": xdp_mode,
                                "deny": list(deny_wan)}),
-        *_port_tables("lan0", {"role": "protected", "xdp_mode": xdp_mode}),
+        *_port_tables("lan0", {"role": "protected", "device": lan_device, "xdp_mode": xdp_mode}),
         _table("[[policy]]", {"name": "open", "action": "bypass", "local": "10.1.0.0/16",
                               "remote": "192.0.2.0/24"}),
         _table("[[policy]]", {"name": "closed", "action": "discard", "local": "10.1.0.0/16",
