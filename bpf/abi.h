@@ -54,7 +54,7 @@
     X(policy_discard, "a DISCARD policy covers the packet")                                        \
     X(no_policy, "no policy covers the packet: the SPD ends with DISCARD")                         \
     X(no_sa, "a PROTECT policy covers the packet and has no usable outbound SA")                   \
-    X(wrong_worker, "the packet reached a worker that does not own its SA")                        \
+    X(bypass_in_tunnel, "a BYPASS policy covers a packet that a route led into the tunnel device") \
     X(sequence_exhausted, "the outbound SA has used its last sequence number: rekey it")           \
     X(sequence_unreserved, "no sequence numbers are reserved on disk for the outbound SA")         \
     X(ttl_exceeded, "TTL or hop limit ended here")                                                 \
@@ -65,7 +65,8 @@
     X(injector_full, "the way from worker to port had no room")                                    \
     X(no_frame, "packet memory had no free frame")                                                 \
     X(steer_failed, "the frame could not be handed to its worker's socket")                        \
-    X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")
+    X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")                     \
+    X(rx_ring_full, "the receive ring of the owning worker was full: the worker is overloaded")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -86,14 +87,15 @@ struct sp_port_counters {
     __u64 passed;          /* given to the kernel */
     __u64 steered;         /* given to a worker's socket */
     __u64 redirected;      /* sent to another port through the devmap */
-    __u64 dropped;         /* with a reason in drop_counters */
+    __u64 dropped;         /* rx_frames = passed + steered + redirected + dropped */
     __u64 egress_frames;   /* frames its devmap egress program saw */
     __u64 egress_bytes;
-    __u64 egress_sent;     /* of those, let through */
+    __u64 egress_sent;     /* of those, let through; the others were dropped there */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
 
-/* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. */
+/* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. Their sum
+   for a port is dropped + egress_frames - egress_sent. */
 /* PERCPU_ARRAY steer_counters, key: (port id * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker. */
 
 /* ---- SA ownership ------------------------------------------------------------------------- */
@@ -135,7 +137,7 @@ SP_STATIC_ASSERT(sizeof(struct sp_owner) == 8, "abi");
 #define SP_SPD_OUTBOUND 0u
 #define SP_SPD_INBOUND 1u
 #define SP_SPD_TABLE(generation, direction, is_v6)                                                 \
-    (((__u32)(generation) << 2) | ((__u32)(direction) << 1) | (__u32)(is_v6))
+    ((generation) << 2 | (direction) << 1 | (is_v6)) /* all unsigned */
 
 struct sp_lpm_key {
     __u32 prefix_bits; /* 32 + bits of the address */
@@ -213,6 +215,26 @@ SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 16, "abi");
 #define SP_KIND_ORIGINATED 1
 #define SP_KIND_TRANSIT 2
 
+/* ---- tunables of one loaded program -------------------------------------------------------- */
+
+/*
+ * Set by the loader before a program is loaded, constant afterwards (so the verifier removes what
+ * they switch off). They stand alone in the section SP_TUNABLES_SECTION, which is also the kernel's
+ * name of the map behind it: together with the program's name it tells our own programs apart.
+ */
+#define SP_TUNABLES_SECTION ".rodata.sp_tune"
+
+struct sp_tunables {
+    __u32 port;             /* port id: key into counters, port_info, egress_rules */
+    __u32 queues;           /* receive queues that have sockets */
+    __u32 workers;          /* at least 1; xsks has queues * workers slots */
+    __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides */
+    __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 20, "abi");
+
+/* XSKMAP xsks, one for each port: queue * workers + worker -> socket bound to that queue. */
+
 /* ---- hashes that programs and workers must agree on ---------------------------------------- */
 
 static inline __u32 sp_mix32(__u32 x)
@@ -232,7 +254,8 @@ static inline __u32 sp_sa_hash(__u32 spi_be, __u32 daddr_word)
     return sp_mix32(spi_be ^ sp_mix32(daddr_word));
 }
 
-/* Same flow, same worker: words as they stand in memory, ports 0 where there are none. */
+/* Same flow, same worker: last words of the addresses as they stand in memory, ports in host order,
+   0 where there are none and for every fragment (later ones carry none). */
 static inline __u32 sp_flow_hash(__u32 src_word, __u32 dst_word, __u32 protocol, __u32 src_port,
                                  __u32 dst_port)
 {

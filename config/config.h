@@ -5,13 +5,19 @@
 //
 // Everything here is complete and consistent: names are unique, references resolve, defaults are
 // filled in. Checks that need the running system (does the device exist, how many queues has it)
-// are in check_against_system(), so that a file can be validated anywhere.
+// are in check_against_system(), so that a file can be validated anywhere. docs/config.md has
+// every key with its default, range and reason.
+//
+// No function throws. No error text contains key material, whatever the operator typed where.
+// All of it runs on the control thread, before workers start.
 
 #include <cstdint>
 #include <expected>
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dataplane/base/ids.h"
@@ -56,11 +62,13 @@ struct Workers {
     std::vector<uint16_t> cpus;  // empty: automatic, all CPUs this process may use
     // How long a worker keeps polling without work before it sleeps, microseconds.
     uint32_t spin_us = 50;
+    Location location;  // of `cpus`, or of the table
 };
 
 struct Memory {
     uint32_t frames = 16384;  // of 4 KiB, for all ports and workers; power of two
     bool hugepages = true;    // use when present
+    Location location;        // of `frames`, or of the table
 };
 
 enum class SpdAction : uint8_t { protect, bypass, discard };
@@ -75,7 +83,8 @@ struct Policy {
     std::optional<uint8_t> protocol;
     std::optional<std::pair<uint16_t, uint16_t>> local_ports;  // inclusive; only tcp, udp, sctp
     std::optional<std::pair<uint16_t, uint16_t>> remote_ports;
-    // Lower decides first. Without: longer prefixes decide before shorter, then file order.
+    // Lower decides first, and before every entry without; equal ones in file order. Without:
+    // the greater sum of longest local and longest remote prefix length first, then file order.
     std::optional<uint32_t> priority;
     Location location;
 };
@@ -88,14 +97,14 @@ enum class DfPolicy : uint8_t { copy, set, clear };
 struct StaticSa {
     std::string name;
     SaDirection direction = SaDirection::inbound;
-    Spi spi{};  // host order, >= 256
+    Spi spi{};              // host order, >= 256
     IpAddress source;       // outer
     IpAddress destination;  // outer
     Suite suite = Suite::aes_gcm_16_128;
     SecretBytes key;  // key || 4-byte salt (RFC 4106 8.1)
     bool esn = false;
-    uint32_t replay_window = 64;  // inbound; 0 (off) or 32 .. 4096
-    std::string policy;           // name of the PROTECT policy whose traffic it carries
+    uint32_t replay_window = 64;     // inbound; 0 (off) or 32 .. 4096
+    std::string policy;              // name of the PROTECT policy whose traffic it carries
     std::optional<WorkerId> worker;  // default: spread by hash of SPI and destination
     DfPolicy df = DfPolicy::copy;
     bool copy_dscp = true;
@@ -114,8 +123,8 @@ struct Config {
     uint32_t max_sas = 4096;  // inbound + outbound SAs there is room for
     Workers workers;
     Memory memory;
-    std::vector<Port> ports;        // at least one; position is the PortId
-    std::vector<Policy> policies;   // in SPD order: position is the PolicyId
+    std::vector<Port> ports;       // at least one; position is the PortId
+    std::vector<Policy> policies;  // in SPD order: position is the PolicyId
     std::vector<StaticSa> sas;
 };
 
@@ -128,10 +137,13 @@ struct Error {
     [[nodiscard]] std::string to_string() const;
 };
 
-// Reads and validates `file`. Either everything is valid or every error found is reported.
+// Reads and validates `file`. Either everything is valid or every error found is reported, in the
+// order of lines (text that is not TOML at all ends at its first error). A file with inline keys
+// must be readable by its owner only.
 std::expected<Config, std::vector<Error>> load(const std::filesystem::path& file);
 
-// The same for text already in memory; `file` is used for messages and for relative key files.
+// The same for text already in memory; `file` is used for messages and for relative key files,
+// which are read.
 std::expected<Config, std::vector<Error>> parse(std::string_view text,
                                                 const std::filesystem::path& file);
 

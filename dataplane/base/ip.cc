@@ -37,7 +37,8 @@ std::expected<IpPrefix, std::string> parse_ip_prefix(std::string_view text) {
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), bits);
     if (error != std::errc{} || end != digits.data() + digits.size() || digits.empty() ||
         bits > address->bit_count()) {
-        return std::unexpected("'" + std::string(text) + "': the prefix length is a number from 0 to " +
+        return std::unexpected("'" + std::string(text) +
+                               "': the prefix length is a number from 0 to " +
                                std::to_string(address->bit_count()));
     }
     prefix.bits = static_cast<uint8_t>(bits);
@@ -47,7 +48,8 @@ std::expected<IpPrefix, std::string> parse_ip_prefix(std::string_view text) {
     }
     if (!(masked == *address)) {
         prefix.address = masked;
-        return std::unexpected("'" + std::string(text) + "' has bits set behind its prefix length: write " +
+        return std::unexpected("'" + std::string(text) +
+                               "' has bits set behind its prefix length: write " +
                                to_string(prefix));
     }
     return prefix;

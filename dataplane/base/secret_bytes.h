@@ -57,7 +57,8 @@ class SecretBytes {
         if (a.size_ != b.size_) return false;
         uint8_t difference = 0;
         for (size_t i = 0; i < a.size_; ++i) {
-            difference = static_cast<uint8_t>(difference | static_cast<uint8_t>(a.bytes_[i] ^ b.bytes_[i]));
+            difference =
+                static_cast<uint8_t>(difference | static_cast<uint8_t>(a.bytes_[i] ^ b.bytes_[i]));
         }
         return difference == 0;
     }

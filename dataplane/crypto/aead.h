@@ -28,9 +28,12 @@ inline constexpr size_t kGcmNonceBytes = kGcmSaltBytes + kGcmIvBytes;
 // Key bytes without salt.
 constexpr size_t key_bytes(Suite suite) {
     switch (suite) {
-        case Suite::aes_gcm_16_128: return 16;
-        case Suite::aes_gcm_16_192: return 24;
-        case Suite::aes_gcm_16_256: return 32;
+        case Suite::aes_gcm_16_128:
+            return 16;
+        case Suite::aes_gcm_16_192:
+            return 24;
+        case Suite::aes_gcm_16_256:
+            return 32;
     }
     return 0;
 }
@@ -41,16 +44,31 @@ struct alignas(64) AeadKey {
     std::byte expanded[1024];
 };
 
+// Brings to the cache what a packet of `text_bytes` will need of the key: the round keys stand
+// first, the hash powers last, the lowest (all that short packets use) at the very end.
+inline void prefetch_key(const AeadKey& key, uint32_t text_bytes) {
+    constexpr uint32_t kLines = sizeof key.expanded / 64;
+    constexpr uint32_t kRoundKeyLines = 4;
+    const uint32_t wanted = text_bytes / 64 + 1;
+    const uint32_t power_lines =
+        wanted < kLines - kRoundKeyLines ? wanted : kLines - kRoundKeyLines;
+    for (uint32_t i = 0; i < kRoundKeyLines; ++i) __builtin_prefetch(key.expanded + i * 64);
+    for (uint32_t i = 0; i < power_lines; ++i) {
+        __builtin_prefetch(key.expanded + (kLines - 1 - i) * 64);
+    }
+}
+
 // One packet to encrypt or decrypt in place. All pointers stay valid during the call.
 struct AeadJob {
     const AeadKey* key;
-    std::byte* text;         // plaintext in, ciphertext out (or the reverse)
+    std::byte* text;  // plaintext in, ciphertext out (or the reverse)
     uint32_t text_bytes;
     Suite suite;
-    uint8_t aad_bytes;       // 8, or 12 with ESN (RFC 4106 5)
+    uint8_t aad_bytes;  // 8, or 12 with ESN (RFC 4106 5)
+    bool authentic;     // written by open()
     std::byte nonce[kGcmNonceBytes];
     std::byte aad[12];
-    std::byte* icv;          // seal: written; open: compared
+    std::byte* icv;  // seal: written; open: compared
 };
 
 // A worker's own library context. Owner: one thread.
@@ -64,14 +82,16 @@ class Aead {
 
     // Encrypts and writes ICVs.
     void seal(std::span<AeadJob* const> jobs) const;
-    // Decrypts and compares ICVs in constant time; accepted[i] says whether job i is authentic.
-    // The text of a job that is not is wiped before this returns.
-    void open(std::span<AeadJob* const> jobs, bool* accepted) const;
+    // Decrypts, compares ICVs in constant time and says in each job whether it is authentic. The
+    // text of a job that is not is wiped before this returns.
+    void open(std::span<AeadJob* const> jobs) const;
 
     // Library version and instruction set, for the start-up log.
     [[nodiscard]] std::string description() const;
 
   private:
+    friend void expand_key(const Aead& aead, Suite suite, std::span<const std::byte> key,
+                           AeadKey& out);
     struct Impl;
     explicit Aead(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;

@@ -9,6 +9,10 @@
 #include "dataplane/base/drop_reason.h"
 #include "dataplane/io/frame.h"
 
+namespace sallyport {
+class NextHops;
+}
+
 namespace sallyport::io {
 
 // What a finished frame is, which decides who decrements its TTL (bpf/abi.h, SP_KIND_*).
@@ -34,6 +38,9 @@ class Egress {
     virtual void send(std::span<OutgoingFrame> frames) = 0;
     // Pushes out what send() collected and reclaims what is done. Called once per loop.
     virtual void flush() = 0;
+    // Takes a new mirror of the kernel's routes into use. Direct egress reads it in every send()
+    // until the next call; devmap egress leaves routing to the kernel.
+    virtual void set_next_hops(const NextHops* /*next_hops*/) {}
     // Frames sent but not yet reclaimed by this object.
     [[nodiscard]] virtual uint32_t in_flight() const = 0;
 

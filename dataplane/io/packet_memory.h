@@ -18,10 +18,21 @@ std::expected<void, std::string> start_eal(uint32_t frame_count, bool hugepages)
 
 // All packet buffers of the process: one rte_mempool that is also the AF_XDP UMEM.
 //
-// take() and give() may be called from any thread that was registered by register_thread();
-// each then has its own cache. Created and destroyed by control.
+//   one buffer, 4096 bytes, aligned to 4096 (dataplane/io/frame.h):
+//   +0 mempool header | +64 mbuf | +192 headroom | +320 packet ...
+//
+// The mempool keeps free buffers in a ring that all threads share; a registered thread has a
+// private cache of some hundred buffers in front of it, so that most bursts touch no shared line.
+// The price: a buffer in one thread's cache is out of reach of the others, so plan for
+// `kThreadCacheMax` idle buffers per thread.
+//
+// take() and give() work on any thread; only those registered by register_thread(), and the one
+// that called start_eal(), have a cache. Created and destroyed by control, after the workers and
+// sockets that use it. The memory is left out of core dumps: it holds decrypted packets.
 class PacketMemory {
   public:
+    static constexpr uint32_t kThreadCacheMax = 384;
+
     static std::expected<PacketMemory, std::string> create(uint32_t frame_count, bool hugepages);
     PacketMemory(PacketMemory&&) noexcept;
     PacketMemory& operator=(PacketMemory&&) noexcept;
@@ -42,6 +53,12 @@ class PacketMemory {
     [[nodiscard]] uint32_t frame_count() const;
     [[nodiscard]] uint32_t available() const;  // in the pool and all caches
     [[nodiscard]] bool on_hugepages() const;
+
+    // Puts every buffer that is not in the pool back into it and returns how many there were:
+    // those that the kernel held when the sockets closed. Control, after all sockets and egresses
+    // have gone and all other threads are unregistered. Conservation says that the result equals
+    // the sum of PortSockets::frames_in_kernel() just before.
+    uint32_t recover();
 
   private:
     struct Impl;

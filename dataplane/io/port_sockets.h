@@ -10,11 +10,21 @@
 //   queue q --FILL--> kernel --redirect--> RX(q, w) --> worker w --> pool --> home(q) --> FILL
 //
 // A home that sleeps would starve its queue while another worker is busy on it. Whoever takes
-// frames from a queue looks at its FILL level and wakes the home below the low-water mark.
+// frames from a queue looks at its FILL level and wakes the home below the low-water mark. The
+// same trap lies on the way out: sent frames wait on COMPLETION until the home reclaims them, so
+// whoever transmits wakes the home above the high-water mark.
+//
+// Sockets of one queue share its rings and buffer pool in the kernel: the first one brings FILL
+// and COMPLETION, the others are bound to the first one's fd. (libxdp's own set-up refuses the
+// second socket on any queue but the first of a UMEM, so the set-up here is made of the system
+// calls; the ring accessors are libxdp's.) Binding mode and flags are the UMEM's: all ports
+// share those of the first.
+//
+// Frames the kernel holds when the sockets close do not come back by themselves: see
+// PacketMemory::recover().
 
 #include <cstdint>
 #include <expected>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -35,7 +45,7 @@ struct PortSocketsSetup {
     Bind bind = Bind::automatic;
     uint32_t fill_entries = 2048;  // of each queue; powers of two
     uint32_t rx_entries = 1024;    // of each socket
-    uint32_t tx_entries = 512;     // of each socket; only used by direct egress
+    uint32_t tx_entries = 512;     // of each socket; only used by direct egress, 0: no TX
 };
 
 // What the kernel counted for one socket (XDP_STATISTICS).
@@ -64,8 +74,10 @@ class PortSockets {
     uint32_t receive(QueueId queue, WorkerId worker, std::span<Frame> out);
     // Puts frames on the TX ring; returns how many it took. Buffers come back through the home.
     uint32_t transmit(QueueId queue, WorkerId worker, std::span<const Frame> frames);
-    // Tells the kernel that there is something to send, if it asked to be told.
-    void kick_transmit(QueueId queue, WorkerId worker);
+    // Tells the kernel that there is something to send, if it asked to be told. Returns how many
+    // frames stay on the ring: call again later. In copy mode that happens when COMPLETION is full
+    // (the home must reclaim first) or the device is.
+    uint32_t kick_transmit(QueueId queue, WorkerId worker);
 
     // --- home of the queue ---
     // Moves frames from the pool to the FILL ring until it is full or the pool is empty, and
@@ -78,9 +90,12 @@ class PortSockets {
     // Frames on the FILL ring right now; a hint.
     [[nodiscard]] uint32_t fill_level(QueueId queue) const;
     [[nodiscard]] uint32_t fill_low_water(QueueId queue) const;
+    // Sent frames that wait for the home to reclaim them; a hint.
+    [[nodiscard]] uint32_t completion_level(QueueId queue) const;
+    [[nodiscard]] uint32_t completion_high_water(QueueId queue) const;
     [[nodiscard]] SocketStatistics statistics(QueueId queue, WorkerId worker) const;
-    // Frames the kernel holds for this port: given to FILL or TX and not yet come back. Exact
-    // when the workers stand still.
+    // Frames the kernel holds for this port: given to FILL or TX and not yet come back, those that
+    // wait on RX and COMPLETION included. Exact when the workers stand still.
     [[nodiscard]] uint64_t frames_in_kernel() const;
 
   private:

@@ -3,9 +3,12 @@
 
 // sp0: the multi-queue TAP between workers and the kernel, one queue per worker.
 //
-// A frame written here meets the XDP program on sp0 without an skb being made (which needs
-// O_NONBLOCK, TUNSETSNDBUF = INT_MAX and frame + headroom + tailroom within a page). What the
-// kernel routes into sp0 is read from the same queue.
+// A frame written here meets the XDP program on sp0 without an skb being made. The kernel takes
+// this way (tun_can_build_skb) for a write to a non-blocking descriptor whose send buffer is
+// INT_MAX, if the frame fits one page together with 64 bytes in front and the skb's tail (320
+// bytes here): up to 3712 bytes, that is an MTU of 3698. A longer frame is first made an skb and
+// meets XDP in generic mode: slower, with the same result. What the kernel routes into sp0 is
+// read from the same queue.
 
 #include <array>
 #include <cstdint>
@@ -43,8 +46,9 @@ class TapQueue {
 // The device. Exists as long as a queue is open: a killed daemon leaves none behind.
 class Tap {
   public:
-    // Creates `name` with `queues` queues and the addresses sp0 has: locally administered MAC,
-    // MTU, up, no IPv6 autoconfiguration. Fails when a device of that name exists already.
+    // Creates `name` with `queues` queues, all of them open on return, and the address sp0 has:
+    // the locally administered MAC 02:53:50:00:01:00. Sets the MTU, takes it up, without IPv6
+    // autoconfiguration. Sysctls of it are control's. Fails when a device of that name exists.
     static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues,
                                                   uint32_t mtu);
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }
@@ -59,7 +63,10 @@ class Tap {
 
 // Writes finished frames to a TAP queue in io_uring batches of up to 64. On the way it fills in the
 // Ethernet addresses: destination sp0's own MAC, source 02:53:50:00:00:KIND.
-// Drop reason: injector_full.
+//
+// A write to a TAP never waits, so each batch is complete when its submission returns: in_flight()
+// is 0 after flush(). One system call carries a batch, but XDP still runs once per frame.
+// Drop reason: injector_full (the kernel refused the write: no memory, or sp0 is down).
 std::expected<std::unique_ptr<Egress>, std::string> make_tap_egress(TapQueue& queue, MacAddress mac,
                                                                     PacketMemory& memory);
 

@@ -41,6 +41,39 @@ struct Selector {
     uint16_t destination_port_hi = 65535;
 };
 
+// A selector as a worker compares it: the address words as they stand in an IP header, masked.
+// IPv4 headers have source and destination side by side, so one word holds both.
+struct SelectorMatch {
+    Family family = Family::v4;
+    uint8_t protocol = 0;
+    bool has_ports = false;
+    uint16_t source_port_lo = 0;
+    uint16_t source_port_hi = 0;
+    uint16_t destination_port_lo = 0;
+    uint16_t destination_port_hi = 0;
+    // The first of each is all that IPv4 needs, so that it stays within one cache line.
+    std::array<uint64_t, 4> mask{};
+    std::array<uint64_t, 4> want{};
+
+    SelectorMatch() = default;
+    explicit SelectorMatch(const Selector& selector);
+
+    // `header`: a complete IP header of `family`.
+    [[nodiscard]] bool addresses_match(Family packet_family, const std::byte* header) const {
+        if (packet_family != family) return false;
+        uint64_t words[4] = {};
+        if (packet_family == Family::v4) {
+            std::memcpy(words, header + 12, 8);
+            return ((words[0] ^ want[0]) & mask[0]) == 0;
+        }
+        std::memcpy(words, header + 8, 32);
+        return (((words[0] ^ want[0]) & mask[0]) | ((words[1] ^ want[1]) & mask[1]) |
+                ((words[2] ^ want[2]) & mask[2]) | ((words[3] ^ want[3]) & mask[3])) == 0;
+    }
+};
+
+inline constexpr size_t kSelectorsMax = 32;  // of one SA
+
 // One sequence number more than the last that may be used: ESN stops before 2^64 (RFC 4303 3.3.3).
 inline constexpr uint64_t kSequenceEnd32 = uint64_t{1} << 32;
 inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
@@ -52,14 +85,14 @@ struct alignas(64) OutboundSa {
     uint64_t sequence_low_water = 0;  // reaching it asks control for more, once
     uint64_t iv_mask = 0;             // IV = sequence ^ iv_mask (0 for static SAs)
     Counter packets;
-    Counter bytes;                    // inner bytes
+    Counter bytes;  // inner bytes
     Be32 spi;
-    uint32_t salt = 0;                // as in key material
+    uint32_t salt = 0;  // as in key material
     crypto::Suite suite{};
     bool esn = false;
     bool low_water_reported = false;
-    uint8_t header_bytes = 20;        // outer IP header in the template: 20 or 40
-    uint16_t mtu = 1500;              // largest outer packet, IP bytes
+    uint8_t header_bytes = 20;  // outer IP header in the template: 20 or 40
+    uint16_t mtu = 1500;        // largest outer packet, IP bytes
     WorkerId owner{};
     // --- line 1 ---
     std::array<std::byte, 40> outer{};  // outer IP header template; length, id, DSCP, TTL filled in
@@ -82,7 +115,7 @@ struct alignas(64) InboundSa {
     Be32 spi;
     uint32_t salt = 0;
     Counter packets;
-    Counter bytes;                   // inner bytes
+    Counter bytes;  // inner bytes
     crypto::Suite suite{};
     bool esn = false;
     Family outer_family = Family::v4;
@@ -96,10 +129,11 @@ struct alignas(64) InboundSa {
     PolicyId policy{};
     // --- key ---
     crypto::AeadKey key;
-    // --- seldom: touched once per packet, one or two lines ---
-    Selector selector;
-    const Selector* more_selectors = nullptr;  // owned by the SA's memory block
+    // --- seldom ---
+    const SelectorMatch* more_selectors = nullptr;  // in the SA's memory block
     std::array<Counter, kDropReasonCount> drops;
+    // --- touched once per packet; more selectors and the replay bitmap follow the object ---
+    alignas(64) SelectorMatch selector;
 };
 
 // What control says to build an SA. Keys are copied into SA memory and expanded there.
@@ -135,7 +169,7 @@ struct InboundSaParameters {
     uint32_t replay_window = 64;
     uint64_t replay_top = 0;
     WorkerId owner{};
-    std::span<const Selector> selectors;  // 1 .. 32
+    std::span<const Selector> selectors;  // 1 .. kSelectorsMax
 };
 
 // Frees an SA: wipes it first. Control only, after the owner has retired it.

@@ -60,9 +60,13 @@ struct CompiledSpd {
     uint32_t class_count = 0;
 };
 
-// `ordered`: SPD order, first match decides. Fails when more than SP_CELL_ENTRIES_MAX entries with
-// protocol or port selectors compete for one address pair; the error names the policies' prefixes.
-// (Entries behind one that matches every protocol and port can never match and are left out.)
+// Rows a compiled direction may have: bounds memory and the time to write them into BPF maps.
+inline constexpr size_t kSpdRowsMax = 1 << 20;
+
+// `ordered`: SPD order, first match decides. Entries behind one that matches every protocol and
+// port of an address pair can never match there and are left out. Fails, with the prefixes in the
+// text, when more than SP_CELL_ENTRIES_MAX entries compete for one address pair or the result has
+// more than kSpdRowsMax rows.
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered);
 
 // What a lookup needs to know of a packet. Addresses point at 4 or 16 bytes in network order.
@@ -79,8 +83,8 @@ struct SpdKey {
 struct SpdVerdict {
     enum class Kind : uint8_t {
         matched,
-        no_match,           // the list's implicit end
-        ports_unknown,      // a fragment met an entry with port selectors (RFC 4301 7)
+        no_match,       // the list's implicit end
+        ports_unknown,  // a fragment met an entry with port selectors (RFC 4301 7)
     };
     Kind kind = Kind::no_match;
     SpdAction action = SpdAction::discard;
@@ -96,16 +100,36 @@ class Spd {
     [[nodiscard]] SpdVerdict lookup(SpdDirection direction, const SpdKey& key) const;
 
   private:
-    struct Row {
-        uint32_t first;
-        uint32_t count;
+    // What decides once the addresses have led to a run: 16 bytes, four to a cache line.
+    struct Candidate {
+        PolicyId policy;
+        SpdAction action;
+        uint8_t protocol;
+        bool has_ports;
+        bool last;  // ends its run
+        uint16_t source_port_lo;
+        uint16_t source_port_hi;
+        uint16_t destination_port_lo;
+        uint16_t destination_port_hi;
     };
+    static_assert(sizeof(Candidate) == 16);
+
+    // Source ranges of one destination class, in the Side's arrays. Value: index of a Candidate.
+    struct ClassRow {
+        uint32_t v4_first = 0;
+        uint32_t v4_count = 0;
+        uint32_t v6_first = 0;
+        uint32_t v6_count = 0;
+    };
+
     struct Side {
-        PrefixTable destinations;           // -> index into sources
-        std::vector<PrefixTable> sources;   // -> index into cells
-        std::vector<Row> cells;
-        std::vector<SpdEntry> entries;
+        PrefixTable destinations;  // -> class
+        std::vector<ClassRow> classes;
+        std::vector<RangeV4> v4_sources;
+        std::vector<RangeV6> v6_sources;
+        std::vector<Candidate> candidates;
         explicit Side(const CompiledSpd& compiled);
+        [[nodiscard]] uint32_t find(const SpdKey& key) const;
     };
     Side outbound_;
     Side inbound_;

@@ -19,15 +19,15 @@ class NextHops;
 // writer: control; reader: worker. The worker answers where it says so.
 struct Command {
     enum class Kind : uint8_t {
-        install_inbound,   // inbound: now owned by the worker
-        install_outbound,  // outbound: now owned by the worker; carries its policy's traffic
-        retire,            // id; answered by inbound_retired or outbound_retired
-        extend_sequence,   // id, number: new sequence_reserved; number2: new sequence_low_water
-        publish_spd,       // spd; answered by spd_released with the one used before, if any
-        publish_next_hops, // next_hops; answered by next_hops_released likewise
+        install_inbound,    // inbound: now owned by the worker
+        install_outbound,   // outbound: now owned by the worker; carries its policy's traffic
+        retire_inbound,     // inbound; answered by inbound_retired
+        retire_outbound,    // outbound; answered by outbound_retired
+        extend_sequence,    // outbound, number: new sequence_reserved, number2: new low water
+        publish_spd,        // spd; answered by spd_released with the one used before, if any
+        publish_next_hops,  // next_hops; answered by next_hops_released likewise
     };
     Kind kind{};
-    SaId id{};
     uint64_t number = 0;
     uint64_t number2 = 0;
     InboundSa* inbound = nullptr;
@@ -39,8 +39,8 @@ struct Command {
 // writer: worker; reader: control.
 struct Event {
     enum class Kind : uint8_t {
-        inbound_retired,     // inbound may be freed
-        outbound_retired,    // outbound may be freed
+        inbound_retired,     // inbound may be freed; also when it could not be installed
+        outbound_retired,    // outbound likewise
         sequence_low,        // id: reserve more sequence numbers
         sequence_exhausted,  // id: the SA has stopped
         spd_released,        // spd may be freed
@@ -48,11 +48,11 @@ struct Event {
         audit,               // a packet that RFC 4303 4 wants on record; rate limited
     };
     Kind kind{};
-    DropReason reason{};     // audit
+    DropReason reason{};  // audit
     SaId id{};
-    Spi spi{};               // audit
-    uint64_t number = 0;     // sequence number
-    IpAddress source;        // audit: outer addresses (inner for selector_mismatch)
+    Spi spi{};            // audit
+    uint64_t number = 0;  // sequence number
+    IpAddress source;     // audit: outer addresses (inner for selector_mismatch)
     IpAddress destination;
     InboundSa* inbound = nullptr;
     OutboundSa* outbound = nullptr;

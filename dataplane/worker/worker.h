@@ -7,19 +7,15 @@
 // the inbound or outbound pipeline over it, hand the results to the egress, refill the queues it
 // is the home of. Without work it spins for a while, then sleeps in poll().
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <expected>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "dataplane/base/counter.h"
-#include "dataplane/base/drop_reason.h"
 #include "dataplane/base/ids.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/worker/counters.h"
 #include "dataplane/worker/messages.h"
 
 namespace sallyport {
@@ -31,24 +27,24 @@ class PortSockets;
 class TapQueue;
 }  // namespace io
 
-// writer: worker; reader: anyone.
-struct DirectionCounters {
-    Counter frames;     // entered the pipeline
-    Counter bytes;      // with Ethernet header
-    Counter delivered;  // left it towards the egress
-    Counter bursts;
-};
+// Ends the sleep of workers. One for all of them, made by control before they start.
+class WakeBoard {
+  public:
+    // Throws std::system_error when the system has no more file descriptors.
+    explicit WakeBoard(uint16_t workers);
+    ~WakeBoard();
+    WakeBoard(const WakeBoard&) = delete;
 
-struct alignas(64) WorkerCounters {
-    DirectionCounters inbound;
-    DirectionCounters outbound;
-    std::array<Counter, kDropReasonCount> drops;
-    Counter egress_frames;   // handed to the egress, which counts its own drops
-    Counter from_kernel;     // frames read from sp0
-    Counter loops;
-    Counter sleeps;
-    Counter busy_cycles;     // TSC cycles in loops that moved at least one frame
-    Counter events_lost;     // event ring full
+    // Any thread. A system call only when the worker sleeps.
+    void wake(WorkerId worker);
+
+  private:
+    friend class Worker;
+    struct alignas(64) Seat {
+        int fd = -1;
+        std::atomic<bool> asleep = false;  // writer: that worker; reader: anyone
+    };
+    std::vector<Seat> seats_;
 };
 
 struct WorkerSetup {
@@ -57,6 +53,7 @@ struct WorkerSetup {
     uint32_t spin_us = 50;
     uint32_t max_sas = 4096;
     uint32_t max_policies = 4096;
+    WakeBoard* wake_board = nullptr;
     io::PacketMemory* memory = nullptr;
     // One per port, in port order. Role decides the pipeline its frames go through.
     struct PortInput {
@@ -64,13 +61,13 @@ struct WorkerSetup {
         bool unprotected_side = false;
     };
     std::vector<PortInput> ports;
-    io::TapQueue* tap = nullptr;    // this worker's queue of sp0
+    io::TapQueue* tap = nullptr;  // this worker's queue of sp0
     std::unique_ptr<io::Egress> egress;
 };
 
 class Worker {
   public:
-    explicit Worker(WorkerSetup setup);
+    static std::expected<std::unique_ptr<Worker>, std::string> create(WorkerSetup setup);
     ~Worker();  // stops
     Worker(const Worker&) = delete;
 
@@ -89,11 +86,12 @@ class Worker {
     [[nodiscard]] const io::Egress& egress() const;
     [[nodiscard]] WorkerId id() const;
     [[nodiscard]] uint16_t cpu() const;
-    // Any thread: ends a sleep early.
-    void wake();
+    // CPU time the thread has used, while it runs.
+    [[nodiscard]] uint64_t cpu_time_ns() const;
 
   private:
     struct Impl;
+    explicit Worker(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };
 

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Forwarding by the kernel's own FIB and neighbours, out through the devmap entry of a port.
+ *
+ * What XDP cannot finish (no neighbour yet, fragmentation, ICMP errors, packets for this host) is
+ * passed to the kernel. The kernel's way out meets no devmap program, so the egress filter of the
+ * port it will use is applied before the frame is passed.
+ */
+#ifndef SP_FORWARD_H
+#define SP_FORWARD_H
+
+#include "filter.h"
+#include "verdict.h"
+
+/* Writer: control. Reader: forwarding programs. Key: ifindex of each port, for its lifetime. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, SP_PORTS_MAX);
+    __type(key, __u32);
+    __type(value, __u32);
+} port_by_ifindex SEC(".maps");
+
+/* Writer: control. Reader: forwarding programs. Key: port id, for the port's lifetime. */
+struct {
+    __uint(type, BPF_MAP_TYPE_DEVMAP);
+    __uint(max_entries, SP_PORTS_MAX);
+    __uint(key_size, sizeof(__u32));
+    __uint(value_size, sizeof(struct bpf_devmap_val));
+} tx_ports SEC(".maps");
+
+enum sp_origin {
+    SP_ORIGIN_BYPASS,     /* received in clear: TTL is ours to decrement, ICMP errors are due */
+    SP_ORIGIN_TRANSIT,    /* decrypted here: TTL is ours to decrement */
+    SP_ORIGIN_ORIGINATED, /* made here: TTL stays */
+};
+
+static __always_inline int sp_redirect(__u32 port)
+{
+    struct sp_port_counters *counters;
+
+    /* An empty slot: the port has gone. */
+    if (bpf_redirect_map(&tx_ports, port, 0) != XDP_REDIRECT)
+        return sp_drop(SP_DROP_no_route);
+    counters = sp_counters();
+    if (counters)
+        ++counters->redirected;
+    return XDP_REDIRECT;
+}
+
+static __always_inline long sp_fib_lookup(struct xdp_md *ctx, const struct sp_packet *packet,
+                                          __u32 ip_bytes, struct bpf_fib_lookup *fib)
+{
+    __builtin_memset(fib, 0, sizeof(*fib));
+    fib->family = packet->family;
+    fib->l4_protocol = packet->protocol;
+    fib->sport = bpf_htons(packet->src_port);
+    fib->dport = bpf_htons(packet->dst_port);
+    fib->tot_len = (__u16)ip_bytes;
+    fib->ifindex = ctx->ingress_ifindex;
+    if (packet->family == SP_AF_INET) {
+        fib->tos = packet->tos;
+        fib->ipv4_src = packet->src[0];
+        fib->ipv4_dst = packet->dst[0];
+    } else {
+        fib->flowinfo = packet->flowinfo;
+        __builtin_memcpy(fib->ipv6_src, packet->src, sizeof(fib->ipv6_src));
+        __builtin_memcpy(fib->ipv6_dst, packet->dst, sizeof(fib->ipv6_dst));
+    }
+    return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+}
+
+/* The kernel keeps the packet: it is for this host, or nothing would route it on. */
+static __always_inline int sp_is_local(struct xdp_md *ctx, const struct sp_packet *packet)
+{
+    struct bpf_fib_lookup fib;
+    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    return result == BPF_FIB_LKUP_RET_NOT_FWDED || result == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/* One hop less, and the link addresses of the next one. */
+static __always_inline int sp_rewrite(struct xdp_md *ctx, const struct bpf_fib_lookup *fib,
+                                      __u32 family, enum sp_origin origin)
+{
+    void *data = (void *)(long)ctx->data;
+    void *data_end = (void *)(long)ctx->data_end;
+    struct ethhdr *ethernet = data;
+
+    if (family == SP_AF_INET) {
+        struct iphdr *ip = (void *)(ethernet + 1);
+        __u32 check;
+
+        if ((void *)(ip + 1) > data_end)
+            return 0;
+        if (origin != SP_ORIGIN_ORIGINATED) {
+            /* RFC 1141: TTL is the high byte of its word, so the sum grows by 0x0100. */
+            check = ip->check;
+            check += bpf_htons(0x0100);
+            ip->check = (__sum16)(check + (check >= 0xffff));
+            --ip->ttl;
+        }
+    } else {
+        struct ipv6hdr *ip = (void *)(ethernet + 1);
+
+        if ((void *)(ip + 1) > data_end)
+            return 0;
+        if (origin != SP_ORIGIN_ORIGINATED)
+            --ip->hop_limit;
+    }
+    __builtin_memcpy(ethernet->h_dest, fib->dmac, ETH_ALEN);
+    __builtin_memcpy(ethernet->h_source, fib->smac, ETH_ALEN);
+    return 1;
+}
+
+static __always_inline int sp_forward(struct xdp_md *ctx, struct sp_packet *packet,
+                                      enum sp_origin origin)
+{
+    struct bpf_fib_lookup fib;
+    __u32 *port;
+    long result;
+    int resolved;
+
+    /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards it. */
+    if (origin != SP_ORIGIN_ORIGINATED && packet->ttl <= 1)
+        return sp_pass();
+
+    result = sp_fib_lookup(ctx, packet, packet->ip_bytes, &fib);
+    resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
+    /* Too big for the route: the kernel fragments or answers. Ask again only for the port. */
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    switch (result) {
+    case BPF_FIB_LKUP_RET_SUCCESS:
+    case BPF_FIB_LKUP_RET_NO_NEIGH:
+        break;
+    case BPF_FIB_LKUP_RET_NOT_FWDED:
+    case BPF_FIB_LKUP_RET_FWD_DISABLED:
+        return sp_pass();
+    case BPF_FIB_LKUP_RET_BLACKHOLE:
+    case BPF_FIB_LKUP_RET_UNREACHABLE:
+    case BPF_FIB_LKUP_RET_PROHIBIT:
+        /* The kernel does not forward it either, and answers the sender. */
+        return origin == SP_ORIGIN_BYPASS ? sp_pass() : sp_drop(SP_DROP_no_route);
+    default:
+        /* Routes with encapsulation and failed lookups: the port, and with it the egress filter
+           that must hold, is not known. */
+        return sp_drop(SP_DROP_no_route);
+    }
+
+    port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (!port)
+        return sp_pass();
+    if (!resolved)
+        return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
+    if (!sp_rewrite(ctx, &fib, packet->family, origin))
+        return sp_drop(SP_DROP_truncated);
+    return sp_redirect(*port);
+}
+
+#endif /* SP_FORWARD_H */

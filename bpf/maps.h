@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Maps that all programs share. The loader creates each once, by name, and hands it to every
+ * program; sizes marked "loader" are set there. Layouts are described in abi.h.
+ */
+#ifndef SP_MAPS_H
+#define SP_MAPS_H
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+/* Writer: every program. Reader: control. */
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, SP_PORTS_MAX);
+    __type(key, __u32);
+    __type(value, struct sp_port_counters);
+} port_counters SEC(".maps");
+
+/* Writer: every program. Reader: control. */
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, SP_PORTS_MAX * SP_DROP_COUNT);
+    __type(key, __u32);
+    __type(value, __u64);
+} drop_counters SEC(".maps");
+
+/* Writer: control, when a port is added or its MTU or filter changes. Reader: all programs. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, SP_PORTS_MAX);
+    __type(key, __u32);
+    __type(value, struct sp_port_info);
+} port_info SEC(".maps");
+
+/* Writer: control. Reader: egress_port, and the programs that pass a frame on to the kernel. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, SP_PORTS_MAX * SP_EGRESS_RULES_MAX);
+    __type(key, __u32);
+    __type(value, struct sp_egress_rule);
+} egress_rules SEC(".maps");
+
+#endif /* SP_MAPS_H */

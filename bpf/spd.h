@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The SPD lookup of abi.h: destination class, cell, first entry whose protocol and ports match.
+ *
+ * A function of its own for the verifier (global, verified once), because it holds a loop.
+ */
+#ifndef SP_SPD_H
+#define SP_SPD_H
+
+#include "maps.h"
+#include "parse.h"
+
+/* All four: writer control, reader the steer programs. Rows live from the moment a generation is
+   written until the next one has been taken into use. Sizes: loader. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, 1024);
+    __type(key, struct sp_lpm_key);
+    __type(value, __u32);
+} spd_dst SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, 1024);
+    __type(key, struct sp_lpm_key);
+    __type(value, struct sp_spd_cell);
+} spd_src SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1024);
+    __type(key, __u32);
+    __type(value, struct sp_spd_entry);
+} spd_entries SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct sp_spd_active);
+} spd_active SEC(".maps");
+
+#define SP_SPD_NO_MATCH (-1)
+/* RFC 4301 7: a later fragment cannot be compared with what this entry selects on. */
+#define SP_SPD_NEEDS_PORTS (-2)
+
+/* Index into spd_entries, or one of the two above. */
+__noinline int sp_spd_find(struct sp_packet *packet, __u32 direction)
+{
+    struct sp_lpm_key key = {};
+    struct sp_spd_active *active;
+    struct sp_spd_cell *cell;
+    __u32 zero = 0;
+    __u32 *class;
+    __u32 bits;
+
+    if (!packet)
+        return SP_SPD_NO_MATCH;
+    active = bpf_map_lookup_elem(&spd_active, &zero);
+    if (!active || !active->enabled)
+        return SP_SPD_NO_MATCH;
+
+    bits = packet->family == SP_AF_INET ? 32 : 128;
+    key.prefix_bits = 32 + bits;
+    key.table = SP_SPD_TABLE(active->generation, direction,
+                             packet->family == SP_AF_INET6 ? 1u : 0u);
+    __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
+    class = bpf_map_lookup_elem(&spd_dst, &key);
+    if (!class)
+        return SP_SPD_NO_MATCH;
+
+    key.table = *class;
+    __builtin_memcpy(key.address, packet->src, sizeof(key.address));
+    cell = bpf_map_lookup_elem(&spd_src, &key);
+    if (!cell)
+        return SP_SPD_NO_MATCH;
+
+    for (__u32 i = 0; i < SP_CELL_ENTRIES_MAX; ++i) {
+        struct sp_spd_entry *entry;
+        __u32 index = cell->first + i;
+
+        if (i >= cell->count)
+            break;
+        entry = bpf_map_lookup_elem(&spd_entries, &index);
+        if (!entry)
+            break;
+        if (entry->protocol) {
+            if (!packet->protocol_known)
+                return SP_SPD_NEEDS_PORTS;
+            if (entry->protocol != packet->protocol)
+                continue;
+        }
+        if (entry->has_ports) {
+            if (!packet->ports_known)
+                return SP_SPD_NEEDS_PORTS;
+            if (packet->src_port < entry->src_port_lo || packet->src_port > entry->src_port_hi ||
+                packet->dst_port < entry->dst_port_lo || packet->dst_port > entry->dst_port_hi)
+                continue;
+        }
+        return (int)index;
+    }
+    return SP_SPD_NO_MATCH;
+}
+
+#endif /* SP_SPD_H */

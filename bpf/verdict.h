@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The ways out of a program. Each counts; a program returns only what one of these returned.
+ *
+ *   sp_begin()            counts the frame in
+ *   sp_pass()             to the kernel's stack
+ *   sp_drop(reason)       ends here
+ *   sp_steer(worker)      to a worker's socket            (steer.h)
+ *   sp_redirect(port)     out through another port        (forward.h)
+ *   sp_egress_*()         the same for devmap programs, which see frames on their way out
+ */
+#ifndef SP_VERDICT_H
+#define SP_VERDICT_H
+
+#include "maps.h"
+
+const volatile struct sp_tunables tune SEC(SP_TUNABLES_SECTION) = {};
+
+static __always_inline struct sp_port_counters *sp_counters(void)
+{
+    __u32 port = tune.port;
+
+    return bpf_map_lookup_elem(&port_counters, &port);
+}
+
+static __always_inline void sp_count_drop(enum sp_drop_reason reason)
+{
+    __u32 key = tune.port * SP_DROP_COUNT + reason;
+    __u64 *count = bpf_map_lookup_elem(&drop_counters, &key);
+
+    if (count)
+        ++*count;
+}
+
+static __always_inline void sp_begin(const struct xdp_md *ctx)
+{
+    struct sp_port_counters *counters = sp_counters();
+
+    if (counters) {
+        ++counters->rx_frames;
+        counters->rx_bytes += ctx->data_end - ctx->data;
+    }
+}
+
+static __always_inline int sp_pass(void)
+{
+    struct sp_port_counters *counters = sp_counters();
+
+    if (counters)
+        ++counters->passed;
+    return XDP_PASS;
+}
+
+static __always_inline int sp_drop(enum sp_drop_reason reason)
+{
+    struct sp_port_counters *counters = sp_counters();
+
+    if (counters)
+        ++counters->dropped;
+    sp_count_drop(reason);
+    return XDP_DROP;
+}
+
+static __always_inline void sp_egress_begin(const struct xdp_md *ctx)
+{
+    struct sp_port_counters *counters = sp_counters();
+
+    if (counters) {
+        ++counters->egress_frames;
+        counters->egress_bytes += ctx->data_end - ctx->data;
+    }
+}
+
+/* In a devmap program XDP_PASS lets the frame out. */
+static __always_inline int sp_egress_send(void)
+{
+    struct sp_port_counters *counters = sp_counters();
+
+    if (counters)
+        ++counters->egress_sent;
+    return XDP_PASS;
+}
+
+/* What was not sent was dropped: port_counters.dropped belongs to the receiving side. */
+static __always_inline int sp_egress_drop(enum sp_drop_reason reason)
+{
+    sp_count_drop(reason);
+    return XDP_DROP;
+}
+
+#endif /* SP_VERDICT_H */

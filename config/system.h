@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the configuration needs to know of the network devices it runs on.
+
+#include <cstdint>
+#include <expected>
+#include <string>
+
+#include "config/config.h"
+
+namespace sallyport::config {
+
+// Receive queues that `device` uses now (combined and receive-only channels together, as
+// ethtool -l shows them). Fails with a sentence when there is no such device or it does not say.
+std::expected<uint16_t, std::string> device_queue_count(const std::string& device);
+
+// Frames that `queues` receive queues (of all ports together) and `workers` workers need so that
+// no queue runs dry. See system_check.cc for the sum.
+[[nodiscard]] uint64_t frames_needed(uint64_t queues, uint64_t workers);
+
+}  // namespace sallyport::config

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One of our programs on one device, through libxdp.
+
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/bpf_objects/file_descriptor.h"
+#include "control/bpf_objects/program_object.h"
+
+struct xdp_program;
+
+namespace sallyport::bpf_objects {
+
+// The right to put programs on a device, held by one process for each network namespace. The kernel
+// takes it back when the process ends in whatever way, so who holds it knows that our programs on
+// the device are leftovers.
+class DeviceLock {
+  public:
+    static std::expected<DeviceLock, std::string> take(const std::string& device,
+                                                       uint32_t ifindex);
+
+  private:
+    explicit DeviceLock(FileDescriptor socket) : socket_(std::move(socket)) {}
+    FileDescriptor socket_;
+};
+
+class XdpAttachment {
+  public:
+    using OpenProgram = std::function<std::expected<ProgramObject, std::string>()>;
+
+    // Removes leftovers of ours, then attaches what `open` gives (called once for each attempt).
+    // The caller holds the device's lock.
+    static std::expected<XdpAttachment, std::string> attach(const std::string& device,
+                                                            uint32_t ifindex,
+                                                            config::XdpMode mode,
+                                                            const OpenProgram& open);
+    XdpAttachment(XdpAttachment&& other) noexcept;
+    XdpAttachment& operator=(XdpAttachment&&) = delete;
+    ~XdpAttachment();  // detaches
+
+    [[nodiscard]] const Attachment& report() const { return report_; }
+
+  private:
+    XdpAttachment(uint32_t ifindex, ProgramObject object, xdp_program* program, Attachment report);
+
+    uint32_t ifindex_;
+    ProgramObject object_;
+    xdp_program* program_;
+    Attachment report_;
+};
+
+}  // namespace sallyport::bpf_objects

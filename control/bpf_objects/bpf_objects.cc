@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/bpf_objects/bpf_objects.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+
+#include "control/bpf_objects/attachment.h"
+#include "control/bpf_objects/library_log.h"
+#include "control/bpf_objects/program_object.h"
+#include "control/bpf_objects/spd_writer.h"
+
+namespace sallyport::bpf_objects {
+namespace {
+
+std::unexpected<std::string> failure(std::string text) { return std::unexpected(std::move(text)); }
+
+std::unexpected<std::string> map_failure(const std::string& what) {
+    return failure(what + ": " + std::strerror(errno));
+}
+
+uint32_t role_number(config::PortRole role) {
+    return role == config::PortRole::protected_side ? SP_ROLE_PROTECTED : SP_ROLE_UNPROTECTED;
+}
+
+std::expected<sp_egress_rule, std::string> rule_row(const config::EgressRule& rule) {
+    sp_egress_rule row{};
+    row.protocol = rule.protocol.value_or(0);
+    row.dst_port_lo = rule.port_lo;
+    row.dst_port_hi = rule.port_hi;
+    if (rule.source && rule.destination &&
+        rule.source->address.family != rule.destination->address.family) {
+        return failure("an egress rule has source " + to_string(*rule.source) +
+                       " and destination " + to_string(*rule.destination) +
+                       ": both must be of one IP version");
+    }
+    for (const auto& [prefix, bits, bytes] :
+         {std::tuple{&rule.source, &row.src_bits, row.src},
+          std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
+        if (!prefix->has_value()) continue;
+        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
+        *bits = (*prefix)->bits;
+        std::ranges::copy((*prefix)->address.bytes, bytes);
+    }
+    return row;
+}
+
+sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
+    sp_owner_key key{};
+    key.spi = htonl(to_index(spi));
+    key.family = destination.family == Family::v4 ? AF_INET : AF_INET6;
+    key.protocol = IPPROTO_ESP;
+    std::ranges::copy(destination.bytes, key.daddr);
+    return key;
+}
+
+struct Port {
+    PortSetup setup;
+    DeviceLock lock;
+    FileDescriptor xsks;
+    ProgramObject egress;
+    std::unique_ptr<XdpAttachment> attachment;
+};
+
+struct Injector {
+    DeviceLock lock;
+    XdpAttachment attachment;
+};
+
+}  // namespace
+
+struct BpfObjects::Impl {
+    Limits limits;
+    SharedMaps maps;
+    SpdWriter spd;
+    std::map<uint16_t, Port> ports;
+    std::unique_ptr<Injector> injector;
+
+    Impl(const Limits& room, SharedMaps shared)
+        : limits(room), maps(std::move(shared)), spd(maps, limits) {}
+
+    ~Impl() {
+        // Nothing comes in any more before anything that forwards is taken apart.
+        for (auto& [id, port] : ports) port.attachment.reset();
+        injector.reset();
+    }
+
+    std::expected<Port*, std::string> find(PortId id) {
+        const auto found = ports.find(to_index(id));
+        if (found == ports.end()) {
+            return failure("no port with id " + std::to_string(to_index(id)));
+        }
+        return &found->second;
+    }
+
+    [[nodiscard]] sp_port_info read_info(uint32_t port) const {
+        sp_port_info info{};
+        bpf_map_lookup_elem(maps.fd("port_info"), &port, &info);
+        return info;
+    }
+
+    [[nodiscard]] std::expected<void, std::string> write_info(uint32_t port,
+                                                              const sp_port_info& info) const {
+        if (bpf_map_update_elem(maps.fd("port_info"), &port, &info, BPF_ANY) != 0) {
+            return map_failure("cannot write port_info");
+        }
+        return {};
+    }
+
+    [[nodiscard]] std::expected<void, std::string> write_rule(uint32_t port, uint32_t index,
+                                                              const sp_egress_rule& rule) const {
+        const uint32_t key = port * SP_EGRESS_RULES_MAX + index;
+        if (bpf_map_update_elem(maps.fd("egress_rules"), &key, &rule, BPF_ANY) != 0) {
+            return map_failure("cannot write egress_rules");
+        }
+        return {};
+    }
+
+    // The list is replaced behind a first rule that denies everything, so that at no moment less is
+    // denied than by the old list or by the new one. Programs may see a rule half written: each
+    // step only widens or only narrows rule 0, and addresses change while no bit of them counts.
+    [[nodiscard]] std::expected<void, std::string> write_rules(
+        uint32_t port, std::span<const sp_egress_rule> rules) const {
+        sp_port_info info = read_info(port);
+        if (info.rule_count > 0 && !rules.empty()) {
+            const uint32_t key = port * SP_EGRESS_RULES_MAX;
+            sp_egress_rule first{};
+            if (bpf_map_lookup_elem(maps.fd("egress_rules"), &key, &first) != 0) {
+                return map_failure("cannot read egress_rules");
+            }
+            sp_egress_rule all{};
+            all.dst_port_hi = 65535;
+            for (const sp_egress_rule* addresses : {&std::as_const(first), &rules[0]}) {
+                std::ranges::copy(addresses->src, all.src);
+                std::ranges::copy(addresses->dst, all.dst);
+                if (auto written = write_rule(port, 0, all); !written) return written;
+            }
+        }
+        const auto count = static_cast<uint32_t>(rules.size());
+        for (uint32_t i = 1; i < count; ++i) {
+            if (auto written = write_rule(port, i, rules[i]); !written) return written;
+        }
+        if (info.rule_count == 0 && count > 0) {
+            if (auto written = write_rule(port, 0, rules[0]); !written) return written;
+        }
+        const bool first_denies_all = info.rule_count > 0 && count > 0;
+        info.rule_count = count;
+        if (auto written = write_info(port, info); !written) return written;
+        if (first_denies_all) return write_rule(port, 0, rules[0]);
+        return {};
+    }
+};
+
+BpfObjects::BpfObjects(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+BpfObjects::BpfObjects(BpfObjects&&) noexcept = default;
+BpfObjects& BpfObjects::operator=(BpfObjects&&) noexcept = default;
+BpfObjects::~BpfObjects() = default;
+
+std::expected<BpfObjects, std::string> BpfObjects::create(const Limits& limits) {
+    auto maps = SharedMaps::create(limits);
+    if (!maps) return std::unexpected(maps.error());
+    auto impl = std::make_unique<Impl>(limits, std::move(*maps));
+    for (uint32_t cpu = 0; cpu < SP_CPUS_MAX; ++cpu) {
+        const uint32_t none = SP_OWNER_NONE;
+        if (bpf_map_update_elem(impl->maps.fd("cpu_worker"), &cpu, &none, BPF_ANY) != 0) {
+            return map_failure("cannot write cpu_worker");
+        }
+    }
+    return BpfObjects(std::move(impl));
+}
+
+std::expected<void, std::string> BpfObjects::add_port(const PortSetup& setup) {
+    const uint16_t id = to_index(setup.id);
+    if (id >= kPortsMax) {
+        return failure("at most " + std::to_string(kPortsMax) + " ports are supported");
+    }
+    if (impl_->ports.contains(id)) {
+        return failure(setup.device + ": port id " + std::to_string(id) + " is taken");
+    }
+    if (setup.queues == 0 || setup.queues > SP_QUEUES_MAX) {
+        return failure(setup.device + ": 1 to " + std::to_string(SP_QUEUES_MAX) +
+                       " receive queues are supported, not " + std::to_string(setup.queues) +
+                       ": change it with ethtool -L");
+    }
+    if (setup.workers == 0 || setup.workers > SP_WORKERS_MAX) {
+        return failure("1 to " + std::to_string(SP_WORKERS_MAX) + " workers are supported, not " +
+                       std::to_string(setup.workers));
+    }
+
+    auto lock = DeviceLock::take(setup.device, setup.ifindex);
+    if (!lock) return std::unexpected(lock.error());
+    auto xsks = create_xsks(setup.queues, setup.workers);
+    if (!xsks) return std::unexpected(xsks.error());
+
+    const sp_port_info info{
+        .ifindex = setup.ifindex,
+        .mtu = setup.mtu,
+        .role = role_number(setup.role),
+        .rule_count = 0,
+    };
+    if (auto written = impl_->write_info(id, info); !written) return written;
+
+    const sp_tunables tunables{
+        .port = id,
+        .queues = setup.queues,
+        .workers = setup.workers,
+        .use_kfunc = setup.use_kfunc ? 1u : 0u,
+        .punt_unknown_spi = setup.punt_unknown_spi ? 1u : 0u,
+    };
+    auto egress = ProgramObject::open(Program::egress_port, tunables, impl_->maps, -1);
+    if (!egress) return std::unexpected(egress.error());
+    if (auto loaded = egress->load(); !loaded) return loaded;
+
+    impl_->ports.emplace(id, Port{.setup = setup,
+                                  .lock = std::move(*lock),
+                                  .xsks = std::move(*xsks),
+                                  .egress = std::move(*egress),
+                                  .attachment = nullptr});
+    // The filter stands before anything can be sent.
+    if (auto filtered = set_egress_deny(setup.id, setup.egress_deny); !filtered) {
+        impl_->ports.erase(id);
+        return std::unexpected(setup.device + ": " + filtered.error());
+    }
+    const uint32_t key = id;
+    bpf_devmap_val value{};
+    value.ifindex = setup.ifindex;
+    value.bpf_prog.fd = impl_->ports.at(id).egress.fd();
+    if (bpf_map_update_elem(impl_->maps.fd("tx_ports"), &key, &value, BPF_ANY) != 0 ||
+        bpf_map_update_elem(impl_->maps.fd("port_by_ifindex"), &setup.ifindex, &key, BPF_ANY) !=
+            0) {
+        const int error = errno;
+        impl_->ports.erase(id);
+        return failure(setup.device + ": cannot add it to the devmap: " + std::strerror(error));
+    }
+    return {};
+}
+
+std::expected<void, std::string> BpfObjects::set_socket(PortId id, QueueId queue, WorkerId worker,
+                                                        int socket_fd) {
+    const auto port = impl_->find(id);
+    if (!port) return std::unexpected(port.error());
+    const PortSetup& setup = (*port)->setup;
+    if (to_index(queue) >= setup.queues || to_index(worker) >= setup.workers) {
+        return failure(setup.device + ": no socket slot for queue " +
+                       std::to_string(to_index(queue)) + " and worker " +
+                       std::to_string(to_index(worker)));
+    }
+    const uint32_t key = uint32_t{to_index(queue)} * setup.workers + to_index(worker);
+    if (bpf_map_update_elem((*port)->xsks.get(), &key, &socket_fd, BPF_ANY) != 0) {
+        return map_failure(setup.device + ": cannot put the AF_XDP socket into the XSKMAP");
+    }
+    return {};
+}
+
+std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
+    const auto found = impl_->find(id);
+    if (!found) return std::unexpected(found.error());
+    Port& port = **found;
+    const Program program = port.setup.role == config::PortRole::protected_side
+                                ? Program::steer_protected
+                                : Program::steer_unprotected;
+    const sp_tunables tunables{
+        .port = to_index(id),
+        .queues = port.setup.queues,
+        .workers = port.setup.workers,
+        .use_kfunc = port.setup.use_kfunc ? 1u : 0u,
+        .punt_unknown_spi = port.setup.punt_unknown_spi ? 1u : 0u,
+    };
+    auto attachment =
+        XdpAttachment::attach(port.setup.device, port.setup.ifindex, port.setup.mode, [&] {
+            return ProgramObject::open(program, tunables, impl_->maps, port.xsks.get());
+        });
+    if (!attachment) return std::unexpected(attachment.error());
+    port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
+    return port.attachment->report();
+}
+
+std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSetup& setup) {
+    auto lock = DeviceLock::take(setup.device, setup.ifindex);
+    if (!lock) return std::unexpected(lock.error());
+    const sp_port_info info{
+        .ifindex = setup.ifindex, .mtu = 0, .role = SP_ROLE_INJECTOR, .rule_count = 0};
+    if (auto written = impl_->write_info(to_index(kInjectorPort), info); !written) {
+        return std::unexpected(written.error());
+    }
+    const sp_tunables tunables{.port = to_index(kInjectorPort),
+                               .queues = 0,
+                               .workers = 1,
+                               .use_kfunc = 0,
+                               .punt_unknown_spi = 0};
+    auto attachment =
+        XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
+            return ProgramObject::open(Program::egress_route, tunables, impl_->maps, -1);
+        });
+    if (!attachment) return std::unexpected(attachment.error());
+    impl_->injector = std::make_unique<Injector>(std::move(*lock), std::move(*attachment));
+    return impl_->injector->attachment.report();
+}
+
+std::expected<void, std::string> BpfObjects::set_mtu(PortId id, uint32_t mtu) {
+    if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
+    sp_port_info info = impl_->read_info(to_index(id));
+    info.mtu = mtu;
+    return impl_->write_info(to_index(id), info);
+}
+
+std::expected<void, std::string> BpfObjects::set_egress_deny(
+    PortId id, std::span<const config::EgressRule> rules) {
+    if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
+    if (rules.size() > SP_EGRESS_RULES_MAX) {
+        return failure("the egress filter has " + std::to_string(rules.size()) +
+                       " rules, at most " + std::to_string(SP_EGRESS_RULES_MAX) +
+                       " are supported");
+    }
+    std::vector<sp_egress_rule> rows;
+    for (const config::EgressRule& rule : rules) {
+        auto row = rule_row(rule);
+        if (!row) return std::unexpected(row.error());
+        rows.push_back(*row);
+    }
+    return impl_->write_rules(to_index(id), rows);
+}
+
+std::expected<void, std::string> BpfObjects::set_cpu_worker(uint32_t cpu,
+                                                            std::optional<WorkerId> worker) {
+    const uint32_t value = worker ? to_index(*worker) : SP_OWNER_NONE;
+    if (bpf_map_update_elem(impl_->maps.fd("cpu_worker"), &cpu, &value, BPF_ANY) != 0) {
+        return map_failure("cannot note the worker of CPU " + std::to_string(cpu));
+    }
+    return {};
+}
+
+std::expected<void, std::string> BpfObjects::insert_owner(Spi spi,
+                                                          const IpAddress& outer_destination,
+                                                          std::optional<WorkerId> worker) {
+    const sp_owner_key key = owner_key(spi, outer_destination);
+    const sp_owner owner{.worker = worker ? to_index(*worker) : SP_OWNER_KERNEL, .pad = 0};
+    if (bpf_map_update_elem(impl_->maps.fd("owner_map"), &key, &owner, BPF_ANY) != 0) {
+        if (errno == E2BIG) {
+            return failure("the owner map has room for " +
+                           std::to_string(impl_->limits.inbound_sas) +
+                           " inbound SAs and is full: raise max_sas");
+        }
+        return map_failure("cannot write owner_map");
+    }
+    return {};
+}
+
+std::expected<void, std::string> BpfObjects::remove_owner(Spi spi,
+                                                          const IpAddress& outer_destination) {
+    const sp_owner_key key = owner_key(spi, outer_destination);
+    if (bpf_map_delete_elem(impl_->maps.fd("owner_map"), &key) != 0 && errno != ENOENT) {
+        return map_failure("cannot delete from owner_map");
+    }
+    return {};
+}
+
+std::expected<void, std::string> BpfObjects::publish_spd(
+    const CompiledSpd& outbound, const CompiledSpd& inbound,
+    std::span<const std::vector<WorkerId>> owners_by_policy) {
+    return impl_->spd.publish(outbound, inbound, owners_by_policy);
+}
+
+std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
+    const uint32_t port = to_index(id);
+    const int cpus = libbpf_num_possible_cpus();
+    if (cpus <= 0) return failure("cannot learn the number of CPUs");
+
+    PortCounters result;
+    std::vector<sp_port_counters> totals(static_cast<size_t>(cpus));
+    if (bpf_map_lookup_elem(impl_->maps.fd("port_counters"), &port, totals.data()) != 0) {
+        return map_failure("cannot read port_counters");
+    }
+    for (const sp_port_counters& cpu : totals) {
+        result.totals.rx_frames += cpu.rx_frames;
+        result.totals.rx_bytes += cpu.rx_bytes;
+        result.totals.passed += cpu.passed;
+        result.totals.steered += cpu.steered;
+        result.totals.redirected += cpu.redirected;
+        result.totals.dropped += cpu.dropped;
+        result.totals.egress_frames += cpu.egress_frames;
+        result.totals.egress_bytes += cpu.egress_bytes;
+        result.totals.egress_sent += cpu.egress_sent;
+    }
+
+    std::vector<uint64_t> values(static_cast<size_t>(cpus));
+    const auto sum = [&values](int map_fd, uint32_t key) -> uint64_t {
+        if (bpf_map_lookup_elem(map_fd, &key, values.data()) != 0) return 0;
+        uint64_t total = 0;
+        for (const uint64_t value : values) total += value;
+        return total;
+    };
+    for (uint32_t reason = 0; reason < SP_DROP_COUNT; ++reason) {
+        result.drops[reason] =
+            sum(impl_->maps.fd("drop_counters"), port * SP_DROP_COUNT + reason);
+    }
+    const auto found = impl_->ports.find(to_index(id));
+    if (found == impl_->ports.end()) return result;
+    const PortSetup& setup = found->second.setup;
+    result.steered.assign(setup.queues, std::vector<uint64_t>(setup.workers));
+    for (uint32_t queue = 0; queue < setup.queues; ++queue) {
+        for (uint32_t worker = 0; worker < setup.workers; ++worker) {
+            result.steered[queue][worker] =
+                sum(impl_->maps.fd("steer_counters"),
+                    (port * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker);
+        }
+    }
+    return result;
+}
+
+}  // namespace sallyport::bpf_objects

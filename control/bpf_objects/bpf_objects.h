@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The XDP programs and their maps, as the control thread sees them.
+//
+//   create()            maps that all programs share
+//   add_port()          rules, MTU, egress program in the devmap, an XSKMAP: nothing attached yet
+//   set_socket()        AF_XDP sockets into the port's XSKMAP
+//   attach_port()       the steering program onto the device
+//   add_injector()      egress_route onto sp0
+//   publish_spd()       from now on packets are forwarded
+//
+// Add every port before the first is attached or an SPD is published: a frame that leaves through
+// a device which is not (yet) a port passes no egress filter.
+//
+// Attaching goes through libxdp. Where the kernel allows freplace its dispatcher lets other XDP
+// programs share the device; where not, the program is attached alone, and Attachment says why. A
+// copy of our own programs that a killed daemon left behind is replaced; a foreign program is never
+// touched. While the object lives it holds, per device and network namespace, a lock that the
+// kernel releases with the process: that is how a stale copy differs from a second daemon.
+//
+// Owner: the control thread. Everything is detached and freed on destruction. Errors are sentences
+// for the operator. The only place that includes libbpf or libxdp.
+
+#include <array>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/abi.h"
+#include "config/config.h"
+#include "dataplane/base/ids.h"
+#include "dataplane/base/ip.h"
+#include "dataplane/spd/spd.h"
+
+namespace sallyport::bpf_objects {
+
+// How the inbound SA of an ESP packet is found in XDP.
+struct SaLookup {
+    bool kfunc = false;  // bpf_xdp_get_xfrm_state(); otherwise the owner map alone
+    std::string reason;  // for `show status`: why it is so
+};
+// Looks for the kfunc in the running kernel's BTF.
+SaLookup probe_sa_lookup();
+
+// The id sp0 has in counters. Ports of the configuration take 0 .. kPortsMax - 1.
+inline constexpr PortId kInjectorPort{SP_PORTS_MAX - 1};
+inline constexpr size_t kPortsMax = SP_PORTS_MAX - 1;
+
+// Room in the shared maps. One generation of the SPD, both directions together, may take
+// spd_destinations and spd_sources rows and spd_entries entries; the maps have room for two.
+struct Limits {
+    uint32_t inbound_sas = 4096;
+    uint32_t spd_destinations = 4096;
+    uint32_t spd_sources = 16384;
+    uint32_t spd_entries = 16384;
+};
+
+struct PortSetup {
+    PortId id{};
+    std::string device;
+    uint32_t ifindex = 0;
+    config::PortRole role = config::PortRole::unprotected_side;
+    uint16_t queues = 1;
+    uint16_t workers = 1;
+    uint32_t mtu = 1500;  // IP bytes
+    config::XdpMode mode = config::XdpMode::automatic;
+    bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
+    bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
+    std::vector<config::EgressRule> egress_deny;  // at most SP_EGRESS_RULES_MAX
+};
+
+struct InjectorSetup {
+    std::string device = "sp0";
+    uint32_t ifindex = 0;
+};
+
+// How a program came onto its device, as `show ports` tells it.
+struct Attachment {
+    config::XdpMode mode = config::XdpMode::native;  // native or generic
+    bool dispatcher = false;                         // false: alone
+    std::string reason;  // why alone, and why generic where native was tried
+    bool replaced_stale = false;  // a copy of a killed daemon was there
+    [[nodiscard]] const char* attached() const { return dispatcher ? "dispatcher" : "alone"; }
+};
+
+// Counters of one port, summed over CPUs. rx_frames = passed + steered + redirected + dropped;
+// egress_frames - egress_sent were dropped on the way out; `drops` has both kinds.
+struct PortCounters {
+    sp_port_counters totals{};
+    std::array<uint64_t, SP_DROP_COUNT> drops{};
+    std::vector<std::vector<uint64_t>> steered;  // [queue][worker]; empty for sp0
+};
+
+class BpfObjects {
+  public:
+    static std::expected<BpfObjects, std::string> create(const Limits& limits);
+    BpfObjects(BpfObjects&&) noexcept;
+    BpfObjects& operator=(BpfObjects&&) noexcept;
+    ~BpfObjects();
+
+    // --- ports ---
+    std::expected<void, std::string> add_port(const PortSetup& setup);
+    // `socket_fd`: AF_XDP socket of (queue, worker), bound to the port's device and queue.
+    std::expected<void, std::string> set_socket(PortId port, QueueId queue, WorkerId worker,
+                                                int socket_fd);
+    std::expected<Attachment, std::string> attach_port(PortId port);
+    // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
+    std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
+    // MTU of the device changed.
+    std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
+    // Replaces the port's egress filter. The old one holds until the new one is complete.
+    std::expected<void, std::string> set_egress_deny(PortId port,
+                                                     std::span<const config::EgressRule> rules);
+
+    // --- ownership of inbound SAs ---
+    // SAs whose pcpu_num is `cpu` belong to `worker`; nullopt: that CPU runs no worker.
+    std::expected<void, std::string> set_cpu_worker(uint32_t cpu, std::optional<WorkerId> worker);
+    // nullopt: the kernel keeps this SA, its packets are passed.
+    std::expected<void, std::string> insert_owner(Spi spi, const IpAddress& outer_destination,
+                                                  std::optional<WorkerId> worker);
+    // Removing what is not there is no error.
+    std::expected<void, std::string> remove_owner(Spi spi, const IpAddress& outer_destination);
+
+    // --- policies ---
+    // Writes a new generation beside the one in use, switches to it by one map write, waits until
+    // no program can still read the old one, deletes the old one. On error the old one stays.
+    // `owners_by_policy[PolicyId]`: workers that hold an outbound SA of the policy, at most
+    // SP_OWNERS_MAX; none or out of range: PROTECT packets are dropped with no_sa.
+    std::expected<void, std::string> publish_spd(
+        const CompiledSpd& outbound, const CompiledSpd& inbound,
+        std::span<const std::vector<WorkerId>> owners_by_policy);
+
+    // --- counters ---
+    [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;
+
+  private:
+    struct Impl;
+    explicit BpfObjects(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sallyport::bpf_objects

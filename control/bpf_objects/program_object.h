@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The BPF object files inside this binary, and the maps their programs share.
+
+#include <cstddef>
+#include <expected>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "bpf/abi.h"
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/bpf_objects/file_descriptor.h"
+
+struct bpf_object;
+struct bpf_program;
+
+namespace sallyport::bpf_objects {
+
+enum class Program { steer_unprotected, steer_protected, egress_route, egress_port };
+inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
+                                            Program::egress_route, Program::egress_port};
+
+constexpr const char* program_name(Program program) {
+    switch (program) {
+        case Program::steer_unprotected: return "steer_unprotected";
+        case Program::steer_protected: return "steer_protected";
+        case Program::egress_route: return "egress_route";
+        case Program::egress_port: return "egress_port";
+    }
+    return "";
+}
+
+// The object file. Generated at build time.
+std::span<const std::byte> program_bytes(Program program);
+
+struct CloseObject {
+    void operator()(bpf_object* object) const;
+};
+using ObjectHandle = std::unique_ptr<bpf_object, CloseObject>;
+
+// Every map that programs share, by name. Freed by the kernel when the last fd and the last program
+// that uses it are gone.
+class SharedMaps {
+  public:
+    static std::expected<SharedMaps, std::string> create(const Limits& limits);
+
+    // -1: no such map.
+    [[nodiscard]] int fd(std::string_view name) const;
+
+  private:
+    std::map<std::string, FileDescriptor, std::less<>> maps_;
+};
+
+// The per-port map of sockets.
+std::expected<FileDescriptor, std::string> create_xsks(uint16_t queues, uint16_t workers);
+
+// One program with its tunables and maps, opened; loaded by load() or by libxdp on attaching.
+class ProgramObject {
+  public:
+    // `xsks_fd`: the port's XSKMAP, for the steer programs.
+    static std::expected<ProgramObject, std::string> open(Program program,
+                                                          const sp_tunables& tunables,
+                                                          const SharedMaps& maps, int xsks_fd);
+    std::expected<void, std::string> load();
+
+    [[nodiscard]] bpf_object* object() const { return object_.get(); }
+    [[nodiscard]] bpf_program* program() const { return program_; }
+    [[nodiscard]] int fd() const;  // after load()
+
+  private:
+    ObjectHandle object_;
+    bpf_program* program_ = nullptr;
+};
+
+// One of our programs, whoever loaded it: by its name and by the map behind its tunables.
+bool is_our_program(int program_fd);
+
+}  // namespace sallyport::bpf_objects

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/bpf_objects/spd_writer.h"
+
+#include <bpf/bpf.h>
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+namespace sallyport::bpf_objects {
+namespace {
+
+static_assert(static_cast<int>(SpdAction::protect) == SP_SPD_PROTECT);
+static_assert(static_cast<int>(SpdAction::bypass) == SP_SPD_BYPASS);
+static_assert(static_cast<int>(SpdAction::discard) == SP_SPD_DISCARD);
+
+std::string map_error(const char* what) {
+    return std::string("cannot write ") + what + ": " + std::strerror(errno);
+}
+
+sp_lpm_key lpm_key(uint32_t table, const IpPrefix& prefix) {
+    sp_lpm_key key{};
+    key.prefix_bits = 32u + prefix.bits;
+    key.table = table;
+    std::ranges::copy(prefix.address.bytes, key.address);
+    return key;
+}
+
+// Unique over the two generations and both directions.
+uint32_t class_id(uint32_t generation, uint32_t direction, uint32_t destination_class) {
+    return (generation & 1) << 31 | direction << 30 | destination_class;
+}
+
+sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners) {
+    sp_spd_entry row{};
+    row.policy = to_index(entry.policy);
+    row.action = static_cast<uint8_t>(entry.action);
+    row.protocol = entry.protocol;
+    row.has_ports = entry.has_ports ? 1 : 0;
+    row.src_port_lo = entry.source_port_lo;
+    row.src_port_hi = entry.source_port_hi;
+    row.dst_port_lo = entry.destination_port_lo;
+    row.dst_port_hi = entry.destination_port_hi;
+    if (row.policy < owners.size()) {
+        for (const WorkerId worker : owners[row.policy]) {
+            row.owners[row.owner_count++] = static_cast<uint8_t>(to_index(worker));
+        }
+    }
+    return row;
+}
+
+// Returns when every program that was running has ended. XDP programs are RCU readers, and this
+// command waits for RCU's readers.
+void wait_for_programs() {
+    if (syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0) {
+        // Kernels with nohz_full refuse it. A program runs for microseconds.
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+}
+
+}  // namespace
+
+SpdWriter::SpdWriter(const SharedMaps& maps, const Limits& limits)
+    : destinations_fd_(maps.fd("spd_dst")),
+      sources_fd_(maps.fd("spd_src")),
+      entries_fd_(maps.fd("spd_entries")),
+      active_fd_(maps.fd("spd_active")),
+      limits_(limits) {}
+
+std::expected<void, std::string> SpdWriter::check_room(const CompiledSpd& outbound,
+                                                       const CompiledSpd& inbound) const {
+    const struct {
+        const char* what;
+        size_t needed;
+        size_t room;
+    } rows[] = {
+        {"destination rows", outbound.destinations.size() + inbound.destinations.size(),
+         limits_.spd_destinations},
+        {"source rows", outbound.sources.size() + inbound.sources.size(), limits_.spd_sources},
+        {"entries", outbound.entries.size() + inbound.entries.size(), limits_.spd_entries},
+    };
+    for (const auto& row : rows) {
+        if (row.needed > row.room) {
+            return std::unexpected("the policies compile to " + std::to_string(row.needed) + " " +
+                                   row.what + " and the XDP maps have room for " +
+                                   std::to_string(row.room) +
+                                   ": use fewer policies or fewer prefixes in them");
+        }
+    }
+    for (const CompiledSpd* spd : {&outbound, &inbound}) {
+        for (const CompiledSpd::SourceRow& row : spd->sources) {
+            if (row.cell_count > SP_CELL_ENTRIES_MAX) {
+                return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
+                                       " policies compete for packets from " +
+                                       to_string(row.source));
+            }
+        }
+    }
+    return {};
+}
+
+std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32_t direction,
+                                                  uint32_t generation, uint32_t first_entry,
+                                                  std::span<const std::vector<WorkerId>> owners,
+                                                  Rows& rows) const {
+    for (uint32_t i = 0; i < spd.entries.size(); ++i) {
+        const uint32_t index = first_entry + i;
+        const sp_spd_entry row = entry_row(spd.entries[i], owners);
+        if (bpf_map_update_elem(entries_fd_, &index, &row, BPF_ANY) != 0) {
+            return std::unexpected(map_error("spd_entries"));
+        }
+    }
+    for (const CompiledSpd::SourceRow& source : spd.sources) {
+        const sp_lpm_key key = lpm_key(class_id(generation, direction, source.destination_class),
+                                       source.source);
+        const sp_spd_cell cell{.first = first_entry + source.cell_first,
+                               .count = source.cell_count};
+        if (bpf_map_update_elem(sources_fd_, &key, &cell, BPF_NOEXIST) != 0) {
+            return std::unexpected(map_error("spd_src"));
+        }
+        rows.sources.push_back(key);
+    }
+    for (const CompiledSpd::DestinationRow& destination : spd.destinations) {
+        const bool is_v6 = destination.destination.address.family == Family::v6;
+        const sp_lpm_key key = lpm_key(SP_SPD_TABLE(generation, direction, is_v6 ? 1u : 0u),
+                                       destination.destination);
+        const uint32_t id = class_id(generation, direction, destination.destination_class);
+        if (bpf_map_update_elem(destinations_fd_, &key, &id, BPF_NOEXIST) != 0) {
+            return std::unexpected(map_error("spd_dst"));
+        }
+        rows.destinations.push_back(key);
+    }
+    return {};
+}
+
+void SpdWriter::erase(const Rows& rows) const {
+    // Destinations first: without its class a source row is never looked up.
+    for (const sp_lpm_key& key : rows.destinations) bpf_map_delete_elem(destinations_fd_, &key);
+    for (const sp_lpm_key& key : rows.sources) bpf_map_delete_elem(sources_fd_, &key);
+}
+
+std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
+                                                    const CompiledSpd& inbound,
+                                                    std::span<const std::vector<WorkerId>> owners) {
+    if (auto room = check_room(outbound, inbound); !room) return room;
+    for (const std::vector<WorkerId>& workers : owners) {
+        if (workers.size() > SP_OWNERS_MAX) {
+            return std::unexpected("more than " + std::to_string(SP_OWNERS_MAX) +
+                                   " workers share the outbound SAs of one policy");
+        }
+    }
+
+    // SP_SPD_TABLE has 30 bits for it. 0 is "none yet".
+    const uint32_t next = (generation_ + 1) & 0x3fffffff;
+    const uint32_t half = (next & 1) * limits_.spd_entries;
+    const auto outbound_entries = static_cast<uint32_t>(outbound.entries.size());
+    Rows rows;
+    auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, rows);
+    if (written) {
+        written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, owners, rows);
+    }
+    if (written) {
+        const uint32_t zero = 0;
+        const sp_spd_active active{.generation = next, .enabled = 1};
+        if (bpf_map_update_elem(active_fd_, &zero, &active, BPF_ANY) != 0) {
+            written = std::unexpected(map_error("spd_active"));
+        }
+    }
+    if (!written) {
+        erase(rows);
+        return written;
+    }
+
+    generation_ = next;
+    wait_for_programs();
+    erase(rows_);
+    rows_ = std::move(rows);
+    return {};
+}
+
+}  // namespace sallyport::bpf_objects

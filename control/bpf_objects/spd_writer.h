@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Writes compiled SPDs into the BPF maps, one generation beside the other.
+//
+// Generation g and g + 1 share the maps: g's parity picks the half of spd_entries and the range of
+// destination classes. So at most two exist, and the older one is deleted as soon as no program can
+// still be reading it. Deleting earlier would not only miss: with a row gone, a shorter prefix
+// would answer in its place.
+
+#include <cstdint>
+#include <expected>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/abi.h"
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/bpf_objects/program_object.h"
+
+namespace sallyport::bpf_objects {
+
+class SpdWriter {
+  public:
+    SpdWriter(const SharedMaps& maps, const Limits& limits);
+
+    // See BpfObjects::publish_spd().
+    std::expected<void, std::string> publish(const CompiledSpd& outbound,
+                                             const CompiledSpd& inbound,
+                                             std::span<const std::vector<WorkerId>> owners);
+
+  private:
+    struct Rows {
+        std::vector<sp_lpm_key> destinations;
+        std::vector<sp_lpm_key> sources;
+    };
+    std::expected<void, std::string> check_room(const CompiledSpd& outbound,
+                                                const CompiledSpd& inbound) const;
+    std::expected<void, std::string> write(const CompiledSpd& spd, uint32_t direction,
+                                           uint32_t generation, uint32_t first_entry,
+                                           std::span<const std::vector<WorkerId>> owners,
+                                           Rows& rows) const;
+    void erase(const Rows& rows) const;
+
+    int destinations_fd_;
+    int sources_fd_;
+    int entries_fd_;
+    int active_fd_;
+    Limits limits_;
+    uint32_t generation_ = 0;  // in use; 0: none yet
+    Rows rows_;                // of the generation in use
+};
+
+}  // namespace sallyport::bpf_objects

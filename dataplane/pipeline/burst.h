@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A burst on its way through a pipeline: up to 64 packets, each with what the stages learnt of it.
+//
+// A stage looks at one packet that is still alive and says why it must go, or DropReason::none;
+// the survivors move up, so later stages never see the others. Conservation follows from the form:
+// each packet ends in alive() or in discarded().
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "dataplane/base/counter.h"
+#include "dataplane/base/drop_reason.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/io/egress.h"
+#include "dataplane/io/frame.h"
+#include "dataplane/sa/sa_tables.h"
+#include "dataplane/spd/spd.h"
+#include "dataplane/wire/ip_packet.h"
+#include "dataplane/worker/messages.h"
+
+namespace sallyport {
+
+struct Packet {
+    Frame frame;
+    std::byte* ip = nullptr;  // the IP header that counts: outer before decryption, then inner
+    InboundSa* inbound_sa = nullptr;
+    OutboundSa* outbound_sa = nullptr;
+    uint64_t sequence = 0;  // extended sequence number
+    Be32 spi;
+    uint32_t sad_hint = 0;
+    uint32_t daddr_word = 0;
+    uint32_t esp_bytes = 0;  // SPI to ICV
+    std::byte* esp = nullptr;
+    uint8_t outer_dscp_ecn = 0;
+    Family outer_family = Family::v4;
+    wire::IpPacket inner;
+    crypto::AeadJob job;
+};
+
+// Where stages report what control must hear of. Called on rare paths only.
+class EventSink {
+  public:
+    virtual void post(const Event& event) = 0;
+
+  protected:
+    ~EventSink() = default;
+};
+
+// Nobody listens: benches and tests that look at counters only.
+class NullEventSink final : public EventSink {
+  public:
+    void post(const Event& /*event*/) override {}
+};
+
+class Burst {
+  public:
+    // Begins with these frames, at most kBurstMax.
+    void load(std::span<const Frame> frames) {
+        count_ = static_cast<uint32_t>(frames.size());
+        discarded_count_ = 0;
+        for (uint32_t i = 0; i < count_; ++i) {
+            packets_[i].frame = frames[i];
+            packets_[i].inbound_sa = nullptr;
+            packets_[i].outbound_sa = nullptr;
+            alive_[i] = &packets_[i];
+        }
+    }
+
+    [[nodiscard]] std::span<Packet* const> alive() const { return {alive_.data(), count_}; }
+    // Buffers of packets that were dropped; the caller gives them back to packet memory.
+    [[nodiscard]] std::span<std::byte* const> discarded() const {
+        return {discarded_.data(), discarded_count_};
+    }
+
+    // Takes each living packet through `Stages` in order, member functions of `pipeline` that
+    // return why the packet must go or DropReason::none. Stages in one call share a pass over the
+    // burst; a new pass begins where memory that the stage before prefetched is needed.
+    template <auto... Stages, typename Pipeline>
+    [[gnu::always_inline]] void pass(Pipeline& pipeline) {
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < count_; ++i) {
+            Packet& packet = *alive_[i];
+            DropReason reason = DropReason::none;
+            // Short-circuits at the first stage that finds a reason.
+            if ((((reason = (pipeline.*Stages)(packet)) == DropReason::none) && ...)) [[likely]] {
+                alive_[kept++] = &packet;
+            } else {
+                pipeline.drop(packet, reason);
+                discarded_[discarded_count_++] = packet.frame.data;
+            }
+        }
+        count_ = kept;
+    }
+
+  private:
+    std::array<Packet, kBurstMax> packets_;
+    std::array<Packet*, kBurstMax> alive_;
+    std::array<std::byte*, kBurstMax> discarded_;
+    uint32_t count_ = 0;
+    uint32_t discarded_count_ = 0;
+};
+
+}  // namespace sallyport

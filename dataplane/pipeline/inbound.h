@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+
+#include "dataplane/pipeline/burst.h"
+#include "dataplane/worker/counters.h"
+
+namespace sallyport {
+
+// Unprotected to protected: ESP packets in, inner packets out. The stages stand in inbound.cc.
+// Owner: one worker.
+class InboundPipeline {
+  public:
+    InboundPipeline(const Sad& sad, const crypto::Aead& aead, WorkerCounters& counters,
+                    EventSink& events, WorkerId worker)
+        : sad_(sad), aead_(aead), counters_(counters), events_(events), worker_(worker) {}
+
+    // Takes the frames through all stages. Results stand in delivered() and discarded() until the
+    // next call. At most kBurstMax frames.
+    void run(std::span<const Frame> frames);
+
+    [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
+        return {delivered_.data(), delivered_count_};
+    }
+    [[nodiscard]] std::span<std::byte* const> discarded() const { return burst_.discarded(); }
+
+  private:
+    friend class Burst;
+
+    DropReason parse_esp(Packet& packet);
+    DropReason lookup_sa(Packet& packet);
+    DropReason check_replay(Packet& packet);
+    void decrypt();  // the burst at once
+    DropReason check_icv(Packet& packet);
+    DropReason commit_replay(Packet& packet);
+    DropReason decapsulate(Packet& packet);
+    DropReason check_selectors(Packet& packet);
+    DropReason deliver(Packet& packet);
+
+    void drop(const Packet& packet, DropReason reason);
+
+    const Sad& sad_;
+    const crypto::Aead& aead_;
+    WorkerCounters& counters_;
+    EventSink& events_;
+    WorkerId worker_;
+    Burst burst_;
+    std::array<io::OutgoingFrame, kBurstMax> delivered_;
+    uint32_t delivered_count_ = 0;
+};
+
+}  // namespace sallyport

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dataplane/spd/spd.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "bpf/abi.h"
+
+namespace sallyport {
+namespace {
+
+struct PrefixLess {
+    bool operator()(const IpPrefix& a, const IpPrefix& b) const {
+        if (a.address.family != b.address.family) return a.address.family < b.address.family;
+        if (a.bits != b.bits) return a.bits < b.bits;
+        return a.address.bytes < b.address.bytes;
+    }
+};
+
+IpPrefix shortened(const IpPrefix& prefix, uint8_t bits) {
+    IpPrefix result = prefix;
+    result.bits = bits;
+    for (unsigned i = 0; i < result.address.bytes.size(); ++i) {
+        const unsigned kept = bits > i * 8 ? std::min(8u, bits - i * 8) : 0;
+        result.address.bytes[i] &= static_cast<uint8_t>(0xff00u >> kept);
+    }
+    return result;
+}
+
+// Entries grouped by one of their prefixes, to find quickly all whose prefix covers another:
+// there are at most 129 lengths to try, however many entries.
+class CoverIndex {
+  public:
+    void add(const IpPrefix& prefix, uint32_t position) {
+        positions_[prefix].push_back(position);
+        lengths_.insert(prefix.bits);
+    }
+    [[nodiscard]] const auto& prefixes() const { return positions_; }
+
+    // Positions of all entries whose prefix covers `prefix`, ascending.
+    [[nodiscard]] std::vector<uint32_t> covering(const IpPrefix& prefix) const {
+        std::vector<uint32_t> found;
+        for (const uint8_t bits : lengths_) {
+            if (bits > prefix.bits) break;
+            const auto group = positions_.find(shortened(prefix, bits));
+            if (group != positions_.end()) {
+                found.insert(found.end(), group->second.begin(), group->second.end());
+            }
+        }
+        std::ranges::sort(found);
+        return found;
+    }
+
+  private:
+    std::map<IpPrefix, std::vector<uint32_t>, PrefixLess> positions_;
+    std::set<uint8_t> lengths_;
+};
+
+bool matches_all_protocols(const SpdEntry& entry) {
+    return entry.protocol == 0 && !entry.has_ports;
+}
+
+}  // namespace
+
+std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered) {
+    CoverIndex by_destination;
+    for (uint32_t i = 0; i < ordered.size(); ++i) by_destination.add(ordered[i].destination, i);
+
+    CompiledSpd compiled;
+    for (const auto& [destination, unused] : by_destination.prefixes()) {
+        const uint32_t destination_class = compiled.class_count++;
+        compiled.destinations.push_back(
+            {.destination = destination, .destination_class = destination_class});
+
+        CoverIndex by_source;
+        for (const uint32_t i : by_destination.covering(destination)) {
+            by_source.add(ordered[i].source, i);
+        }
+        for (const auto& [source, unused_too] : by_source.prefixes()) {
+            const auto first = static_cast<uint32_t>(compiled.entries.size());
+            for (const uint32_t i : by_source.covering(source)) {
+                compiled.entries.push_back(ordered[i]);
+                if (matches_all_protocols(ordered[i])) break;
+            }
+            const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
+            if (count > SP_CELL_ENTRIES_MAX) {
+                return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
+                                       " policies with protocols or ports compete for " +
+                                       to_string(source) + " -> " + to_string(destination) +
+                                       ": merge some of them");
+            }
+            compiled.sources.push_back({.destination_class = destination_class,
+                                        .source = source,
+                                        .cell_first = first,
+                                        .cell_count = count});
+            if (compiled.entries.size() > kSpdRowsMax) {
+                return std::unexpected(
+                    "the policies overlap so much that their lookup tables pass " +
+                    std::to_string(kSpdRowsMax) + " rows (at destination " +
+                    to_string(destination) + "): use fewer or disjoint prefixes");
+            }
+        }
+    }
+    return compiled;
+}
+
+Spd::Side::Side(const CompiledSpd& compiled) {
+    for (const SpdEntry& entry : compiled.entries) {
+        candidates.push_back({.policy = entry.policy,
+                              .action = entry.action,
+                              .protocol = entry.protocol,
+                              .has_ports = entry.has_ports,
+                              .last = false,
+                              .source_port_lo = entry.source_port_lo,
+                              .source_port_hi = entry.source_port_hi,
+                              .destination_port_lo = entry.destination_port_lo,
+                              .destination_port_hi = entry.destination_port_hi});
+    }
+    std::vector<PrefixEntry> rows;
+    for (const auto& row : compiled.destinations) {
+        rows.push_back({.prefix = row.destination, .value = row.destination_class});
+    }
+    destinations = PrefixTable(rows);
+
+    std::vector<std::vector<PrefixEntry>> sources(compiled.class_count);
+    for (const auto& row : compiled.sources) {
+        candidates[row.cell_first + row.cell_count - 1].last = true;
+        sources[row.destination_class].push_back({.prefix = row.source, .value = row.cell_first});
+    }
+    for (const auto& entries : sources) {
+        const auto v4 = flatten_v4(entries);
+        const auto v6 = flatten_v6(entries);
+        classes.push_back({.v4_first = static_cast<uint32_t>(v4_sources.size()),
+                           .v4_count = static_cast<uint32_t>(v4.size()),
+                           .v6_first = static_cast<uint32_t>(v6_sources.size()),
+                           .v6_count = static_cast<uint32_t>(v6.size())});
+        v4_sources.insert(v4_sources.end(), v4.begin(), v4.end());
+        v6_sources.insert(v6_sources.end(), v6.begin(), v6.end());
+    }
+}
+
+Spd::Spd(const CompiledSpd& outbound, const CompiledSpd& inbound)
+    : outbound_(outbound), inbound_(inbound) {}
+
+uint32_t Spd::Side::find(const SpdKey& key) const {
+    const uint32_t destination_class = destinations.lookup(key.family, key.destination);
+    if (destination_class == kPrefixMiss) return kPrefixMiss;
+    const ClassRow& row = classes[destination_class];
+    if (key.family == Family::v4) {
+        if (row.v4_count == 0) return kPrefixMiss;
+        return find_range(std::span(v4_sources).subspan(row.v4_first, row.v4_count),
+                          load_v4(key.source))
+            .value;
+    }
+    if (row.v6_count == 0) return kPrefixMiss;
+    return find_range(std::span(v6_sources).subspan(row.v6_first, row.v6_count),
+                      load_v6(key.source))
+        .value;
+}
+
+SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
+    const Side& side = direction == SpdDirection::outbound ? outbound_ : inbound_;
+    const uint32_t first = side.find(key);
+    if (first == kPrefixMiss) return {};
+    for (const Candidate* candidate = &side.candidates[first];; ++candidate) {
+        if (candidate->protocol == 0 || candidate->protocol == key.protocol) {
+            if (!candidate->has_ports) {
+                return {.kind = SpdVerdict::Kind::matched,
+                        .action = candidate->action,
+                        .policy = candidate->policy};
+            }
+            if (!key.ports_known) return {.kind = SpdVerdict::Kind::ports_unknown};
+            if (key.source_port >= candidate->source_port_lo &&
+                key.source_port <= candidate->source_port_hi &&
+                key.destination_port >= candidate->destination_port_lo &&
+                key.destination_port <= candidate->destination_port_hi) {
+                return {.kind = SpdVerdict::Kind::matched,
+                        .action = candidate->action,
+                        .policy = candidate->policy};
+            }
+        }
+        if (candidate->last) return {};
+    }
+}
+
+}  // namespace sallyport

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Reading an IP packet far enough for policy: addresses, protocol, ports, what a tunnel copies.
+// Pure functions over bytes from outside; every length is checked before it is used.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dataplane/base/ip.h"
+#include "dataplane/wire/headers.h"
+
+namespace sallyport::wire {
+
+struct IpPacket {
+    Family family = Family::v4;
+    uint8_t header_bytes = 0;    // IPv4 with options, or the IPv6 header alone
+    uint8_t protocol = 0;        // what follows the last extension header
+    uint8_t dscp_ecn = 0;        // traffic class
+    uint8_t ttl = 0;             // hop limit
+    bool dont_fragment = false;  // IPv6: always
+    bool fragment = false;       // any fragment, also the first
+    bool ports_known = false;    // TCP, UDP, SCTP and not a later fragment
+    uint16_t source_port = 0;    // host order
+    uint16_t destination_port = 0;
+    uint32_t total_bytes = 0;       // as the header says, at most what is there
+    uint32_t transport_offset = 0;  // from the IP header
+};
+
+constexpr bool has_port_numbers(uint8_t protocol) {
+    return protocol == kProtocolTcp || protocol == kProtocolUdp || protocol == kProtocolSctp;
+}
+
+// Extension headers we are ready to walk; more is a sign of an attack, not of a packet.
+inline constexpr int kExtensionHeadersMax = 8;
+
+inline void read_ports(const std::byte* packet, IpPacket& out, bool later_fragment) {
+    if (later_fragment || !has_port_numbers(out.protocol) ||
+        out.total_bytes < out.transport_offset + 4) {
+        return;
+    }
+    out.source_port = read<Be16>(packet + out.transport_offset).host();
+    out.destination_port = read<Be16>(packet + out.transport_offset + 2).host();
+    out.ports_known = true;
+}
+
+// False: malformed. `bytes`: what is there, the packet may be shorter (Ethernet or TFC padding).
+inline bool parse_ipv4(const std::byte* packet, uint32_t bytes, IpPacket& out) {
+    if (bytes < sizeof(Ipv4)) return false;
+    const auto header = read<Ipv4>(packet);
+    const uint32_t header_bytes = (header.version_ihl & 0x0fu) * 4;
+    const uint32_t total_bytes = header.total_bytes.host();
+    if (header.version_ihl >> 4 != 4 || header_bytes < sizeof(Ipv4) || total_bytes < header_bytes ||
+        total_bytes > bytes) {
+        return false;
+    }
+    const uint16_t flags_offset = header.flags_offset.host();
+    out.family = Family::v4;
+    out.header_bytes = static_cast<uint8_t>(header_bytes);
+    out.protocol = header.protocol;
+    out.dscp_ecn = header.dscp_ecn;
+    out.ttl = header.ttl;
+    out.dont_fragment = (flags_offset & kIpv4DontFragment) != 0;
+    out.fragment = (flags_offset & (kIpv4MoreFragments | kIpv4OffsetMask)) != 0;
+    out.ports_known = false;
+    out.total_bytes = total_bytes;
+    out.transport_offset = header_bytes;
+    read_ports(packet, out, (flags_offset & kIpv4OffsetMask) != 0);
+    return true;
+}
+
+inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
+    if (bytes < sizeof(Ipv6)) return false;
+    const auto header = read<Ipv6>(packet);
+    const uint32_t first_word = header.version_class_flow.host();
+    const uint32_t total_bytes = uint32_t{sizeof(Ipv6)} + header.payload_bytes.host();
+    if (first_word >> 28 != 6 || total_bytes > bytes) return false;
+    out.family = Family::v6;
+    out.header_bytes = sizeof(Ipv6);
+    out.dscp_ecn = static_cast<uint8_t>(first_word >> 20);
+    out.ttl = header.hop_limit;
+    out.dont_fragment = true;
+    out.fragment = false;
+    out.ports_known = false;
+    out.total_bytes = total_bytes;
+
+    uint8_t next_header = header.next_header;
+    uint32_t offset = sizeof(Ipv6);
+    bool later_fragment = false;
+    for (int walked = 0; !later_fragment; ++walked) {
+        const bool optional = next_header == kProtocolHopByHop || next_header == kProtocolRouting ||
+                              next_header == kProtocolDestinationOptions;
+        if (!optional && next_header != kProtocolFragment) break;
+        if (walked == kExtensionHeadersMax || offset + 8 > total_bytes) return false;
+        const auto following = static_cast<uint8_t>(packet[offset]);
+        if (next_header == kProtocolFragment) {
+            const uint16_t offset_flags = read<Be16>(packet + offset + 2).host();
+            out.fragment = out.fragment || (offset_flags & 0xfff9) != 0;
+            later_fragment = (offset_flags & 0xfff8) != 0;
+            offset += 8;
+        } else {
+            offset += (static_cast<uint32_t>(packet[offset + 1]) + 1) * 8;
+        }
+        if (offset > total_bytes) return false;
+        next_header = following;
+    }
+    out.protocol = next_header;
+    out.transport_offset = offset;
+    read_ports(packet, out, later_fragment);
+    return true;
+}
+
+inline IpAddress source_of(Family family, const std::byte* packet) {
+    IpAddress address{.family = family};
+    std::memcpy(address.bytes.data(), packet + (family == Family::v4 ? 12 : 8),
+                family == Family::v4 ? 4 : 16);
+    return address;
+}
+inline IpAddress destination_of(Family family, const std::byte* packet) {
+    IpAddress address{.family = family};
+    std::memcpy(address.bytes.data(), packet + (family == Family::v4 ? 16 : 24),
+                family == Family::v4 ? 4 : 16);
+    return address;
+}
+
+}  // namespace sallyport::wire

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dataplane/worker/worker.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <semaphore>
+#include <span>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "dataplane/base/spsc_ring.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/io/egress.h"
+#include "dataplane/io/packet_memory.h"
+#include "dataplane/io/port_sockets.h"
+#include "dataplane/io/tap.h"
+#include "dataplane/pipeline/inbound.h"
+#include "dataplane/pipeline/outbound.h"
+
+namespace sallyport {
+namespace {
+
+constexpr uint32_t kCommandRingSize = 1024;
+constexpr uint32_t kEventRingSize = 16384;
+// A lost wake-up costs at most this; an idle worker turns its loop four times a second.
+constexpr int kSleepMs = 250;
+// While busy, the TAP is read only now and then unless it had something: each try is a system call.
+constexpr uint32_t kTapEveryLoops = 64;
+constexpr uint32_t kTapBurst = 32;
+// Audit events a worker reports per second; an attacker must not be able to flood the log.
+constexpr uint32_t kAuditsPerSecond = 20;
+
+void signal_event_fd(int fd) {
+    const uint64_t one = 1;
+    // Fails only when the counter is full, and then the other side is awake anyway.
+    (void)!write(fd, &one, sizeof one);
+}
+
+void drain_event_fd(int fd) {
+    uint64_t count = 0;
+    (void)!read(fd, &count, sizeof count);
+}
+
+uint64_t monotonic_ns() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// TSC cycles in `microseconds`, from a short look at both clocks.
+uint64_t spin_cycles(uint32_t microseconds) {
+    const uint64_t ns_begin = monotonic_ns();
+    const uint64_t tsc_begin = __rdtsc();
+    uint64_t ns_end = ns_begin;
+    while (ns_end - ns_begin < 1'000'000) ns_end = monotonic_ns();
+    const auto cycles = static_cast<double>(__rdtsc() - tsc_begin);
+    return static_cast<uint64_t>(cycles / static_cast<double>(ns_end - ns_begin) * 1e3 *
+                                 microseconds);
+}
+
+// Worker to control: the ring and the descriptor that says there is something in it.
+class EventChannel final : public EventSink {
+  public:
+    explicit EventChannel(WorkerCounters& counters)
+        : counters_(counters), ring_(kEventRingSize), fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+        if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+    }
+    ~EventChannel() { close(fd_); }
+    EventChannel(const EventChannel&) = delete;
+
+    void post(const Event& event) override {
+        if (event.kind == Event::Kind::audit || event.kind == Event::Kind::sequence_exhausted) {
+            if (!may_report_audit()) {
+                counters_.audits_suppressed.add(1);
+                return;
+            }
+        }
+        if (!ring_.push(event)) {
+            counters_.events_lost.add(1);
+            return;
+        }
+        posted_ = true;
+    }
+    // Once per loop, so that a burst of events is one system call.
+    void notify() {
+        if (!posted_) return;
+        posted_ = false;
+        signal_event_fd(fd_);
+    }
+    bool pop(Event& event) {
+        if (ring_.pop(event)) return true;
+        drain_event_fd(fd_);
+        // What came between the look and the draining would wait for the next signal.
+        return ring_.pop(event);
+    }
+    [[nodiscard]] int fd() const { return fd_; }
+
+  private:
+    bool may_report_audit() {
+        const uint64_t second = monotonic_ns() / 1'000'000'000u;
+        if (second != audit_second_) {
+            audit_second_ = second;
+            audits_ = 0;
+        }
+        return audits_++ < kAuditsPerSecond;
+    }
+
+    WorkerCounters& counters_;
+    SpscRing<Event> ring_;
+    int fd_;
+    bool posted_ = false;
+    uint64_t audit_second_ = 0;
+    uint32_t audits_ = 0;
+};
+
+}  // namespace
+
+WakeBoard::WakeBoard(uint16_t workers) : seats_(workers) {
+    for (Seat& seat : seats_) {
+        seat.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (seat.fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+    }
+}
+
+WakeBoard::~WakeBoard() {
+    for (const Seat& seat : seats_) {
+        if (seat.fd >= 0) close(seat.fd);
+    }
+}
+
+void WakeBoard::wake(WorkerId worker) {
+    const Seat& seat = seats_[to_index(worker)];
+    // Pairs with the worker's store before its last look around: either it sees what we did
+    // before this call, or we see it asleep.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (seat.asleep.load(std::memory_order_relaxed)) signal_event_fd(seat.fd);
+}
+
+struct Worker::Impl {
+    WorkerSetup setup;
+    WorkerCounters counters;
+    SpscRing<Command> commands{kCommandRingSize};
+    EventChannel events{counters};
+    crypto::Aead aead;
+    Sad sad;
+    OutboundTable outbound_sas;
+    InboundPipeline inbound;
+    OutboundPipeline outbound;
+    const Spd* spd = nullptr;
+    const NextHops* next_hops = nullptr;
+    WakeBoard::Seat& seat;
+
+    std::vector<pollfd> poll_set;
+    std::array<Frame, kBurstMax> burst;
+    uint64_t spin_cycles = 0;
+    bool tap_has_more = false;
+    std::atomic<bool> stopping = false;
+    std::thread thread;
+
+    Impl(WorkerSetup given, crypto::Aead context)
+        : setup(std::move(given)),
+          aead(std::move(context)),
+          sad(setup.max_sas),
+          outbound_sas(setup.max_policies),
+          inbound(sad, aead, counters, events, setup.id),
+          outbound(outbound_sas, aead, counters, events, setup.id),
+          seat(setup.wake_board->seats_[to_index(setup.id)]) {
+        for (const auto& port : setup.ports) {
+            for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
+                add_to_poll_set(port.sockets->fd(QueueId{q}, setup.id));
+            }
+        }
+        add_to_poll_set(setup.tap->fd());
+        add_to_poll_set(seat.fd);
+    }
+
+    void add_to_poll_set(int fd) { poll_set.push_back({.fd = fd, .events = POLLIN, .revents = 0}); }
+
+    std::expected<void, std::string> pin() const {
+        cpu_set_t cpus;
+        CPU_ZERO(&cpus);
+        CPU_SET(setup.cpu, &cpus);
+        if (const int error = pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+            error != 0) {
+            return std::unexpected("worker " + std::to_string(to_index(setup.id)) +
+                                   " cannot be pinned to CPU " + std::to_string(setup.cpu) + ": " +
+                                   std::strerror(error));
+        }
+        pthread_setname_np(pthread_self(),
+                           ("sp-worker-" + std::to_string(to_index(setup.id))).c_str());
+        return {};
+    }
+
+    void loop() {
+        refill_homes();
+        uint64_t last_work = __rdtsc();
+        for (uint32_t turn = 0; !stopping.load(std::memory_order_relaxed); ++turn) {
+            const uint64_t begin = __rdtsc();
+            take_commands();
+            uint32_t frames = receive_from_ports();
+            if (tap_has_more || turn % kTapEveryLoops == 0) frames += receive_from_kernel();
+            setup.egress->flush();
+            refill_homes();
+            events.notify();
+            counters.loops.add(1);
+            if (frames != 0) {
+                last_work = __rdtsc();
+                counters.busy_cycles.add(last_work - begin);
+            } else if (begin - last_work > spin_cycles && begin > last_work) {
+                sleep();
+                last_work = __rdtsc();
+            }
+        }
+        // Nothing stays in hand: what the last burst produced has been flushed above.
+        setup.memory->unregister_thread();
+    }
+
+    uint32_t receive_from_ports() {
+        uint32_t frames = 0;
+        for (const auto& port : setup.ports) {
+            for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
+                const QueueId queue{q};
+                const uint32_t count = port.sockets->receive(queue, setup.id, burst);
+                if (count == 0) continue;
+                frames += count;
+                const std::span received(burst.data(), count);
+                if (port.unprotected_side) {
+                    inbound.run(received);
+                    finish(inbound.delivered(), inbound.discarded());
+                } else {
+                    outbound.run(received, OutboundSource::port);
+                    finish(outbound.delivered(), outbound.discarded());
+                }
+                wake_starving_home(*port.sockets, queue);
+            }
+        }
+        return frames;
+    }
+
+    uint32_t receive_from_kernel() {
+        std::array<std::byte*, kTapBurst> buffers;
+        tap_has_more = false;
+        if (!setup.memory->take(buffers)) return 0;
+        const uint32_t count = setup.tap->read(buffers, std::span(burst).first(kTapBurst));
+        setup.memory->give(std::span(buffers).subspan(count));
+        if (count == 0) return 0;
+        tap_has_more = count == kTapBurst;
+        counters.from_kernel.add(count);
+        outbound.run({burst.data(), count}, OutboundSource::kernel);
+        finish(outbound.delivered(), outbound.discarded());
+        return count;
+    }
+
+    void finish(std::span<io::OutgoingFrame> delivered, std::span<std::byte* const> discarded) {
+        if (!discarded.empty()) setup.memory->give(discarded);
+        if (delivered.empty()) return;
+        counters.egress_frames.add(delivered.size());
+        setup.egress->send(delivered);
+    }
+
+    // A queue whose home sleeps would run out of FILL buffers while others are busy on it.
+    void wake_starving_home(const io::PortSockets& sockets, QueueId queue) const {
+        const WorkerId home = sockets.home(queue);
+        if (home != setup.id && sockets.fill_level(queue) < sockets.fill_low_water(queue)) {
+            setup.wake_board->wake(home);
+        }
+    }
+
+    void refill_homes() {
+        for (const auto& port : setup.ports) {
+            for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
+                const QueueId queue{q};
+                if (port.sockets->home(queue) != setup.id) continue;
+                port.sockets->reclaim(queue);
+                port.sockets->refill(queue);
+            }
+        }
+    }
+
+    void sleep() {
+        seat.asleep.store(true, std::memory_order_relaxed);
+        // See WakeBoard::wake(). Sockets need no second look: poll() returns at once for them.
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        if (commands.empty() && !stopping.load(std::memory_order_relaxed)) {
+            counters.sleeps.add(1);
+            poll(poll_set.data(), poll_set.size(), kSleepMs);
+            const size_t tap_index = poll_set.size() - 2;
+            tap_has_more = (poll_set[tap_index].revents & POLLIN) != 0;
+        }
+        seat.asleep.store(false, std::memory_order_relaxed);
+        drain_event_fd(seat.fd);
+    }
+
+    void take_commands() {
+        Command command;
+        while (commands.pop(command)) apply(command);
+    }
+
+    void apply(const Command& command) {
+        switch (command.kind) {
+            case Command::Kind::install_inbound:
+                assert(command.inbound->owner == setup.id);
+                if (!sad.insert(command.inbound)) answer_retired(command.inbound);
+                return;
+            case Command::Kind::install_outbound:
+                assert(command.outbound->owner == setup.id);
+                if (!outbound_sas.insert(command.outbound)) answer_retired(command.outbound);
+                return;
+            case Command::Kind::retire_inbound:
+                sad.remove(command.inbound);
+                answer_retired(command.inbound);
+                return;
+            case Command::Kind::retire_outbound:
+                outbound_sas.remove(command.outbound);
+                answer_retired(command.outbound);
+                return;
+            case Command::Kind::extend_sequence:
+                command.outbound->sequence_reserved = command.number;
+                command.outbound->sequence_low_water = command.number2;
+                command.outbound->low_water_reported = false;
+                return;
+            case Command::Kind::publish_spd: {
+                const Spd* before = std::exchange(spd, command.spd);
+                outbound.set_spd(spd);
+                if (before != nullptr) {
+                    events.post({.kind = Event::Kind::spd_released, .spd = before});
+                }
+                return;
+            }
+            case Command::Kind::publish_next_hops: {
+                const NextHops* before = std::exchange(next_hops, command.next_hops);
+                setup.egress->set_next_hops(next_hops);
+                if (before != nullptr) {
+                    events.post({.kind = Event::Kind::next_hops_released, .next_hops = before});
+                }
+                return;
+            }
+        }
+    }
+
+    void answer_retired(InboundSa* sa) {
+        events.post({.kind = Event::Kind::inbound_retired, .id = sa->id, .inbound = sa});
+    }
+    void answer_retired(OutboundSa* sa) {
+        events.post({.kind = Event::Kind::outbound_retired, .id = sa->id, .outbound = sa});
+    }
+};
+
+Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Worker::~Worker() {
+    stop();
+}
+
+std::expected<std::unique_ptr<Worker>, std::string> Worker::create(WorkerSetup setup) {
+    auto aead = crypto::Aead::create();
+    if (!aead) return std::unexpected(aead.error());
+    return std::unique_ptr<Worker>(
+        new Worker(std::make_unique<Impl>(std::move(setup), std::move(*aead))));
+}
+
+std::expected<void, std::string> Worker::start() {
+    std::binary_semaphore ready(0);
+    std::expected<void, std::string> result;
+    impl_->spin_cycles = sallyport::spin_cycles(impl_->setup.spin_us);
+    impl_->thread = std::thread([&ready, &result, impl = impl_.get()] {
+        result = impl->pin();
+        if (result && !io::PacketMemory::register_thread()) {
+            result = std::unexpected("worker " + std::to_string(to_index(impl->setup.id)) +
+                                     ": DPDK takes no more threads");
+        }
+        const bool go = result.has_value();
+        ready.release();  // `ready` and `result` are gone after this
+        if (go) impl->loop();
+    });
+    ready.acquire();
+    if (!result) impl_->thread.join();
+    return result;
+}
+
+void Worker::stop() {
+    if (!impl_->thread.joinable()) return;
+    impl_->stopping.store(true, std::memory_order_relaxed);
+    impl_->setup.wake_board->wake(impl_->setup.id);
+    impl_->thread.join();
+}
+
+bool Worker::submit(const Command& command) {
+    if (!impl_->commands.push(command)) return false;
+    impl_->setup.wake_board->wake(impl_->setup.id);
+    return true;
+}
+
+bool Worker::next_event(Event& event) {
+    return impl_->events.pop(event);
+}
+int Worker::event_fd() const {
+    return impl_->events.fd();
+}
+const WorkerCounters& Worker::counters() const {
+    return impl_->counters;
+}
+const io::Egress& Worker::egress() const {
+    return *impl_->setup.egress;
+}
+WorkerId Worker::id() const {
+    return impl_->setup.id;
+}
+uint16_t Worker::cpu() const {
+    return impl_->setup.cpu;
+}
+
+uint64_t Worker::cpu_time_ns() const {
+    clockid_t clock{};
+    timespec used{};
+    if (!impl_->thread.joinable() ||
+        pthread_getcpuclockid(impl_->thread.native_handle(), &clock) != 0 ||
+        clock_gettime(clock, &used) != 0) {
+        return 0;
+    }
+    return static_cast<uint64_t>(used.tv_sec) * 1'000'000'000u +
+           static_cast<uint64_t>(used.tv_nsec);
+}
+
+}  // namespace sallyport
