@@ -20,7 +20,7 @@ NEEDS_LICENCE = re.compile(r"(\.(cc|h|c|py|sh|toml|service)|meson\.build|meson_o
 LAYERS = {
     "bpf": ["bpf/abi.h"],
     "dataplane": ["bpf/abi.h"],
-    "config": ["dataplane/base", "bpf/abi.h"],
+    "config": ["dataplane", "bpf/abi.h"],
     "control": ["dataplane", "config", "bpf"],
 }
 
