@@ -113,7 +113,8 @@ bool configure(int ifindex, uint32_t mtu) {
     LinkRequest request(ifindex);
     request.add(IFLA_ADDRESS, kTapMac.data(), kTapMac.size());
     request.add(IFLA_MTU, &mtu, sizeof mtu);
-    request.set_flags(IFF_UP);
+    // No neighbour resolution: behind sp0 are tunnels, and nobody there would answer.
+    request.set_flags(IFF_UP | IFF_NOARP);
     errno = request.apply();
     return errno == 0;
 }
