@@ -271,6 +271,15 @@ TEST_F(EgressPort, filter_by_protocol_and_port) {
          SP_DROP_egress_denied);
 }
 
+TEST_F(EgressPort, everything_of_one_family) {
+    rig.set_rules(kWan, {rule("0.0.0.0/0", nullptr)});
+    drop("v4", v4("10.1.0.1", "203.0.113.9", icmp()), SP_DROP_egress_denied);
+    sent("v6", v6("2001:db8::1", "2001:db8::2", icmp6()));
+    rig.set_rules(kWan, {rule(nullptr, "::/0")});
+    sent("v4", v4("10.1.0.1", "203.0.113.9", icmp()));
+    drop("v6", v6("2001:db8::1", "2001:db8::2", icmp6()), SP_DROP_egress_denied);
+}
+
 TEST_F(EgressPort, the_last_of_all_rules_counts) {
     std::vector<sp_egress_rule> rules(SP_EGRESS_RULES_MAX, rule("198.51.100.0/24", nullptr));
     rules.back() = rule(nullptr, "203.0.113.0/24");
