@@ -66,7 +66,7 @@ uint64_t sequence_block(bool esn) {
 }
 
 uint64_t low_water(const SequenceStore::Range& range, uint64_t end) {
-    return range.end >= end ? kNoLowWater : range.first + (range.end - range.first) / 2;
+    return range.end >= end ? range.end : range.first + (range.end - range.first) / 2;
 }
 
 SaControl::SaControl(Log& log, const config::Config& config, uint16_t worker_count)

@@ -37,9 +37,6 @@ namespace sallyport::control {
 
 inline constexpr uint64_t kSequenceBlock32 = uint64_t{1} << 20;
 inline constexpr uint64_t kSequenceBlockEsn = uint64_t{1} << 24;
-// No number reaches it: an SA with this low water asks for nothing any more.
-inline constexpr uint64_t kNoLowWater = ~uint64_t{0};
-
 struct ManagedSa {
     SaId id{};  // index in SaControl::sas()
     const config::StaticSa* config = nullptr;
@@ -57,7 +54,8 @@ struct ManagedSa {
     [[nodiscard]] bool active() const { return refusal.empty(); }
 };
 
-// How many numbers are asked for at once, and when the next are: half way.
+// How many numbers are asked for at once, and when the next are: half way. Behind the last block
+// there is nothing to ask for, so the low water is its end, where the worker stops.
 uint64_t sequence_block(bool esn);
 uint64_t low_water(const SequenceStore::Range& range, uint64_t end);
 
