@@ -30,28 +30,6 @@ uint32_t role_number(config::PortRole role) {
     return role == config::PortRole::protected_side ? SP_ROLE_PROTECTED : SP_ROLE_UNPROTECTED;
 }
 
-std::expected<sp_egress_rule, std::string> rule_row(const config::EgressRule& rule) {
-    sp_egress_rule row{};
-    row.protocol = rule.protocol.value_or(0);
-    row.dst_port_lo = rule.port_lo;
-    row.dst_port_hi = rule.port_hi;
-    if (rule.source && rule.destination &&
-        rule.source->address.family != rule.destination->address.family) {
-        return failure("an egress rule has source " + to_string(*rule.source) +
-                       " and destination " + to_string(*rule.destination) +
-                       ": both must be of one IP version");
-    }
-    for (const auto& [prefix, bits, bytes] :
-         {std::tuple{&rule.source, &row.src_bits, row.src},
-          std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
-        if (!prefix->has_value()) continue;
-        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
-        *bits = (*prefix)->bits;
-        std::ranges::copy((*prefix)->address.bytes, bytes);
-    }
-    return row;
-}
-
 sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
     sp_owner_key key{};
     key.spi = htonl(to_index(spi));
@@ -75,6 +53,28 @@ struct Injector {
 };
 
 }  // namespace
+
+std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule) {
+    sp_egress_rule row{};
+    row.protocol = rule.protocol.value_or(0);
+    row.dst_port_lo = rule.port_lo;
+    row.dst_port_hi = rule.port_hi;
+    if (rule.source && rule.destination &&
+        rule.source->address.family != rule.destination->address.family) {
+        return failure("an egress rule has source " + to_string(*rule.source) +
+                       " and destination " + to_string(*rule.destination) +
+                       ": both must be of one IP version");
+    }
+    for (const auto& [prefix, bits, bytes] :
+         {std::tuple{&rule.source, &row.src_bits, row.src},
+          std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
+        if (!prefix->has_value()) continue;
+        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
+        *bits = (*prefix)->bits;
+        std::ranges::copy((*prefix)->address.bytes, bytes);
+    }
+    return row;
+}
 
 struct BpfObjects::Impl {
     Limits limits;
@@ -327,7 +327,7 @@ std::expected<void, std::string> BpfObjects::set_egress_deny(
     }
     std::vector<sp_egress_rule> rows;
     for (const config::EgressRule& rule : rules) {
-        auto row = rule_row(rule);
+        auto row = egress_rule_row(rule);
         if (!row) return std::unexpected(row.error());
         rows.push_back(*row);
     }

@@ -96,6 +96,9 @@ struct PortCounters {
     std::vector<std::vector<uint64_t>> steered;  // [queue][worker]; empty for sp0
 };
 
+// A deny rule as the egress programs (and direct egress) read it.
+std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule);
+
 class BpfObjects {
   public:
     static std::expected<BpfObjects, std::string> create(const Limits& limits);

@@ -116,8 +116,10 @@ std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& a
     std::memcpy(&sa->salt, parameters.key.data() + key_bytes, sizeof sa->salt);
     sa->sequence_next = parameters.sequence_next;
     sa->sequence_reserved = parameters.sequence_reserved;
-    sa->sequence_low_water = parameters.sequence_low_water;
     sa->sequence_end = parameters.esn ? kSequenceEndEsn : kSequenceEnd32;
+    // The worker looks at the other limits only from the low water on.
+    sa->sequence_low_water = std::min(
+        {parameters.sequence_low_water, parameters.sequence_reserved, sa->sequence_end});
     sa->iv_mask = parameters.iv_mask;
     sa->spi = Be32(to_index(parameters.spi));
     sa->suite = parameters.suite;

@@ -327,7 +327,8 @@ struct Worker::Impl {
                 return;
             case Command::Kind::extend_sequence:
                 command.outbound->sequence_reserved = command.number;
-                command.outbound->sequence_low_water = command.number2;
+                command.outbound->sequence_low_water =
+                    std::min({command.number2, command.number, command.outbound->sequence_end});
                 command.outbound->low_water_reported = false;
                 return;
             case Command::Kind::publish_spd: {
