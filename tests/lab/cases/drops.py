@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every packet that must not pass is dropped, and `show drops` says why.
+
+One table: each row sends frames and names the only counters that may move.
+"""
+
+import secrets
+import time
+
+from lab import scapy_peer, wire
+from lab.runner import case, check, equal, eventually
+from lab.scapy_peer import ip, udp
+
+OUTSIDE, INSIDE = "10.3.0.2", "10.1.0.2"
+FROM_WAN, FROM_LAN = "wan", "lan"
+
+
+def good():
+    return udp(OUTSIDE, INSIDE)
+
+
+def unknown_spi(end):
+    return [end.seal(good(), spi=end.tunnel.spi_in ^ secrets.randbits(16) << 8 ^ 0x80000000)]
+
+
+def tampered(end):
+    packet = bytearray(end.seal(good()))
+    packet[-1] ^= 1
+    return [bytes(packet)]
+
+
+def tampered_payload(end):
+    packet = bytearray(end.seal(good()))
+    packet[40] ^= 0x80
+    return [bytes(packet)]
+
+
+def replayed(end):
+    return [end.seal(good())] * 2
+
+
+def before_window(end):
+    end.sequence += 1
+    old = end.seal(good(), sequence=end.sequence)
+    end.sequence += end.tunnel.window
+    return [end.seal(good()), old]
+
+
+def wrong_selectors(end):
+    # 10.2.0.2 is a right source, in another tunnel.
+    return [end.seal(udp("10.2.0.2", INSIDE)), end.seal(udp(OUTSIDE, "10.1.1.2"))]
+
+
+def fragment(end):
+    return [end.seal(good(), flags="MF")]
+
+
+def dummy(end):
+    return [end.seal(b"\0" * 40, next_header=59)]
+
+
+def transport_payload(end):
+    return [end.seal(bytes(good().payload), next_header=17)]
+
+
+def bad_padding(end):
+    inner = udp(OUTSIDE, INSIDE, payload=b"x")  # 29 bytes: pad bytes are needed
+    return [end.seal(inner, pad_bytes=lambda pad: b"\x07" * len(pad))]
+
+
+def malformed_inner(end):
+    return [end.seal(b"\x4f" + b"\xff" * 27, next_header=4)]
+
+
+def congestion(end):
+    return [end.seal(good(), tos=3)]
+
+
+def cleartext(_end):
+    return [bytes(good())]
+
+
+def cleartext_v6(_end):
+    return [bytes(udp("fd02:0:0:3::2", "fd01:0:0:3::2"))]
+
+
+def short_esp(end):
+    return [bytes(ip(end.tunnel.peer, end.tunnel.near, proto=50) / end.seal(good())[20:44])]
+
+
+def to_discarded(_end):
+    return [bytes(udp(INSIDE, "10.9.0.2"))]
+
+
+def to_nowhere(_end):
+    return [bytes(udp(INSIDE, "10.8.0.2"))]
+
+
+# name, side it arrives on, frames, how often which reason, how many packets are still delivered
+TABLE = [
+    ("A3 unknown SPI", FROM_WAN, unknown_spi, {"unknown_spi": 1}, 0),
+    ("tampered ICV", FROM_WAN, tampered, {"icv_mismatch": 1}, 0),
+    ("tampered payload", FROM_WAN, tampered_payload, {"icv_mismatch": 1}, 0),
+    ("B3 packet replayed in one burst", FROM_WAN, replayed, {"replayed": 1}, 1),
+    ("B3 packet from before the window", FROM_WAN, before_window, {"before_window": 1}, 1),
+    ("A1 inner packet outside the selectors", FROM_WAN, wrong_selectors,
+     {"selector_mismatch": 2}, 0),
+    ("A2 cleartext that a PROTECT policy covers", FROM_WAN, cleartext,
+     {"cleartext_for_protect": 1}, 0),
+    ("A2 cleartext that a PROTECT policy covers, IPv6", FROM_WAN, cleartext_v6,
+     {"cleartext_for_protect": 1}, 0),
+    ("B1 ESP packet that is a fragment", FROM_WAN, fragment, {"outer_fragment": 1}, 0),
+    ("B5 dummy packet", FROM_WAN, dummy, {"dummy_packet": 1}, 0),
+    ("B7 wrong pad bytes", FROM_WAN, bad_padding, {"bad_padding": 1}, 0),
+    ("next header of transport mode", FROM_WAN, transport_payload, {"bad_next_header": 1}, 0),
+    ("decrypted bytes that are no IP packet", FROM_WAN, malformed_inner, {"malformed_inner": 1}, 0),
+    ("E1 congestion marked, flow not capable", FROM_WAN, congestion, {"ecn_not_capable": 1}, 0),
+    ("ESP too short", FROM_WAN, short_esp, {"malformed_esp": 1}, 0),
+    ("A6 DISCARD policy", FROM_LAN, to_discarded, {"policy_discard": 1}, 0),
+    ("A6 no policy", FROM_LAN, to_nowhere, {"no_policy": 1}, 0),
+]
+
+
+def _row(side, make, reasons, delivered):
+    def run(bench):
+        lab = bench.lab
+        gateway = bench.gateway()
+        end = bench.crafted("craft0")
+        # One good packet first: the path works, so that what is missing later was dropped.
+        send(lab, FROM_WAN, [end.seal(good())], gateway, {}, 1)
+        send(lab, side, make(end), gateway, reasons, delivered)
+    return run
+
+
+def send(lab, side, packets, gateway, reasons, delivered):
+    before = gateway.drops()
+    wanted = {**dict.fromkeys(before, 0), **reasons}
+    with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
+        for packet in packets:
+            if side == FROM_WAN:
+                frame = wire.ethernet(lab.gw.mac("wan0"), "02:00:00:00:00:02", packet)
+                wan.send(frame)
+            else:
+                frame = wire.ethernet(lab.gw.mac("lan0"), lab.lan.mac("eth0"), packet)
+                lan.send(frame)
+
+        def moved():
+            return {reason: count - before[reason] for reason, count in gateway.drops().items()}
+
+        def named():
+            return {reason: count for reason, count in moved().items() if count}
+
+        eventually(lambda: moved() == wanted, lambda: f"drops {named()}, expected {reasons}")
+        if delivered:
+            check(lan.wait(is_udp, 3), "a packet that should pass was not delivered")
+        time.sleep(0.1)  # what must not come has this long to come
+        passed = [f for f in (lan if side == FROM_WAN else wan).frames if is_udp(f)]
+        equal(len(passed), delivered, "packets that came out on the other side")
+        equal(moved(), wanted, "drops a moment later")
+
+
+def is_udp(frame):
+    return (frame[12:14] == b"\x08\x00" and frame[23] == 17
+            or frame[12:14] == b"\x86\xdd" and frame[20] == 17)
+
+
+for _name, _side, _make, _reasons, _delivered in TABLE:
+    case(f"dropped as {next(iter(_reasons))}: {_name}")(_row(_side, _make, _reasons, _delivered))
+
+
+@case("drops are counted where they happened, with a sentence for the operator")
+def drops_explained(bench):
+    gateway = bench.gateway()
+    end = bench.crafted("craft0")
+    send(bench.lab, FROM_WAN, unknown_spi(end), gateway, {"unknown_spi": 1}, 0)
+    send(bench.lab, FROM_WAN, tampered(end), gateway, {"icv_mismatch": 1}, 0)
+    rows = {d["reason"]: d for d in gateway.show("drops")}
+    check("port wan0" in rows["unknown_spi"]["where"], f"where: {rows['unknown_spi']['where']}")
+    check("worker 0" in rows["icv_mismatch"]["where"], f"where: {rows['icv_mismatch']['where']}")
+    check(all(d["help"] for d in rows.values()), "every reason has a help text")
+    check(gateway.sa("craft0-in")["drops"].get("icv_mismatch", 0) >= 1, "the SA counts it too")
+    check("unknown_spi" in gateway.table("drops"), "the table names the reason")

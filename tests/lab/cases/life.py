@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, crashing, refusing and leaving."""
+
+import ctypes
+import os
+import struct
+import threading
+import time
+
+from cases.traffic import clear_between, ping_both_ways
+from lab import scapy_peer, traffic, wire
+from lab.runner import Skip, case, check, equal
+
+
+def host_state(lab):
+    """All of gw that a daemon could leave something in, as text that can be compared."""
+    gw = lab.gw
+    links = gw.ip("-o link").splitlines()
+    return {
+        "devices": sorted(line.split(": ")[1].split("@")[0] for line in links),
+        "XDP programs": [line for line in links if "xdp" in line],
+        "routes": sorted(gw.ip("route show table all").splitlines()),
+        "rules": gw.ip("rule").splitlines() + gw.ip("-6 rule").splitlines(),
+        "xfrm states": gw.ip("xfrm state").splitlines(),
+        "xfrm policies": [line for line in gw.ip("xfrm policy").splitlines()
+                          if line.startswith("src")],
+        "xfrm_acq_expires": gw.sh("sysctl", "-n", "net.core.xfrm_acq_expires").split(),
+        "wan0 and lan0 settings": gw.sh("sh", "-c", "cd /proc/sys/net && grep -r . ipv4/conf/wan0 "
+                                        "ipv4/conf/lan0 ipv4/conf/all ipv4/ip_forward").splitlines(),
+        "BPF filesystem": [name for _, folders, files in
+                           os.walk(os.path.join(lab.folder, "bpffs")) for name in files],
+        "control socket": os.path.exists(os.path.join(lab.folder, "gateway", "control.sock")),
+    }
+
+
+def differences(before, after):
+    return "; ".join(f"{key}: before {before[key]}, after {after[key]}"
+                     for key in before if before[key] != after[key])
+
+
+@case("a clean exit leaves no program, SA, policy, TAP, route or setting behind")
+def clean_exit(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.prepare()
+    before = host_state(lab)
+    gateway.start()
+    during = host_state(lab)
+    check("sp0" in during["devices"] and during["XDP programs"] and during["xfrm states"],
+          f"the running gateway should be visible in its host's state: {during}")
+    equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 2), 2, "echo replies")
+    equal(gateway.stop(), 0, "exit status")
+    check(not (left := differences(before, host_state(lab))), f"left behind: {left}")
+
+
+@case("after kill -9 it starts again without cleaning by hand")
+def restart_after_kill(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.prepare()
+    before = host_state(lab)
+    for _ in range(3):
+        gateway.start()
+        ping_both_ways(bench, gateway, "plain", count=2)
+        gateway.kill()
+    gateway.start()
+    ping_both_ways(bench, gateway, "esn", count=2)
+    equal(gateway.stop(), 0, "exit status")
+    check(not (left := differences(before, host_state(lab))),
+          f"left behind after three crashes and a clean exit: {left}")
+
+
+@case("A2 after kill -9 nothing that a PROTECT policy covers passes in clear")
+def closed_after_kill(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.prepare().start()
+    equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 2), 2, "echo replies")
+    gateway.kill()
+    tunnel = lab.tunnels["plain"]
+    try:
+        with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
+            equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 3), 0, "echo replies")
+            inward = bytes(scapy_peer.udp("10.2.0.2", "10.1.0.2"))
+            wan.send(wire.ethernet(lab.gw.mac("wan0"), "02:00:00:00:00:02", inward))
+            time.sleep(0.3)
+            for side, seen in (("left", wan.frames), ("came in", lan.frames)):
+                leaked = [f for f in seen if clear_between(f, tunnel)]
+                check(not leaked, f"{len(leaked)} packets {side} in clear after the crash")
+    finally:
+        gateway.start()
+        gateway.stop()
+
+
+@case("D1 no (SPI, IV) pair repeats on the wire over three crashes under load", seconds=120)
+def iv_never_repeats(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.prepare()
+    ours = {lab.tunnels[name].spi_out: name for name in ("plain", "esn")}
+    with wire.Wire(lab.peer_ns, "wanp") as wan:
+        for life in range(4):
+            gateway.start()
+            seen = len(wan.frames)
+            stop = threading.Event()
+            sender = threading.Thread(target=_keep_sending, args=(lab, stop))
+            sender.start()
+            try:
+                check(wan.wait(lambda f: (e := wire.esp_of(f)) and e[0] in ours, 10, seen),
+                      f"no ESP packet in life {life}")
+                time.sleep(0.5)
+                gateway.kill()  # while packets are on their way
+            finally:
+                stop.set()
+                sender.join()
+        packets = [e for e in map(wire.esp_of, list(wan.frames)) if e and e[0] in ours]
+    gateway.start()
+    gateway.stop()
+    return check_sequences(packets, ours)
+
+
+def _keep_sending(lab, stop):
+    """UDP from both protected addresses, a few thousand packets a second."""
+    with wire.Wire(lab.lan, "eth0") as lan:
+        macs = lab.gw.mac("lan0"), lab.lan.mac("eth0")
+        frames = [wire.ethernet(*macs, bytes(scapy_peer.udp(f"10.1.{i}.2", f"10.2.{i}.2")))
+                  for i in (0, 1)]
+        while not stop.is_set():
+            for frame in frames:
+                lan.send(frame)
+            time.sleep(0.0005)
+
+
+def check_sequences(packets, names):
+    """Judges (SPI, sequence, IV) of one direction: no IV twice, sequences only grow."""
+    notes = []
+    for spi, name in names.items():
+        ivs = [iv for s, _, iv in packets if s == spi]
+        sequences = [sequence for s, sequence, _ in packets if s == spi]
+        check(len(ivs) > 100, f"{name}: only {len(ivs)} packets were captured")
+        equal(len(set(ivs)), len(ivs), f"{name}: distinct IVs of {len(ivs)} packets")
+        falls = [(a, b) for a, b in zip(sequences, sequences[1:]) if b <= a]
+        check(not falls, f"{name}: sequence numbers fell: {falls[:3]}")
+        jumps = sum(b - a > 1 for a, b in zip(sequences, sequences[1:]))
+        notes.append(f"{name}: {len(ivs)} packets, sequence {sequences[0]} to {sequences[-1]}, "
+                     f"{jumps} gaps")
+    return "; ".join(notes)
+
+
+@case("a key without sequence state: refused in words, usable after --accept-key")
+def missing_sequence_state(bench):
+    lab = bench.lab
+    bench.peer()
+    bench.stop_gateway()
+    lab.new_keys()
+    gateway = bench.prepare(accept_keys=False)
+    gateway.start()
+    sa = gateway.sa("plain-out")
+    equal(sa["state"], "refused", "state of plain-out")
+    check("--accept-key" in sa["reason"], f"the reason should name the way out: {sa['reason']}")
+    check("plain-out" in gateway.log() and "--accept-key" in gateway.log(),
+          f"the log should say so too: {gateway.log()}")
+    before = gateway.drops()
+    equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 2), 0, "echo replies")
+    moved = {r: n - before[r] for r, n in gateway.drops().items() if n != before[r]}
+    check(moved in ({"sequence_unreserved": 2}, {"no_sa": 2}), f"drops: {moved}")
+    equal(gateway.stop(), 0, "exit status")
+    gateway.accept_keys()
+    gateway.start()
+    ping_both_ways(bench, gateway, "plain")
+    equal(gateway.stop(), 0, "exit status")
+    status, said = gateway.run("--accept-key", "plain-out", check=False)
+    check(status != 0, f"a key whose state is there must not be started again: {said}")
+
+
+def foreign_program(ns, device):
+    """Attaches a program that is not ours (it passes everything); returns its descriptor."""
+    bpf_syscall, prog_load, type_xdp = 321, 5, 6
+    code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
+    code_buffer = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack("<IIQQIIQII16s", type_xdp, len(code) // 8, ctypes.addressof(code_buffer),
+                       ctypes.addressof(licence), 0, 0, 0, 0, 0, b"somebody_elses")
+    attr_buffer = ctypes.create_string_buffer(attr, 128)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(bpf_syscall, prog_load, attr_buffer, 128)
+    if fd < 0:
+        raise Skip(f"cannot load a BPF program: {os.strerror(ctypes.get_errno())}")
+    identity = next(line.split()[1] for line in open(f"/proc/self/fdinfo/{fd}", encoding="ascii")
+                    if line.startswith("prog_id"))
+    ns.sh("bpftool", "net", "attach", "xdpdrv", "id", identity, "dev", device)
+    return fd
+
+
+@case("a foreign XDP program on a port: refused in words, and left alone")
+def foreign_xdp(bench):
+    lab = bench.lab
+    gateway = bench.prepare()
+    fd = foreign_program(lab.gw, "wan0")
+    try:
+        before = host_state(lab)
+        status, said = gateway.run(check=False)
+        equal(status, 1, f"exit status; it said: {said}")
+        check("wan0" in said, f"the error should name the device: {said}")
+        check(not (left := differences(before, host_state(lab))), f"changed: {left}")
+    finally:
+        lab.gw.ip("link set dev wan0 xdp off")
+        os.close(fd)
+    equal(bench.gateway().running, True, "running once the program is gone")
+
+
+@case("a missing device: file and line, status 2, nothing changed")
+def missing_device(bench):
+    lab = bench.lab
+    gateway = bench.prepare(accept_keys=False, lan_device="nowhere0")
+    before = host_state(lab)
+    status, said = gateway.run(check=False)
+    equal(status, 2, f"exit status; it said: {said}")
+    check("nowhere0" in said and f"{gateway.config}:" in said, f"it said: {said}")
+    check(not (left := differences(before, host_state(lab))), f"changed: {left}")
+
+
+@case("keys appear in no log, no answer and no table")
+def keys_stay_secret(bench):
+    gateway = bench.gateway()
+    said = gateway.log() + "".join(
+        gateway.table(what) + str(gateway.show(what))
+        for what in ("status", "ports", "workers", "sa", "policy", "drops"))
+    for t in bench.lab.tunnels.values():
+        for key in (t.key_in, t.key_out):
+            check(key.hex() not in said.lower(), f"a key of {t.name} was printed")
+
+
+@case("idle: CPU time of a gateway without traffic (printed, not judged)")
+def idle(bench):
+    gateway = bench.gateway()
+    time.sleep(1)
+    began, cpu = time.monotonic(), gateway.cpu_seconds()
+    time.sleep(3)
+    used = (gateway.cpu_seconds() - cpu) / (time.monotonic() - began)
+    return f"{used * 100:.1f} % of one CPU for all threads"

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named cases, each bounded in time, reported one by one in the TAP format."""
+
+import signal
+import sys
+import time
+import traceback
+
+from . import daemon, scapy_peer, topology, uml
+
+CASES = []  # (name, seconds, function), in the order they run
+
+
+class Skip(Exception):
+    """This machine cannot run the case; the text says why."""
+
+
+def case(name, seconds=60):
+    def register(function):
+        CASES.append((name, seconds, function))
+        return function
+    return register
+
+
+def check(condition, text):
+    if not condition:
+        raise AssertionError(text)
+
+
+def equal(got, wanted, what):
+    check(got == wanted, f"{what}: {got!r}, expected {wanted!r}")
+
+
+def eventually(condition, text, seconds=5):
+    """Waits until condition() is true; counters follow the packets by a moment."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(text() if callable(text) else text)
+        time.sleep(0.05)
+    return value
+
+
+class Bench:
+    """What the cases share: one lab, and one gateway in it that restarts only when it must."""
+
+    def __init__(self, build_dir, slow=1):
+        self.build_dir = build_dir
+        self.slow = slow  # factor on time limits: sanitizer builds
+        self.lab = topology.Lab()
+        self._gateway = None
+        self._crafted = {}
+
+    def crafted(self, name):
+        """Scapy as the far end of a crafted tunnel; its sequence numbers go on over all cases."""
+        tunnel = self.lab.tunnels[name]
+        if tunnel.spi_in not in self._crafted:
+            self._crafted[tunnel.spi_in] = scapy_peer.EspEnd(tunnel)
+        return self._crafted[tunnel.spi_in]
+
+    def peer(self):
+        try:
+            return self.lab.peer()
+        except uml.PeerUnavailable as e:
+            raise Skip(str(e)) from None
+
+    def gateway(self, fresh=False, **options):
+        """A running sallyportd with these options of daemon.config_text()."""
+        g = self._gateway
+        if g and g.running and not fresh and g.options == options:
+            return g
+        self.stop_gateway()
+        self._gateway = self.prepare(**options).start()
+        return self._gateway
+
+    def prepare(self, **options):
+        """A sallyportd with these options that the case starts and ends itself."""
+        self.stop_gateway()
+        return daemon.Daemon(self.lab, self.build_dir, **options)
+
+    def stop_gateway(self):
+        if self._gateway:
+            gateway, self._gateway = self._gateway, None
+            equal(gateway.stop(), 0, "exit status of sallyportd after SIGTERM")
+
+    def log_tail(self):
+        return self._gateway.log()[-2000:] if self._gateway else ""
+
+    def close(self):
+        if self._gateway:
+            self._gateway.kill()
+        self.lab.close()
+
+
+def run(build_dir, wanted, slow):
+    chosen = [c for c in CASES if not wanted or c[0] in wanted]
+    for name in set(wanted) - {c[0] for c in chosen}:
+        print(f"no case is called '{name}': see --list", file=sys.stderr)
+        return 2
+    print(f"1..{len(chosen)}", flush=True)
+    bench = Bench(build_dir, slow)
+    failed = 0
+    try:
+        for number, (name, seconds, function) in enumerate(chosen, 1):
+            began = time.monotonic()
+            verdict, notes = _run_one(bench, function, seconds * slow)
+            failed += verdict.startswith("not ok")
+            dash = " " if "#" in verdict else ""
+            head, _, reason = verdict.partition(" # ")
+            print(f"{head} {number} - {name}" + (f" # {reason}" if dash else ""))
+            for line in notes:
+                print(f"# {line}")
+            print(f"# {time.monotonic() - began:.1f} s", flush=True)
+    finally:
+        bench.close()
+    return 1 if failed else 0
+
+
+def _run_one(bench, function, seconds):
+    """(TAP verdict, comment lines)"""
+    def too_long(*_):
+        raise TimeoutError(f"the case took more than {seconds} s")
+
+    notes = []
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(int(seconds))
+    try:
+        note = function(bench)
+        if note:
+            notes.append(note)
+        return "ok", notes
+    except Skip as e:
+        return f"ok # SKIP {str(e).splitlines()[0]}", notes
+    except Exception:
+        text = traceback.format_exc() + ("\nsallyportd said:\n" + bench.log_tail()
+                                         if bench.log_tail() else "")
+        return "not ok", notes + text.splitlines()
+    finally:
+        signal.alarm(0)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of the lab and the tunnels through it.
+
+      lan                gw: Sallyport              peer               far
+    10.1.x.2/24 ------ lan0          wan0 ------ user-mode Linux ------ 10.2.x.2/24
+    fd01:x::2/64    10.1.x.1      192.0.2.1      192.0.2.2           fd02:x::2/64
+                    fd01:x::1    2001:db8::1     2001:db8::2
+                                                 10.2.x.1, fd02:x::1
+
+Each line is a veth pair with two queues each way. The peer's ends (wanp, farp) have no address:
+the guest opens them by AF_PACKET and has them as vec0 and vec1. Scapy can speak on wanp too, beside
+the guest, and so send to Sallyport what no honest gateway would.
+"""
+
+import dataclasses
+import os
+import secrets
+import shutil
+import tempfile
+
+from . import netns, uml
+
+GW4, PEER4 = "192.0.2.1", "192.0.2.2"
+GW6, PEER6 = "2001:db8::1", "2001:db8::2"
+HOST_MTU = 1400  # room for ESP in the 1500 of the outer path
+
+
+@dataclasses.dataclass
+class Tunnel:
+    """A policy and its pair of SAs. `local` and `remote` are seen from Sallyport."""
+    name: str
+    local: str
+    remote: str
+    bits: int = 128
+    esn: bool = False
+    worker: int = 0
+    outer: int = 4
+    crafted: bool = False  # the other end is scapy: the guest does not know these SAs
+    window: int = 64
+    spi_in: int = 0
+    spi_out: int = 0
+    key_in: bytes = b""   # key and 4-byte salt
+    key_out: bytes = b""
+
+    def __post_init__(self):
+        self.spi_in = secrets.randbelow(2**32 - 512) + 256
+        self.spi_out = secrets.randbelow(2**32 - 512) + 256
+        self.key_in = secrets.token_bytes(self.bits // 8 + 4)
+        self.key_out = secrets.token_bytes(self.bits // 8 + 4)
+
+    @property
+    def near(self):
+        return (GW4, GW6)[self.outer == 6]
+
+    @property
+    def peer(self):
+        return (PEER4, PEER6)[self.outer == 6]
+
+    @property
+    def local_host(self):
+        return host(self.local)
+
+    @property
+    def remote_host(self):
+        return host(self.remote)
+
+
+def host(prefix):
+    """The lab's host in a prefix: its address that ends in 2."""
+    address = prefix.split("/")[0]
+    return address + "2" if ":" in address else address.rsplit(".", 1)[0] + ".2"
+
+
+def make_tunnels():
+    return {t.name: t for t in (
+        Tunnel("plain", "10.1.0.0/24", "10.2.0.0/24", bits=128, worker=0),
+        Tunnel("esn", "10.1.1.0/24", "10.2.1.0/24", bits=256, esn=True, worker=1),
+        Tunnel("4in6", "10.1.2.0/24", "10.2.2.0/24", bits=192, worker=0, outer=6),
+        Tunnel("6in4", "fd01:0:0:3::/64", "fd02:0:0:3::/64", bits=128, esn=True, worker=1),
+        Tunnel("6in6", "fd01:0:0:4::/64", "fd02:0:0:4::/64", bits=256, worker=1, outer=6),
+        Tunnel("craft0", "10.1.0.0/24", "10.3.0.0/24", worker=0, crafted=True),
+        Tunnel("craft1", "10.1.1.0/24", "10.3.1.0/24", esn=True, worker=1, crafted=True),
+    )}
+
+
+class Lab:
+    """Namespaces, links and, when first asked for, the peer. close() takes everything down."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="sallyport-lab-")
+        os.chmod(self.folder, 0o700)
+        self.tunnels = make_tunnels()
+        self._peer = None
+        self._peer_error = None
+        self.namespaces = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _namespace(self, short):
+        ns = netns.Namespace(short)
+        self.namespaces.append(ns)
+        return ns
+
+    def _build(self):
+        self.lan, self.gw, self.peer_ns, self.far = map(self._namespace,
+                                                        ("lan", "gw", "peer", "far"))
+        # Before the links come up: the peer's ends say nothing of their own.
+        self.peer_ns.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+        netns.veth(self.gw, "lan0", self.lan, "eth0")
+        netns.veth(self.gw, "wan0", self.peer_ns, "wanp")
+        netns.veth(self.far, "eth0", self.peer_ns, "farp")
+        for ns, device in ((self.lan, "eth0"), (self.gw, "lan0"), (self.gw, "wan0"),
+                           (self.peer_ns, "wanp"), (self.peer_ns, "farp"), (self.far, "eth0")):
+            netns.offloads_off(ns, device)
+        for ns, ours, gateway in ((self.lan, "1", "1"), (self.far, "2", "1")):
+            for i in range(3):
+                ns.ip(f"addr add 10.{ours}.{i}.2/24 dev eth0")
+            for i in (3, 4):
+                ns.ip(f"addr add fd0{ours}:0:0:{i}::2/64 dev eth0")
+            ns.ip("link set eth0 mtu %d" % HOST_MTU)
+            ns.ip(f"route add default via 10.{ours}.0.{gateway}")
+            ns.ip(f"route add default via fd0{ours}:0:0:3::{gateway}")
+        # Sallyport's host as an operator has it: addresses, forwarding, a default route.
+        for i in range(3):
+            self.gw.ip(f"addr add 10.1.{i}.1/24 dev lan0")
+        for i in (3, 4):
+            self.gw.ip(f"addr add fd01:0:0:{i}::1/64 dev lan0")
+        self.gw.ip(f"addr add {GW4}/24 dev wan0")
+        self.gw.ip(f"addr add {GW6}/64 dev wan0")
+        self.gw.sysctl("net.ipv4.ip_forward", 1)
+        self.gw.sysctl("net.ipv6.conf.all.forwarding", 1)
+        self.gw.ip(f"route add default via {PEER4}")
+        self.gw.ip(f"route add default via {PEER6}")
+
+    def peer(self):
+        """The guest with its addresses, SAs and policies; booted on the first call."""
+        if self._peer_error:
+            raise self._peer_error
+        if self._peer is None:
+            try:
+                self._peer = uml.UmlPeer(self.peer_ns, ["wanp", "farp"], self.folder)
+            except uml.PeerUnavailable as e:
+                self._peer_error = e
+                raise
+            self._configure_peer(self._peer)
+        return self._peer
+
+    def _configure_peer(self, guest):
+        guest.sh("for f in all default vec0 vec1; do echo 0 > /proc/sys/net/ipv4/conf/$f/rp_filter;"
+                 " echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done;"
+                 " echo 1 > /proc/sys/net/ipv4/ip_forward;"
+                 " echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+        for words in ("link set lo up", "link set vec0 up", "link set vec1 up",
+                      f"addr add {PEER4}/24 dev vec0", f"addr add {PEER6}/64 dev vec0",
+                      *(f"addr add 10.2.{i}.1/24 dev vec1" for i in range(3)),
+                      *(f"addr add fd02:0:0:{i}::1/64 dev vec1" for i in (3, 4)),
+                      f"route add 10.1.0.0/16 via {GW4}",
+                      f"route add fd01::/16 via {GW6}"):
+            guest.ip(words)
+        self.reset_peer_sas()
+
+    def new_keys(self):
+        """New SPIs and keys for all tunnels, on the peer too. The gateway must not be running."""
+        self.tunnels = make_tunnels()
+        if self._peer:
+            self.reset_peer_sas()
+
+    def reset_peer_sas(self):
+        """The peer's SAs and policies as new: sequence numbers and replay windows at their start."""
+        self._peer.ip("xfrm policy flush")
+        self._peer.ip("xfrm state flush")
+        for t in self.tunnels.values():
+            if not t.crafted:
+                self._add_tunnel(self._peer, t)
+
+    @staticmethod
+    def _add_tunnel(guest, t):
+        flags = "flag af-unspec" + (" flag esn" if t.esn else "")  # any inner family
+        for src, dst, spi, key in ((t.near, t.peer, t.spi_out, t.key_out),
+                                   (t.peer, t.near, t.spi_in, t.key_in)):
+            guest.ip(f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid {spi:#x}"
+                     f" mode tunnel replay-window 64 {flags} aead 'rfc4106(gcm(aes))' 0x{key.hex()} 128")
+        for direction, src, dst, a, b, spi in (
+                ("out", t.remote, t.local, t.peer, t.near, t.spi_in),
+                ("in", t.local, t.remote, t.near, t.peer, t.spi_out),
+                ("fwd", t.local, t.remote, t.near, t.peer, t.spi_out)):
+            guest.ip(f"xfrm policy add src {src} dst {dst} dir {direction}"
+                     f" tmpl src {a} dst {b} proto esp reqid {spi:#x} mode tunnel")
+
+    def close(self):
+        if self._peer:
+            self._peer.close()
+        for ns in reversed(self.namespaces):
+            ns.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
