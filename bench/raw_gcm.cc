@@ -34,7 +34,6 @@ RawGcm::~RawGcm() {
 void RawGcm::encrypt(std::span<const Text> texts) {
     for (const Text& text : texts) {
         auto* data = reinterpret_cast<uint8_t*>(text.data);
-        ++impl_->iv[0];
         IMB_AES128_GCM_ENC(impl_->manager, &impl_->keys[text.key], &impl_->context, data, data,
                            text.bytes, impl_->iv, impl_->aad, 8, data + text.bytes, 16);
     }
@@ -43,7 +42,6 @@ void RawGcm::encrypt(std::span<const Text> texts) {
 void RawGcm::decrypt(std::span<const Text> texts) {
     for (const Text& text : texts) {
         auto* data = reinterpret_cast<uint8_t*>(text.data);
-        ++impl_->iv[0];
         uint8_t tag[16];
         IMB_AES128_GCM_DEC(impl_->manager, &impl_->keys[text.key], &impl_->context, data, data,
                            text.bytes, impl_->iv, impl_->aad, 8, tag, 16);

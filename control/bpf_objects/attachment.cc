@@ -94,17 +94,24 @@ std::expected<bool, std::string> remove_leftovers(const std::string& device, uin
 std::string reason_for_alone() {
     const char* configured = std::getenv(XDP_BPFFS_ENVVAR);
     const std::string directory = configured != nullptr ? configured : "/sys/fs/bpf";
-    struct statfs status {};
+    struct statfs status{};
     if (statfs(directory.c_str(), &status) != 0 ||
         static_cast<unsigned long>(status.f_type) != BPF_FS_MAGIC) {
         return "no BPF file system is mounted at " + directory +
                ", which the dispatcher needs: mount one, or name one in " XDP_BPFFS_ENVVAR;
     }
-    std::string reason = "the kernel or libxdp cannot run the dispatcher (freplace)";
-    if (const std::string warning = last_library_warning(); !warning.empty()) {
-        reason += ": " + warning;
+    // libxdp asks the kernel once for each process and says the answer in its log.
+    static std::string refusal;
+    constexpr std::string_view kRefusal = "Compatibility check for dispatcher program failed: ";
+    if (const size_t found = library_log().find(kRefusal); found != std::string_view::npos) {
+        const std::string_view rest = library_log().substr(found + kRefusal.size());
+        refusal = rest.substr(0, rest.find('\n'));
     }
-    return reason;
+    if (!refusal.empty()) {
+        return "the kernel refuses programs that extend another (freplace: " + refusal + ")";
+    }
+    const std::string warning = last_library_warning();
+    return "libxdp did not use its dispatcher" + (warning.empty() ? "" : ": " + warning);
 }
 
 }  // namespace
@@ -120,8 +127,7 @@ std::expected<DeviceLock, std::string> DeviceLock::take(const std::string& devic
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path + 1, name.data(), name.size());
-    const auto size =
-        static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
     if (bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
         if (errno == EADDRINUSE) {
             return std::unexpected(device +
@@ -170,8 +176,8 @@ std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::strin
         }
 
         Attachment report;
-        report.mode = attempt == XDP_MODE_NATIVE ? config::XdpMode::native
-                                                 : config::XdpMode::generic;
+        report.mode =
+            attempt == XDP_MODE_NATIVE ? config::XdpMode::native : config::XdpMode::generic;
         report.replaced_stale = *leftovers;
         const std::string alone = reason_for_alone();
         int read_error = 0;

@@ -22,8 +22,7 @@ namespace sallyport::bpf_objects {
 // the device are leftovers.
 class DeviceLock {
   public:
-    static std::expected<DeviceLock, std::string> take(const std::string& device,
-                                                       uint32_t ifindex);
+    static std::expected<DeviceLock, std::string> take(const std::string& device, uint32_t ifindex);
 
   private:
     explicit DeviceLock(FileDescriptor socket) : socket_(std::move(socket)) {}
@@ -37,8 +36,7 @@ class XdpAttachment {
     // Removes leftovers of ours, then attaches what `open` gives (called once for each attempt).
     // The caller holds the device's lock.
     static std::expected<XdpAttachment, std::string> attach(const std::string& device,
-                                                            uint32_t ifindex,
-                                                            config::XdpMode mode,
+                                                            uint32_t ifindex, config::XdpMode mode,
                                                             const OpenProgram& open);
     XdpAttachment(XdpAttachment&& other) noexcept;
     XdpAttachment& operator=(XdpAttachment&&) = delete;

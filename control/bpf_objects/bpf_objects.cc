@@ -18,7 +18,9 @@
 namespace sallyport::bpf_objects {
 namespace {
 
-std::unexpected<std::string> failure(std::string text) { return std::unexpected(std::move(text)); }
+std::unexpected<std::string> failure(std::string text) {
+    return std::unexpected(std::move(text));
+}
 
 std::unexpected<std::string> map_failure(const std::string& what) {
     return failure(what + ": " + std::strerror(errno));
@@ -271,10 +273,9 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
         .use_kfunc = port.setup.use_kfunc ? 1u : 0u,
         .punt_unknown_spi = port.setup.punt_unknown_spi ? 1u : 0u,
     };
-    auto attachment =
-        XdpAttachment::attach(port.setup.device, port.setup.ifindex, port.setup.mode, [&] {
-            return ProgramObject::open(program, tunables, impl_->maps, port.xsks.get());
-        });
+    auto attachment = XdpAttachment::attach(
+        port.setup.device, port.setup.ifindex, port.setup.mode,
+        [&] { return ProgramObject::open(program, tunables, impl_->maps, port.xsks.get()); });
     if (!attachment) return std::unexpected(attachment.error());
     port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
     return port.attachment->report();
@@ -293,10 +294,9 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
                                .workers = 1,
                                .use_kfunc = 0,
                                .punt_unknown_spi = 0};
-    auto attachment =
-        XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
-            return ProgramObject::open(Program::egress_route, tunables, impl_->maps, -1);
-        });
+    auto attachment = XdpAttachment::attach(
+        setup.device, setup.ifindex, config::XdpMode::native,
+        [&] { return ProgramObject::open(Program::egress_route, tunables, impl_->maps, -1); });
     if (!attachment) return std::unexpected(attachment.error());
     impl_->injector = std::make_unique<Injector>(std::move(*lock), std::move(*attachment));
     return impl_->injector->attachment.report();
@@ -314,8 +314,7 @@ std::expected<void, std::string> BpfObjects::set_egress_deny(
     if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
     if (rules.size() > SP_EGRESS_RULES_MAX) {
         return failure("the egress filter has " + std::to_string(rules.size()) +
-                       " rules, at most " + std::to_string(SP_EGRESS_RULES_MAX) +
-                       " are supported");
+                       " rules, at most " + std::to_string(SP_EGRESS_RULES_MAX) + " are supported");
     }
     std::vector<sp_egress_rule> rows;
     for (const config::EgressRule& rule : rules) {
@@ -396,8 +395,7 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         return total;
     };
     for (uint32_t reason = 0; reason < SP_DROP_COUNT; ++reason) {
-        result.drops[reason] =
-            sum(impl_->maps.fd("drop_counters"), port * SP_DROP_COUNT + reason);
+        result.drops[reason] = sum(impl_->maps.fd("drop_counters"), port * SP_DROP_COUNT + reason);
     }
     const auto found = impl_->ports.find(to_index(id));
     if (found == impl_->ports.end()) return result;

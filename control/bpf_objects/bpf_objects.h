@@ -69,8 +69,8 @@ struct PortSetup {
     uint16_t workers = 1;
     uint32_t mtu = 1500;  // IP bytes
     config::XdpMode mode = config::XdpMode::automatic;
-    bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
-    bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
+    bool use_kfunc = true;                        // false: owner map alone, whatever the kernel has
+    bool punt_unknown_spi = false;                // true: ESP of unknown SAs goes to the kernel
     std::vector<config::EgressRule> egress_deny;  // at most SP_EGRESS_RULES_MAX
 };
 
@@ -83,7 +83,7 @@ struct InjectorSetup {
 struct Attachment {
     config::XdpMode mode = config::XdpMode::native;  // native or generic
     bool dispatcher = false;                         // false: alone
-    std::string reason;  // why alone, and why generic where native was tried
+    std::string reason;           // why alone, and why generic where native was tried
     bool replaced_stale = false;  // a copy of a killed daemon was there
     [[nodiscard]] const char* attached() const { return dispatcher ? "dispatcher" : "alone"; }
 };

@@ -64,9 +64,13 @@ void clear_library_log() {
     warning().clear();
 }
 
-std::string_view library_log() { return log(); }
+std::string_view library_log() {
+    return log();
+}
 
-std::string last_library_warning() { return warning(); }
+std::string last_library_warning() {
+    return warning();
+}
 
 std::string library_error(std::string_view text, int error) {
     std::string result(text);

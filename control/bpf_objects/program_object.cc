@@ -41,7 +41,9 @@ uint32_t max_entries(const bpf_map* map, const Limits& limits) {
 
 }  // namespace
 
-void CloseObject::operator()(bpf_object* object) const { bpf_object__close(object); }
+void CloseObject::operator()(bpf_object* object) const {
+    bpf_object__close(object);
+}
 
 std::expected<SharedMaps, std::string> SharedMaps::create(const Limits& limits) {
     SharedMaps shared;
@@ -78,22 +80,20 @@ int SharedMaps::fd(std::string_view name) const {
 
 std::expected<FileDescriptor, std::string> create_xsks(uint16_t queues, uint16_t workers) {
     FileDescriptor fd(bpf_map_create(BPF_MAP_TYPE_XSKMAP, "xsks", sizeof(uint32_t),
-                                     sizeof(uint32_t),
-                                     static_cast<uint32_t>(queues) * workers, nullptr));
+                                     sizeof(uint32_t), static_cast<uint32_t>(queues) * workers,
+                                     nullptr));
     if (!fd) return std::unexpected(library_error("cannot create BPF map xsks", errno));
     return fd;
 }
 
 std::expected<ProgramObject, std::string> ProgramObject::open(Program program,
                                                               const sp_tunables& tunables,
-                                                              const SharedMaps& maps,
-                                                              int xsks_fd) {
+                                                              const SharedMaps& maps, int xsks_fd) {
     auto object = open_object(program);
     if (!object) return std::unexpected(object.error());
     ProgramObject opened;
     opened.object_ = std::move(*object);
-    opened.program_ =
-        bpf_object__find_program_by_name(opened.object_.get(), program_name(program));
+    opened.program_ = bpf_object__find_program_by_name(opened.object_.get(), program_name(program));
     if (opened.program_ == nullptr) {
         return std::unexpected(std::string("BPF object without program ") + program_name(program));
     }
@@ -126,7 +126,9 @@ std::expected<void, std::string> ProgramObject::load() {
     return {};
 }
 
-int ProgramObject::fd() const { return bpf_program__fd(program_); }
+int ProgramObject::fd() const {
+    return bpf_program__fd(program_);
+}
 
 bool is_our_program(int program_fd) {
     std::array<uint32_t, 64> map_ids{};

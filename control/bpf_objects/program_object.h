@@ -26,10 +26,14 @@ inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program:
 
 constexpr const char* program_name(Program program) {
     switch (program) {
-        case Program::steer_unprotected: return "steer_unprotected";
-        case Program::steer_protected: return "steer_protected";
-        case Program::egress_route: return "egress_route";
-        case Program::egress_port: return "egress_port";
+        case Program::steer_unprotected:
+            return "steer_unprotected";
+        case Program::steer_protected:
+            return "steer_protected";
+        case Program::egress_route:
+            return "egress_route";
+        case Program::egress_port:
+            return "egress_port";
     }
     return "";
 }

@@ -116,8 +116,8 @@ std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32
         }
     }
     for (const CompiledSpd::SourceRow& source : spd.sources) {
-        const sp_lpm_key key = lpm_key(class_id(generation, direction, source.destination_class),
-                                       source.source);
+        const sp_lpm_key key =
+            lpm_key(class_id(generation, direction, source.destination_class), source.source);
         const sp_spd_cell cell{.first = first_entry + source.cell_first,
                                .count = source.cell_count};
         if (bpf_map_update_elem(sources_fd_, &key, &cell, BPF_NOEXIST) != 0) {
@@ -127,8 +127,8 @@ std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32
     }
     for (const CompiledSpd::DestinationRow& destination : spd.destinations) {
         const bool is_v6 = destination.destination.address.family == Family::v6;
-        const sp_lpm_key key = lpm_key(SP_SPD_TABLE(generation, direction, is_v6 ? 1u : 0u),
-                                       destination.destination);
+        const sp_lpm_key key =
+            lpm_key(SP_SPD_TABLE(generation, direction, is_v6 ? 1u : 0u), destination.destination);
         const uint32_t id = class_id(generation, direction, destination.destination_class);
         if (bpf_map_update_elem(destinations_fd_, &key, &id, BPF_NOEXIST) != 0) {
             return std::unexpected(map_error("spd_dst"));

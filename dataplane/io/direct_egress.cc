@@ -1,122 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dataplane/io/direct_egress.h"
 
-#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <utility>
 
 #include "dataplane/base/byte_order.h"
+#include "dataplane/wire/headers.h"
+#include "dataplane/wire/ip_packet.h"
 
 namespace sallyport::io {
 
 namespace {
 
-constexpr uint32_t kEthernetBytes = 14;
-constexpr uint32_t kV4Bytes = 20;
-constexpr uint32_t kV6Bytes = 40;
-constexpr int kExtensionsMax = 8;
+constexpr uint32_t kEthernetBytes = sizeof(wire::Ethernet);
 
 uint8_t byte_at(const std::byte* at) {
     return std::to_integer<uint8_t>(*at);
 }
 
 Be16 be16_at(const std::byte* at) {
-    uint16_t raw = 0;
-    std::memcpy(&raw, at, sizeof raw);
-    return Be16::from_raw(raw);
+    return wire::read<Be16>(at);
 }
 
-// What routing and filter need to know of a packet.
-struct Packet {
-    Family family = Family::v4;
-    uint32_t ip_bytes = 0;  // as the IP header says
-    uint8_t ttl = 0;
-    bool may_fragment = false;
-    const std::byte* source = nullptr;
-    const std::byte* destination = nullptr;
-    uint8_t protocol = 0;
-    std::optional<uint16_t> destination_port;  // host order; absent in later fragments
-};
-
-bool has_ports(uint8_t protocol) {
-    return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
-           protocol == IPPROTO_DCCP || protocol == IPPROTO_UDPLITE;
-}
-
-// `ip`: `bytes` bytes behind the Ethernet header.
-DropReason parse_v4(const std::byte* ip, uint32_t bytes, Packet& packet) {
-    if (bytes < kV4Bytes) return DropReason::truncated;
-    const uint32_t header_bytes = (byte_at(ip) & 0x0fu) * 4u;
-    packet.family = Family::v4;
-    packet.ip_bytes = be16_at(ip + 2).host();
-    if ((byte_at(ip) >> 4) != 4 || header_bytes < kV4Bytes || packet.ip_bytes < header_bytes) {
-        return DropReason::malformed_ip;
-    }
-    if (packet.ip_bytes > bytes) return DropReason::truncated;
-    const uint16_t fragment = be16_at(ip + 6).host();
-    packet.ttl = byte_at(ip + 8);
-    packet.may_fragment = (fragment & 0x4000u) == 0;
-    packet.source = ip + 12;
-    packet.destination = ip + 16;
-    packet.protocol = byte_at(ip + 9);
-    const bool first_fragment = (fragment & 0x1fffu) == 0;
-    if (first_fragment && has_ports(packet.protocol) && packet.ip_bytes >= header_bytes + 4) {
-        packet.destination_port = be16_at(ip + header_bytes + 2).host();
-    }
-    return DropReason::none;
-}
-
-DropReason parse_v6(const std::byte* ip, uint32_t bytes, Packet& packet) {
-    if (bytes < kV6Bytes) return DropReason::truncated;
-    packet.family = Family::v6;
-    packet.ip_bytes = kV6Bytes + be16_at(ip + 4).host();
-    if ((byte_at(ip) >> 4) != 6) return DropReason::malformed_ip;
-    if (packet.ip_bytes > bytes) return DropReason::truncated;
-    packet.ttl = byte_at(ip + 7);
-    packet.source = ip + 8;
-    packet.destination = ip + 24;
-    packet.protocol = byte_at(ip + 6);
-
-    uint32_t offset = kV6Bytes;
-    bool first_fragment = true;
-    for (int i = 0; i < kExtensionsMax && first_fragment; ++i) {
-        const uint8_t type = packet.protocol;
-        if (type != IPPROTO_HOPOPTS && type != IPPROTO_ROUTING && type != IPPROTO_DSTOPTS &&
-            type != IPPROTO_FRAGMENT) {
-            break;
-        }
-        if (packet.ip_bytes < offset + 8) return DropReason::malformed_ip;
-        uint32_t extension_bytes = 8;
-        if (type == IPPROTO_FRAGMENT) {
-            first_fragment = (be16_at(ip + offset + 2).host() & 0xfff8u) == 0;
-        } else {
-            extension_bytes += byte_at(ip + offset + 1) * 8u;
-        }
-        if (packet.ip_bytes < offset + extension_bytes) return DropReason::malformed_ip;
-        packet.protocol = byte_at(ip + offset);
-        offset += extension_bytes;
-    }
-    if (first_fragment && has_ports(packet.protocol) && packet.ip_bytes >= offset + 4) {
-        packet.destination_port = be16_at(ip + offset + 2).host();
-    }
-    return DropReason::none;
-}
-
-DropReason parse(const Frame& frame, Packet& packet) {
+// The same reasons as the devmap program has (bpf/parse.h).
+DropReason parse(const Frame& frame, wire::IpPacket& packet) {
     if (frame.bytes < kEthernetBytes) return DropReason::truncated;
     const std::byte* ip = frame.data + kEthernetBytes;
     const uint32_t bytes = frame.bytes - kEthernetBytes;
     switch (be16_at(frame.data + 12).host()) {
         case 0x0800:
-            return parse_v4(ip, bytes, packet);
+            if (bytes < sizeof(wire::Ipv4)) return DropReason::truncated;
+            if (!wire::parse_ipv4(ip, bytes, packet)) return DropReason::malformed_ip;
+            break;
         case 0x86dd:
-            return parse_v6(ip, bytes, packet);
+            if (bytes < sizeof(wire::Ipv6)) return DropReason::truncated;
+            if (!wire::parse_ipv6(ip, bytes, packet)) return DropReason::malformed_ip;
+            break;
         default:
             return DropReason::unsupported_packet;
     }
+    const bool ports_expected = wire::has_port_numbers(packet.protocol) && !packet.later_fragment;
+    return ports_expected && !packet.ports_known ? DropReason::truncated : DropReason::none;
 }
 
 bool in_prefix(const std::byte* address, const uint8_t* prefix, uint8_t bits) {
@@ -128,20 +55,29 @@ bool in_prefix(const std::byte* address, const uint8_t* prefix, uint8_t bits) {
     return ((byte_at(address + whole) ^ prefix[whole]) & mask) == 0;
 }
 
-// A later fragment has no ports: rules that name some do not match it (nor does it help anybody,
-// its first fragment being denied).
-bool matches(const sp_egress_rule& rule, const Packet& packet) {
-    const uint8_t family = packet.family == Family::v4 ? AF_INET : AF_INET6;
-    if (rule.family != 0 && rule.family != family) return false;
-    if (rule.protocol != 0 && rule.protocol != packet.protocol) return false;
+bool is_extension_header(uint8_t protocol) {
+    return protocol == wire::kProtocolHopByHop || protocol == wire::kProtocolRouting ||
+           protocol == wire::kProtocolFragment || protocol == wire::kProtocolDestinationOptions;
+}
+
+// The same rules as in bpf/filter.h: a later fragment passes rules with ports, because without the
+// first one, which carries the ports and is denied, nobody can reassemble it. `ip` is the IP header
+// that `packet` was read from.
+bool matches(const sp_egress_rule& rule, const wire::IpPacket& packet, const std::byte* ip) {
+    const bool v4 = packet.family == Family::v4;
+    if (rule.family != 0 && rule.family != (v4 ? AF_INET : AF_INET6)) return false;
+    // A later fragment that begins inside extension headers does not show its protocol.
+    const bool protocol_known = !packet.later_fragment || !is_extension_header(packet.protocol);
+    if (rule.protocol != 0 && protocol_known && rule.protocol != packet.protocol) return false;
     if (rule.dst_port_lo != 0 || rule.dst_port_hi != 65535) {
-        if (!packet.destination_port || *packet.destination_port < rule.dst_port_lo ||
-            *packet.destination_port > rule.dst_port_hi) {
+        if (packet.later_fragment) return false;
+        if (packet.ports_known && (packet.destination_port < rule.dst_port_lo ||
+                                   packet.destination_port > rule.dst_port_hi)) {
             return false;
         }
     }
-    return in_prefix(packet.source, rule.src, rule.src_bits) &&
-           in_prefix(packet.destination, rule.dst, rule.dst_bits);
+    return in_prefix(ip + (v4 ? 12 : 8), rule.src, rule.src_bits) &&
+           in_prefix(ip + (v4 ? 16 : 24), rule.dst, rule.dst_bits);
 }
 
 // RFC 1624: HC' = ~(~HC + ~m + m'), for the 16-bit word that TTL and protocol share.
@@ -200,22 +136,24 @@ class DirectEgress final : public Egress {
 
 DirectEgress::Way DirectEgress::decide(const OutgoingFrame& out, const NextHop*& hop,
                                        DropReason& reason) const {
-    Packet packet;
+    wire::IpPacket packet;
     reason = parse(out.frame, packet);
     if (reason != DropReason::none) return Way::drop;
 
-    hop = next_hops_ == nullptr ? nullptr : next_hops_->lookup(packet.family, packet.destination);
+    const std::byte* ip = out.frame.data + kEthernetBytes;
+    const std::byte* destination = ip + (packet.family == Family::v4 ? 16 : 24);
+    hop = next_hops_ == nullptr ? nullptr : next_hops_->lookup(packet.family, destination);
     if (hop == nullptr) return Way::kernel;
     for (const sp_egress_rule& rule : next_hops_->filter(hop->port).rules) {
-        if (matches(rule, packet)) {
+        if (matches(rule, packet, ip)) {
             reason = DropReason::egress_denied;
             return Way::drop;
         }
     }
     const bool transit = out.kind == FrameKind::transit;
     if (!hop->resolved || (transit && packet.ttl <= 1)) return Way::kernel;
-    if (packet.ip_bytes > hop->mtu) {
-        if (transit || packet.may_fragment) return Way::kernel;
+    if (packet.total_bytes > hop->mtu) {
+        if (transit || !packet.dont_fragment) return Way::kernel;
         reason = DropReason::too_big;
         return Way::drop;
     }

@@ -77,11 +77,18 @@ class Burst {
 
     // Takes each living packet through `Stages` in order, member functions of `pipeline` that
     // return why the packet must go or DropReason::none. Stages in one call share a pass over the
-    // burst; a new pass begins where memory that the stage before prefetched is needed.
-    template <auto... Stages, typename Pipeline>
-    [[gnu::always_inline]] void pass(Pipeline& pipeline) {
+    // burst; a new pass begins where memory that the stage before asked for is needed.
+    //
+    // `touch(Packet&)` asks for the packet's own bytes a few packets before their turn. All frames
+    // have their headers at the same place of a page and so compete for few cache sets: what a
+    // pass over 64 packets read is gone when the next pass begins.
+    template <auto... Stages, typename Pipeline, typename Touch>
+    [[gnu::always_inline]] void pass(Pipeline& pipeline, Touch touch) {
+        constexpr uint32_t kTouchAhead = 4;
+        for (uint32_t i = 0; i < kTouchAhead && i < count_; ++i) touch(*alive_[i]);
         uint32_t kept = 0;
         for (uint32_t i = 0; i < count_; ++i) {
+            if (i + kTouchAhead < count_) touch(*alive_[i + kTouchAhead]);
             Packet& packet = *alive_[i];
             DropReason reason = DropReason::none;
             // Short-circuits at the first stage that finds a reason.

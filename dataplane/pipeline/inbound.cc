@@ -68,25 +68,43 @@ bool is_auditable(DropReason reason) {
 
 }  // namespace
 
-void InboundPipeline::run(std::span<const Frame> frames) {
+template <typename Clock>
+void InboundPipeline::run(std::span<const Frame> frames, Clock& clock) {
+    clock.start();
     burst_.load(frames);
     uint64_t bytes = 0;
     for (const Frame& frame : frames) bytes += frame.bytes;
     counters_.inbound.frames.add(frames.size());
     counters_.inbound.bytes.add(bytes);
     counters_.inbound.bursts.add(1);
-
     delivered_count_ = 0;
-    using Self = InboundPipeline;
-    burst_.pass<&Self::parse_esp>(*this);  // asks for the SAD slot
-    burst_.pass<&Self::lookup_sa>(*this);  // asks for the SA
-    burst_.pass<&Self::check_replay>(*this);
-    decrypt();
-    burst_.pass<&Self::check_icv, &Self::commit_replay, &Self::decapsulate, &Self::check_selectors,
-                &Self::deliver>(*this);
 
+    using Self = InboundPipeline;
+    const auto nothing = [](const Packet&) {};
+    burst_.pass<&Self::parse_esp>(  // asks for the SAD slot
+        *this, [](const Packet& packet) { __builtin_prefetch(packet.frame.data); });
+    clock.mark(0);
+    burst_.pass<&Self::lookup_sa>(*this, nothing);  // asks for the SA
+    clock.mark(1);
+    burst_.pass<&Self::check_replay>(*this,
+                                     [](const Packet& packet) { __builtin_prefetch(packet.esp); });
+    clock.mark(2);
+    decrypt();
+    clock.mark(3);
+    burst_.pass<&Self::check_icv, &Self::commit_replay, &Self::decapsulate, &Self::check_selectors,
+                &Self::deliver>(*this, [](const Packet& packet) {
+        __builtin_prefetch(packet.job.text, 1);
+        __builtin_prefetch(packet.job.text + packet.job.text_bytes - 1);
+    });
     counters_.inbound.delivered.add(delivered_count_);
+    clock.mark(4);
 }
+
+void InboundPipeline::run(std::span<const Frame> frames) {
+    NoClock none;
+    run(frames, none);
+}
+template void InboundPipeline::run(std::span<const Frame> frames, TscClock& clock);
 
 inline DropReason InboundPipeline::parse_esp(Packet& packet) {
     const Frame frame = packet.frame;
@@ -97,32 +115,34 @@ inline DropReason InboundPipeline::parse_esp(Packet& packet) {
     uint32_t esp_offset = 0;
     uint32_t total_bytes = 0;
     if (type == wire::kEtherTypeIpv4) {
-        const auto header = wire::read<wire::Ipv4>(ip);
-        const uint16_t fragment_bits = Be16(wire::kIpv4MoreFragments | wire::kIpv4OffsetMask).raw();
-        total_bytes = header.total_bytes.host();
+        const auto fragment = wire::read<Be16>(ip + offsetof(wire::Ipv4, flags_offset));
+        constexpr uint16_t kFragmentBits =
+            Be16(wire::kIpv4MoreFragments | wire::kIpv4OffsetMask).raw();
+        total_bytes = wire::read<Be16>(ip + offsetof(wire::Ipv4, total_bytes)).host();
         esp_offset = sizeof(wire::Ipv4);
-        if (header.version_ihl != 0x45 || header.protocol != wire::kProtocolEsp ||
-            (header.flags_offset.raw() & fragment_bits) != 0 || total_bytes > ip_bytes)
-            [[unlikely]] {
+        if (wire::read<uint8_t>(ip) != 0x45 ||
+            wire::read<uint8_t>(ip + offsetof(wire::Ipv4, protocol)) != wire::kProtocolEsp ||
+            (fragment.raw() & kFragmentBits) != 0 || total_bytes > ip_bytes) [[unlikely]] {
             const DropReason reason = find_esp(ip, ip_bytes, false, esp_offset, total_bytes);
             if (reason != DropReason::none) return reason;
         }
         packet.outer_family = Family::v4;
-        packet.outer_dscp_ecn = header.dscp_ecn;
-        packet.daddr_word = header.destination.raw();
+        packet.outer_dscp_ecn = wire::read<uint8_t>(ip + offsetof(wire::Ipv4, dscp_ecn));
+        packet.daddr_word = wire::read<uint32_t>(ip + offsetof(wire::Ipv4, destination));
     } else if (type == wire::kEtherTypeIpv6) {
         if (ip_bytes < sizeof(wire::Ipv6)) return DropReason::truncated;
-        const auto header = wire::read<wire::Ipv6>(ip);
-        total_bytes = uint32_t{sizeof(wire::Ipv6)} + header.payload_bytes.host();
+        const uint32_t first_word = wire::read<Be32>(ip).host();
+        total_bytes = uint32_t{sizeof(wire::Ipv6)} +
+                      wire::read<Be16>(ip + offsetof(wire::Ipv6, payload_bytes)).host();
         esp_offset = sizeof(wire::Ipv6);
-        if (header.next_header != wire::kProtocolEsp || total_bytes > ip_bytes ||
-            header.version_class_flow.host() >> 28 != 6) [[unlikely]] {
+        if (wire::read<uint8_t>(ip + offsetof(wire::Ipv6, next_header)) != wire::kProtocolEsp ||
+            total_bytes > ip_bytes || first_word >> 28 != 6) [[unlikely]] {
             const DropReason reason = find_esp(ip, ip_bytes, true, esp_offset, total_bytes);
             if (reason != DropReason::none) return reason;
         }
         packet.outer_family = Family::v6;
-        packet.outer_dscp_ecn = static_cast<uint8_t>(header.version_class_flow.host() >> 20);
-        std::memcpy(&packet.daddr_word, header.destination.data() + 12, 4);
+        packet.outer_dscp_ecn = static_cast<uint8_t>(first_word >> 20);
+        packet.daddr_word = wire::read<uint32_t>(ip + offsetof(wire::Ipv6, destination) + 12);
     } else {
         return DropReason::unsupported_packet;
     }

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dataplane/pipeline/burst.h"
+#include "dataplane/pipeline/pass_clock.h"
 #include "dataplane/worker/counters.h"
 
 namespace sallyport {
@@ -19,6 +20,10 @@ class InboundPipeline {
     // Takes the frames through all stages. Results stand in delivered() and discarded() until the
     // next call. At most kBurstMax frames.
     void run(std::span<const Frame> frames);
+    // The same with cycles per pass: parse, SA lookup, replay check, decryption, all after it.
+    static constexpr int kPassCount = 5;
+    template <typename Clock>
+    void run(std::span<const Frame> frames, Clock& clock);
 
     [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dataplane/pipeline/burst.h"
+#include "dataplane/pipeline/pass_clock.h"
 #include "dataplane/worker/counters.h"
 
 namespace sallyport {
@@ -28,6 +29,10 @@ class OutboundPipeline {
     // Takes the frames through all stages. Results stand in delivered() and discarded() until the
     // next call. At most kBurstMax frames.
     void run(std::span<const Frame> frames, OutboundSource source);
+    // The same with cycles per pass: parse and policy, encapsulation, encryption.
+    static constexpr int kPassCount = 3;
+    template <typename Clock>
+    void run(std::span<const Frame> frames, OutboundSource source, Clock& clock);
 
     [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};

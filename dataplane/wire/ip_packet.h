@@ -14,14 +14,15 @@ namespace sallyport::wire {
 
 struct IpPacket {
     Family family = Family::v4;
-    uint8_t header_bytes = 0;    // IPv4 with options, or the IPv6 header alone
-    uint8_t protocol = 0;        // what follows the last extension header
-    uint8_t dscp_ecn = 0;        // traffic class
-    uint8_t ttl = 0;             // hop limit
-    bool dont_fragment = false;  // IPv6: always
-    bool fragment = false;       // any fragment, also the first
-    bool ports_known = false;    // TCP, UDP, SCTP and not a later fragment
-    uint16_t source_port = 0;    // host order
+    uint8_t header_bytes = 0;     // IPv4 with options, or the IPv6 header alone
+    uint8_t protocol = 0;         // what follows the last extension header
+    uint8_t dscp_ecn = 0;         // traffic class
+    uint8_t ttl = 0;              // hop limit
+    bool dont_fragment = false;   // IPv6: always
+    bool fragment = false;        // any fragment, also the first
+    bool later_fragment = false;  // does not begin with the upper header
+    bool ports_known = false;     // TCP, UDP, SCTP and not a later fragment
+    uint16_t source_port = 0;     // host order
     uint16_t destination_port = 0;
     uint32_t total_bytes = 0;       // as the header says, at most what is there
     uint32_t transport_offset = 0;  // from the IP header
@@ -47,47 +48,48 @@ inline void read_ports(const std::byte* packet, IpPacket& out, bool later_fragme
 // False: malformed. `bytes`: what is there, the packet may be shorter (Ethernet or TFC padding).
 inline bool parse_ipv4(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     if (bytes < sizeof(Ipv4)) return false;
-    const auto header = read<Ipv4>(packet);
-    const uint32_t header_bytes = (header.version_ihl & 0x0fu) * 4;
-    const uint32_t total_bytes = header.total_bytes.host();
-    if (header.version_ihl >> 4 != 4 || header_bytes < sizeof(Ipv4) || total_bytes < header_bytes ||
+    const auto version_ihl = read<uint8_t>(packet);
+    const uint32_t header_bytes = (version_ihl & 0x0fu) * 4;
+    const uint32_t total_bytes = read<Be16>(packet + offsetof(Ipv4, total_bytes)).host();
+    if (version_ihl >> 4 != 4 || header_bytes < sizeof(Ipv4) || total_bytes < header_bytes ||
         total_bytes > bytes) {
         return false;
     }
-    const uint16_t flags_offset = header.flags_offset.host();
+    const uint16_t flags_offset = read<Be16>(packet + offsetof(Ipv4, flags_offset)).host();
     out.family = Family::v4;
     out.header_bytes = static_cast<uint8_t>(header_bytes);
-    out.protocol = header.protocol;
-    out.dscp_ecn = header.dscp_ecn;
-    out.ttl = header.ttl;
+    out.protocol = read<uint8_t>(packet + offsetof(Ipv4, protocol));
+    out.dscp_ecn = read<uint8_t>(packet + offsetof(Ipv4, dscp_ecn));
+    out.ttl = read<uint8_t>(packet + offsetof(Ipv4, ttl));
     out.dont_fragment = (flags_offset & kIpv4DontFragment) != 0;
     out.fragment = (flags_offset & (kIpv4MoreFragments | kIpv4OffsetMask)) != 0;
+    out.later_fragment = (flags_offset & kIpv4OffsetMask) != 0;
     out.ports_known = false;
     out.total_bytes = total_bytes;
     out.transport_offset = header_bytes;
-    read_ports(packet, out, (flags_offset & kIpv4OffsetMask) != 0);
+    read_ports(packet, out, out.later_fragment);
     return true;
 }
 
 inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     if (bytes < sizeof(Ipv6)) return false;
-    const auto header = read<Ipv6>(packet);
-    const uint32_t first_word = header.version_class_flow.host();
-    const uint32_t total_bytes = uint32_t{sizeof(Ipv6)} + header.payload_bytes.host();
+    const uint32_t first_word = read<Be32>(packet).host();
+    const uint32_t total_bytes =
+        uint32_t{sizeof(Ipv6)} + read<Be16>(packet + offsetof(Ipv6, payload_bytes)).host();
     if (first_word >> 28 != 6 || total_bytes > bytes) return false;
     out.family = Family::v6;
     out.header_bytes = sizeof(Ipv6);
     out.dscp_ecn = static_cast<uint8_t>(first_word >> 20);
-    out.ttl = header.hop_limit;
+    out.ttl = read<uint8_t>(packet + offsetof(Ipv6, hop_limit));
     out.dont_fragment = true;
     out.fragment = false;
+    out.later_fragment = false;
     out.ports_known = false;
     out.total_bytes = total_bytes;
 
-    uint8_t next_header = header.next_header;
+    auto next_header = read<uint8_t>(packet + offsetof(Ipv6, next_header));
     uint32_t offset = sizeof(Ipv6);
-    bool later_fragment = false;
-    for (int walked = 0; !later_fragment; ++walked) {
+    for (int walked = 0; !out.later_fragment; ++walked) {
         const bool optional = next_header == kProtocolHopByHop || next_header == kProtocolRouting ||
                               next_header == kProtocolDestinationOptions;
         if (!optional && next_header != kProtocolFragment) break;
@@ -96,7 +98,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
         if (next_header == kProtocolFragment) {
             const uint16_t offset_flags = read<Be16>(packet + offset + 2).host();
             out.fragment = out.fragment || (offset_flags & 0xfff9) != 0;
-            later_fragment = (offset_flags & 0xfff8) != 0;
+            out.later_fragment = (offset_flags & 0xfff8) != 0;
             offset += 8;
         } else {
             offset += (static_cast<uint32_t>(packet[offset + 1]) + 1) * 8;
@@ -106,7 +108,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     }
     out.protocol = next_header;
     out.transport_offset = offset;
-    read_ports(packet, out, later_fragment);
+    read_ports(packet, out, out.later_fragment);
     return true;
 }
 

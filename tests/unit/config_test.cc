@@ -153,6 +153,8 @@ std::vector<Row> rows() {
         {"no value", with("[gateway]\ndevice = #!\n"), "not valid TOML"},
         {"header without name", with("[gateway]\n[# #!\n"), "expected the name of a table"},
         {"list header without name", with("[[ = ]] #!\n"), "expected the name of a table"},
+        {"letter outside strings", with("[gateway]\nmax_sas = 1\xd1\x98 #!\n"), "not ASCII"},
+        {"letter in string", with("[gateway]\nstate_dir = \"/\xd1\x98\" #!\n"), "not ASCII"},
         {"key twice", with("[gateway]\nmax_sas = 1\nmax_sas = 2 #!\n"), "defined a second time"},
         {"table twice", with("[gateway]\n[memory]\n[gateway] #!\n"), "defined a second time"},
         {"deep name", with("a.b.c.d.e.f.g.h.i.j = 1 #!\n"), "more than 8 dots"},
@@ -609,6 +611,11 @@ policy = "p"
     EXPECT_EQ(sa.mtu, 1400);
     EXPECT_EQ(config->sas.at(1).replay_window, 4096u);
     EXPECT_EQ(config->sas.at(1).suite, Suite::aes_gcm_16_192);
+}
+
+TEST(ConfigGood, LettersOfTheWorldInComments) {
+    const auto config = parse(with("# \xd1\x98\n[gateway] # \xd1\x98\n"), "f");
+    EXPECT_TRUE(config.has_value()) << all_text(config.error());
 }
 
 TEST(ConfigGood, TheSameSpiToTwoDestinationsIsTwoSas) {

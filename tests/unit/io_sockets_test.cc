@@ -622,7 +622,8 @@ TEST_F(DirectEgressTest, EveryTruncationIsDropped) {
         for (size_t bytes = 0; bytes < whole.size(); ++bytes) {
             send(Bytes(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(bytes)),
                  FrameKind::transit);
-            ASSERT_EQ(drops(DropReason::truncated), ++dropped) << bytes;
+            ASSERT_EQ(drops(DropReason::truncated) + drops(DropReason::malformed_ip), ++dropped)
+                << bytes;
         }
     }
     EXPECT_EQ(memory_->available(), kFrames);
@@ -674,6 +675,18 @@ TEST_F(DirectEgressTest, FilterDeniesByEachSelector) {
         }
         EXPECT_EQ(drops(DropReason::egress_denied), denied);
     }
+    // A later fragment has no ports, but it has addresses.
+    Bytes fragment = v4("10.2.3.4", 64);
+    test::put16(fragment, 20, 0x0010);
+    test::put16(fragment, 24, 0);
+    test::put16(fragment, 24, test::checksum(&fragment[14], 20));
+    publish({rule(0, IPPROTO_UDP, "0.0.0.0", 0, 1, 65535)});
+    send(fragment, FrameKind::originated);
+    EXPECT_EQ(wire_->next(), on_wire(fragment));
+    publish({rule(AF_INET, IPPROTO_UDP, "10.2.0.0", 16, 0, 65535)});
+    send(fragment, FrameKind::originated);
+    EXPECT_TRUE(wire_->next(10).empty());
+    EXPECT_EQ(drops(DropReason::egress_denied), ++denied);
     // Denied is denied, also where the kernel would have to resolve the neighbour first.
     publish({rule(0, 0, "0.0.0.0", 0, 0, 65535)});
     send(v4("10.2.9.1", 64), FrameKind::transit);

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the kernel says about links, routes, rules and neighbours (rtnetlink), as typed values.
+//
+// A datagram from the kernel is a sequence of messages; each has a fixed header of its type and
+// then attributes (length, type, value) that may nest. Parsing is pure: bytes in, values out, no
+// socket, so that it can be fuzzed. Lengths are checked strictly: an attribute that ends behind
+// its container, or a value of another size than its type has, makes the whole datagram an error,
+// because a mirror built of guesses is worse than one that is read again.
+//
+// Only what the mirror needs is kept (mirror.h); everything else becomes Ignored.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "dataplane/base/ip.h"
+
+namespace sallyport::route {
+
+struct Link {
+    uint32_t ifindex = 0;
+    bool running = false;  // up, with carrier
+    uint32_t mtu = 0;
+    std::array<uint8_t, 6> mac{};
+    friend bool operator==(const Link&, const Link&) = default;
+};
+
+struct Route {
+    uint32_t table = 0;
+    IpPrefix destination;
+    uint32_t metric = 0;
+    uint8_t tos = 0;
+    bool source_specific = false;  // IPv6 "from" routes
+    // False: only the kernel can follow it (not unicast, a dead next hop, an encapsulation, a
+    // nexthop object, ...). The fields below count only where it is true.
+    bool plain = false;
+    uint32_t ifindex = 0;              // of the first next hop
+    std::optional<IpAddress> gateway;  // absent: destinations are on the link
+    uint32_t mtu = 0;                  // 0: that of the link
+    uint32_t hop_count = 1;
+    friend bool operator==(const Route&, const Route&) = default;
+};
+
+struct Neighbour {
+    uint32_t ifindex = 0;
+    IpAddress address;
+    bool usable = false;  // the kernel would send to `mac` without asking first
+    bool stale = false;   // ... but would ask soon after
+    std::array<uint8_t, 6> mac{};
+    friend bool operator==(const Neighbour&, const Neighbour&) = default;
+};
+
+// A rule of policy routing. The kernel's three initial ones (local, main, default) are ordinary.
+struct Rule {
+    Family family = Family::v4;
+    bool ordinary = false;
+    uint32_t table = 0;
+};
+
+struct Ignored {};
+struct LinkChange {
+    bool removed = false;
+    Link link;
+};
+struct RouteChange {
+    bool removed = false;
+    bool replaces = false;  // NLM_F_REPLACE: instead of the one with the same key
+    Route route;
+};
+struct NeighbourChange {
+    bool removed = false;
+    Neighbour neighbour;
+};
+struct AddressChange {
+    bool removed = false;
+    uint32_t ifindex = 0;
+};
+struct RuleChange {
+    bool removed = false;
+    Rule rule;
+};
+using Message =
+    std::variant<Ignored, LinkChange, RouteChange, NeighbourChange, AddressChange, RuleChange>;
+
+struct Datagram {
+    std::vector<Message> messages;
+    bool done = false;         // the last one of a dump
+    bool interrupted = false;  // the tables changed while they were dumped: dump again
+    int error = 0;             // errno of an NLMSG_ERROR
+};
+
+std::expected<Datagram, std::string> parse_datagram(std::span<const std::byte> bytes);
+
+}  // namespace sallyport::route

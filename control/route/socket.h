@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The rtnetlink sockets behind a RouteMirror. No event loop here: the owner watches fd() and calls
+// receive() when it is readable; after Effect::resync it calls dump().
+//
+// Notifications can be lost when they come faster than they are read (ENOBUFS); the kernel says so
+// and a dump makes it good. A dump runs on a socket of its own, after the notifications were
+// subscribed, so that nothing falls between: what arrives twice changes nothing.
+//
+// Owner: control thread.
+
+#include <expected>
+#include <string>
+
+#include "control/route/mirror.h"
+#include "dataplane/base/unique_fd.h"
+
+namespace sallyport::route {
+
+class RouteSocket {
+  public:
+    // Subscribes to the network namespace of the calling thread.
+    static std::expected<RouteSocket, std::string> open();
+
+    [[nodiscard]] int fd() const { return notifications_.get(); }
+
+    // Replaces what `mirror` holds by what the kernel has now. Blocks while the kernel answers.
+    std::expected<void, std::string> dump(RouteMirror& mirror);
+
+    // Takes all notifications that wait; the strongest effect counts. Never blocks.
+    std::expected<Effect, std::string> receive(RouteMirror& mirror);
+
+    // Makes the kernel check the neighbours that `mirror` depends on, as if it had sent to them
+    // (NTF_USE). Call every few seconds, more often than half of gc_stale_time.
+    std::expected<void, std::string> refresh_used(const RouteMirror& mirror);
+
+  private:
+    UniqueFd notifications_;
+};
+
+}  // namespace sallyport::route

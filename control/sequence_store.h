@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// How a static SA's sequence numbers survive restarts and crashes.
+//
+// AES-GCM is broken for good, not just for one packet, when an IV is used twice under one key
+// (RFC 4106 section 3). A static SA keeps its key for ever and its IV is its sequence number, so
+// the number must never go back. Writing each number to disk would cost an fsync per packet;
+// instead a range is *reserved ahead*:
+//
+//     numbers   1 ........ next ......... reserved_until ........
+//               used        free to use   |  not to be used before the file says more
+//                                         |
+//     file      "reserved_until"  is on disk (fsync of file and directory) before the worker hears
+//                                 of it; after a crash everything below it counts as used.
+//
+// One text file, state_dir/sequences, a record per key. Keys are named by a digest, never stored.
+//
+// When the file cannot be believed
+// --------------------------------
+// A file that is *older* than the last one written is as dangerous as none: it would hand out
+// numbers again. It looks valid in itself, so the file says which file it is: its own inode number
+// and birth time and the time of writing. What happens to it shows there:
+//   - copied or restored from a backup (cp, tar, rsync): another inode, or a reused inode number
+//     with another birth time, and a later change time (ctime), which no tool can set;
+//   - an old file moved back (mv of a hard link or of an earlier rename): its inode matches, but
+//     link and rename set its ctime, later than the time it says it was written;
+//   - overwritten in place with older content (cp over it): the content names the inode and birth
+//     time of the file it was first written to, and the ctime is later than the time it names;
+//   - truncated, edited, half written: the checksum fails. (A crash of ours cannot cause that: a
+//     new file is complete and synced before it is renamed over the old one.)
+// The ctime may be kCtimeSlack later than the time of writing: that is the time an fsync and rename
+// may take. Within that slack only a hard link put back unnoticed would pass.
+// The clock is no part of the proof where the inode's birth time is kept (ext4, xfs, btrfs, tmpfs):
+// set forward or back, a copy still has another birth time. Where it is not, a copy made after the
+// clock was set back is found by its inode number alone.
+// Harmless acts also change the ctime (chmod, chown, a relabel): they lead to a refusal too. The
+// device number is not part of the identity, because it may change with every boot.
+//
+// What nothing in a file can show: a whole disk or virtual machine put back to an earlier snapshot,
+// or two machines running from copies of one disk. Change the keys of static SAs then.
+//
+// Distrusted records become *suspect* and stay so until the operator accepts a number for that key
+// (sallyportd --accept-key NAME=SEQUENCE); so does a key without a record (--accept-key NAME).
+//
+// One key, one SA: who gives a key to two SAs must not use give_back(). Control refuses such SAs.
+//
+// Owner: control, one process (lock file).
+
+#include <array>
+#include <cstdint>
+#include <expected>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sallyport::control {
+
+// SHA-256 over a label and the key material, cut to 128 bits: names a key, does not reveal it.
+struct KeyDigest {
+    std::array<uint8_t, 16> bytes{};
+
+    friend auto operator<=>(const KeyDigest&, const KeyDigest&) = default;
+    [[nodiscard]] std::string to_hex() const;
+};
+// `key`: key and salt as the SA has them, because both together make the nonce.
+KeyDigest digest_of_key(std::span<const std::byte> key);
+
+// ---- the file's text: pure functions -----------------------------------------------------------
+
+// Which file the text was written into, and when.
+struct FileIdentity {
+    uint64_t inode = 0;
+    int64_t birth_ns = 0;  // since the epoch; 0: the file system keeps none
+
+    friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+
+struct SequenceRecord {
+    uint64_t reserved_until = 1;  // every number below may have been used
+    bool suspect = false;         // true: it may be too low, nothing may be sent with the key
+
+    friend bool operator==(const SequenceRecord&, const SequenceRecord&) = default;
+};
+
+struct SequenceFile {
+    FileIdentity identity;
+    int64_t written_ns = 0;
+    std::map<KeyDigest, SequenceRecord> records;
+
+    friend bool operator==(const SequenceFile&, const SequenceFile&) = default;
+};
+
+inline constexpr size_t kSequenceFileBytesMax = size_t{16} << 20;
+
+std::string encode_sequence_file(const SequenceFile& file);
+std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view text);
+
+// ---- the store ---------------------------------------------------------------------------------
+
+class SequenceStore {
+  public:
+    static constexpr int64_t kCtimeSlackNs = 5'000'000'000;
+
+    // Takes the lock, reads and judges the file. A file that cannot be believed is no error here:
+    // its keys are refused one by one, see reserve().
+    static std::expected<SequenceStore, std::string> open(const std::filesystem::path& state_dir);
+    SequenceStore(SequenceStore&& other) noexcept;
+    SequenceStore& operator=(SequenceStore&&) = delete;
+    ~SequenceStore();
+
+    struct Request {
+        KeyDigest key;
+        uint64_t count = 0;  // numbers wanted
+        uint64_t end = 0;    // past the last the protocol allows; the range is cut there
+    };
+    struct Range {
+        uint64_t first = 0;
+        uint64_t end = 0;  // first number behind the range
+    };
+    // Reserves ranges that nobody has used and syncs them to disk, all with one write. The answer
+    // to each request is a range or why that key may not send, with the way out. When the write
+    // fails, every answer is that failure.
+    std::vector<std::expected<Range, std::string>> reserve(std::span<const Request> requests);
+
+    // At a clean stop, after the workers have stopped: the exact next numbers, so that nothing is
+    // wasted. A number may only go back to what this run has reserved and not used.
+    struct Next {
+        KeyDigest key;
+        uint64_t next = 0;
+    };
+    std::expected<void, std::string> give_back(std::span<const Next> exact);
+
+    // The operator's word for a key: sending goes on at `next` (at least 1). Without a number a key
+    // that was never seen begins at 1. A number below what is known to be used is refused.
+    std::expected<void, std::string> accept(const KeyDigest& key, std::optional<uint64_t> next);
+
+    // Why the file as a whole is not believed; empty when it is.
+    [[nodiscard]] const std::string& distrust() const { return distrust_; }
+
+  private:
+    SequenceStore(std::filesystem::path dir, int lock_fd)
+        : dir_(std::move(dir)), lock_fd_(lock_fd) {}
+
+    std::expected<void, std::string> load();
+    std::expected<void, std::string> save(const std::map<KeyDigest, SequenceRecord>& records);
+    // True: it is on disk, but took longer than the slack.
+    std::expected<bool, std::string> write_file(const std::map<KeyDigest, SequenceRecord>& records);
+
+    std::filesystem::path dir_;
+    int lock_fd_ = -1;
+    std::map<KeyDigest, SequenceRecord> records_;
+    std::map<KeyDigest, uint64_t> floor_;  // where this run's first range of the key began
+    std::string distrust_;
+};
+
+}  // namespace sallyport::control

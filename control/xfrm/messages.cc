@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/xfrm/messages.h"
+
+#include <linux/netlink.h>
+#include <linux/xfrm.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "dataplane/base/byte_order.h"
+
+namespace sallyport::xfrm {
+
+const uint16_t kMessageState = XFRM_MSG_NEWSA;
+const uint16_t kMessagePolicy = XFRM_MSG_NEWPOLICY;
+
+namespace {
+
+// Newer than the kernel headers of the oldest distribution we build on.
+constexpr uint16_t kAttributeSaDirection = 33;  // XFRMA_SA_DIR, u8: 1 in, 2 out
+constexpr uint16_t kAttributeSaPcpu = 35;       // XFRMA_SA_PCPU, u32
+
+constexpr uint8_t kDirectionIn = 1;
+constexpr uint8_t kDirectionOut = 2;
+
+constexpr size_t align4(size_t bytes) {
+    return (bytes + 3) & ~size_t{3};
+}
+
+// A structure at the start of `bytes`, copied out because the bytes need not be aligned.
+template <typename T>
+std::optional<T> peek(std::span<const std::byte> bytes) {
+    if (bytes.size() < sizeof(T)) return std::nullopt;
+    T value;
+    std::memcpy(&value, bytes.data(), sizeof value);
+    return value;
+}
+
+uint16_t linux_family(Family family) {
+    return family == Family::v4 ? AF_INET : AF_INET6;
+}
+
+std::optional<Family> from_linux_family(uint16_t family) {
+    if (family == AF_INET) return Family::v4;
+    if (family == AF_INET6) return Family::v6;
+    return std::nullopt;
+}
+
+xfrm_address_t linux_address(const IpAddress& address) {
+    xfrm_address_t out{};
+    std::memcpy(&out, address.bytes.data(), address.bit_count() / 8);
+    return out;
+}
+
+IpAddress from_linux_address(const xfrm_address_t& address, Family family) {
+    IpAddress out;
+    out.family = family;
+    std::memcpy(out.bytes.data(), &address, out.bit_count() / 8);
+    return out;
+}
+
+// Writes one request; the header's length is put right after each step.
+class Writer {
+  public:
+    Writer(uint16_t type, uint16_t flags, uint32_t sequence) {
+        const nlmsghdr header{.nlmsg_len = 0,
+                              .nlmsg_type = type,
+                              .nlmsg_flags = static_cast<uint16_t>(NLM_F_REQUEST | flags),
+                              .nlmsg_seq = sequence,
+                              .nlmsg_pid = 0};
+        put(header);
+    }
+
+    template <typename T>
+    void put(const T& value) {
+        std::memcpy(buffer_.extend(align4(sizeof value)), &value, sizeof value);
+        set_length();
+    }
+
+    // An attribute whose value is `head` followed by `tail`.
+    template <typename T>
+    void attribute(uint16_t type, const T& head, std::span<const std::byte> tail = {}) {
+        const size_t bytes = sizeof(nlattr) + sizeof(T) + tail.size();
+        const nlattr header{.nla_len = static_cast<uint16_t>(bytes), .nla_type = type};
+        std::byte* out = buffer_.extend(align4(bytes));
+        std::memcpy(out, &header, sizeof header);
+        std::memcpy(out + sizeof header, &head, sizeof head);
+        std::ranges::copy(tail, out + sizeof header + sizeof head);
+        set_length();
+    }
+
+    RequestBuffer take() { return std::move(buffer_); }
+
+  private:
+    void set_length() {
+        const auto length = static_cast<uint32_t>(buffer_.size());
+        std::memcpy(buffer_.data(), &length, sizeof length);
+    }
+
+    RequestBuffer buffer_;
+};
+
+// Calls `visit(type, value)` for each attribute; false if one does not fit.
+template <typename Visit>
+bool for_each_attribute(std::span<const std::byte> bytes, Visit visit) {
+    while (!bytes.empty()) {
+        const auto header = peek<nlattr>(bytes);
+        if (!header || header->nla_len < sizeof(nlattr) || header->nla_len > bytes.size()) {
+            return false;
+        }
+        visit(static_cast<uint16_t>(header->nla_type & NLA_TYPE_MASK),
+              bytes.subspan(sizeof(nlattr), header->nla_len - sizeof(nlattr)));
+        bytes = bytes.subspan(std::min(align4(header->nla_len), bytes.size()));
+    }
+    return true;
+}
+
+xfrm_usersa_info state_body(const NewState& state) {
+    xfrm_usersa_info body{};
+    body.sel.family = AF_UNSPEC;  // a tunnel carries both families, whatever its own
+    body.id.daddr = linux_address(state.id.destination);
+    body.id.spi = Be32(to_index(state.id.spi)).raw();
+    body.id.proto = IPPROTO_ESP;
+    body.saddr = linux_address(state.source);
+    body.lft.soft_byte_limit = XFRM_INF;
+    body.lft.hard_byte_limit = XFRM_INF;
+    body.lft.soft_packet_limit = XFRM_INF;
+    body.lft.hard_packet_limit = XFRM_INF;
+    body.reqid = state.reqid;
+    body.family = linux_family(state.id.destination.family);
+    body.mode = XFRM_MODE_TUNNEL;
+    body.flags = XFRM_STATE_AF_UNSPEC;
+    if (state.esn) body.flags |= XFRM_STATE_ESN;
+    return body;
+}
+
+void put_direction_and_cpu(Writer& writer, const NewState& state, StateAttributes attributes) {
+    if (attributes == StateAttributes::none) return;
+    writer.attribute(kAttributeSaDirection,
+                     state.direction == StateDirection::inbound ? kDirectionIn : kDirectionOut);
+    if (attributes == StateAttributes::all && state.pcpu) {
+        writer.attribute(kAttributeSaPcpu, *state.pcpu);
+    }
+}
+
+// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and for an
+// outbound SA no window at all, unless it is too old to know directions.
+void put_replay_state(Writer& writer, const NewState& state, StateAttributes attributes) {
+    xfrm_replay_state_esn replay{};
+    if (state.direction == StateDirection::inbound) {
+        replay.replay_window = state.esn ? std::max(state.replay_window, 32u) : state.replay_window;
+    } else {
+        replay.oseq = 0xffffffff;
+        replay.oseq_hi = state.esn ? 0xffffffff : 0;
+        replay.replay_window = attributes == StateAttributes::none ? 32 : 0;
+    }
+    if (replay.replay_window == 0 && state.direction == StateDirection::inbound) return;
+    replay.bmp_len = (replay.replay_window + 31) / 32;
+    constexpr std::array<std::byte, 4096 / 8> kEmptyBitmap{};
+    writer.attribute(XFRMA_REPLAY_ESN_VAL, replay,
+                     std::span(kEmptyBitmap).first(std::min<size_t>(replay.bmp_len, 128) * 4));
+}
+
+RequestBuffer encode_state_id(uint16_t type, uint16_t flags, const StateId& id, uint32_t sequence) {
+    xfrm_usersa_id body{};
+    body.daddr = linux_address(id.destination);
+    body.spi = Be32(to_index(id.spi)).raw();
+    body.family = linux_family(id.destination.family);
+    body.proto = IPPROTO_ESP;
+    Writer writer(type, flags, sequence);
+    writer.put(body);
+    return writer.take();
+}
+
+xfrm_selector linux_selector(const PolicySelector& selector) {
+    xfrm_selector out{};
+    out.family = linux_family(selector.source.address.family);
+    out.saddr = linux_address(selector.source.address);
+    out.prefixlen_s = selector.source.bits;
+    out.daddr = linux_address(selector.destination.address);
+    out.prefixlen_d = selector.destination.bits;
+    out.proto = selector.protocol;
+    out.sport = Be16(selector.source_port).raw();
+    out.sport_mask = Be16(selector.source_port_mask).raw();
+    out.dport = Be16(selector.destination_port).raw();
+    out.dport_mask = Be16(selector.destination_port_mask).raw();
+    return out;
+}
+
+}  // namespace
+
+std::byte* RequestBuffer::extend(size_t count) {
+    // A bound that encode functions cannot reach: the largest state is below 1 KiB.
+    if (count > kCapacity - size_) std::abort();
+    std::byte* out = bytes_.data() + size_;
+    size_ += count;
+    return out;
+}
+
+RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes,
+                               uint32_t sequence) {
+    Writer writer(XFRM_MSG_NEWSA, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence);
+    writer.put(state_body(state));
+    xfrm_algo_aead algorithm{};
+    constexpr char kName[] = "rfc4106(gcm(aes))";
+    std::memcpy(algorithm.alg_name, kName, sizeof kName);
+    algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
+    algorithm.alg_icv_len = 128;
+    writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key);
+    put_replay_state(writer, state, attributes);
+    put_direction_and_cpu(writer, state, attributes);
+    return writer.take();
+}
+
+RequestBuffer encode_allocate_spi(const NewState& state, StateAttributes attributes,
+                                  uint32_t sequence) {
+    Writer writer(XFRM_MSG_ALLOCSPI, NLM_F_ACK, sequence);
+    xfrm_userspi_info body{};
+    body.info = state_body(state);
+    body.info.flags = 0;
+    body.min = to_index(state.id.spi);
+    body.max = to_index(state.id.spi);
+    writer.put(body);
+    put_direction_and_cpu(writer, state, attributes);
+    return writer.take();
+}
+
+RequestBuffer encode_get_state(const StateId& id, uint32_t sequence) {
+    return encode_state_id(XFRM_MSG_GETSA, NLM_F_ACK, id, sequence);
+}
+
+RequestBuffer encode_delete_state(const StateId& id, uint32_t sequence) {
+    return encode_state_id(XFRM_MSG_DELSA, NLM_F_ACK, id, sequence);
+}
+
+RequestBuffer encode_dump_states(uint32_t sequence) {
+    return Writer(XFRM_MSG_GETSA, NLM_F_DUMP, sequence).take();
+}
+
+std::expected<StateInfo, std::string> decode_state(std::span<const std::byte> payload) {
+    const auto body = peek<xfrm_usersa_info>(payload);
+    if (!body) return std::unexpected("a state is shorter than its fixed part");
+    const auto family = from_linux_family(body->family);
+    if (!family) return std::unexpected("a state has an unknown address family");
+    StateInfo info;
+    info.id.spi = Spi{Be32::from_raw(body->id.spi).host()};
+    info.id.destination = from_linux_address(body->id.daddr, *family);
+    info.source = from_linux_address(body->saddr, *family);
+    info.protocol = body->id.proto;
+    info.reqid = body->reqid;
+    const bool whole = for_each_attribute(payload.subspan(sizeof(xfrm_usersa_info)),
+                                          [&](uint16_t type, std::span<const std::byte> value) {
+                                              if (type == kAttributeSaPcpu)
+                                                  info.pcpu = peek<uint32_t>(value);
+                                              if (type == kAttributeSaDirection)
+                                                  info.direction = peek<uint8_t>(value);
+                                          });
+    if (!whole) return std::unexpected("an attribute of a state is longer than the message");
+    return info;
+}
+
+RequestBuffer encode_update_policy(const PolicyRow& row, uint32_t sequence) {
+    xfrm_userpolicy_info body{};
+    body.sel = linux_selector(row.selector);
+    body.lft.soft_byte_limit = XFRM_INF;
+    body.lft.hard_byte_limit = XFRM_INF;
+    body.lft.soft_packet_limit = XFRM_INF;
+    body.lft.hard_packet_limit = XFRM_INF;
+    body.priority = row.priority;
+    body.index = row.index;
+    body.dir = static_cast<uint8_t>(row.direction);
+    body.action = row.action == PolicyAction::block ? XFRM_POLICY_BLOCK : XFRM_POLICY_ALLOW;
+    Writer writer(XFRM_MSG_UPDPOLICY, NLM_F_ACK, sequence);
+    writer.put(body);
+    return writer.take();
+}
+
+RequestBuffer encode_delete_policy(uint32_t index, uint32_t sequence) {
+    xfrm_userpolicy_id body{};
+    body.index = index;
+    body.dir = static_cast<uint8_t>(index & 7);
+    Writer writer(XFRM_MSG_DELPOLICY, NLM_F_ACK, sequence);
+    writer.put(body);
+    return writer.take();
+}
+
+RequestBuffer encode_dump_policies(uint32_t sequence) {
+    return Writer(XFRM_MSG_GETPOLICY, NLM_F_DUMP, sequence).take();
+}
+
+std::expected<PolicyInfo, std::string> decode_policy(std::span<const std::byte> payload) {
+    const auto body = peek<xfrm_userpolicy_info>(payload);
+    if (!body) return std::unexpected("a policy is shorter than its fixed part");
+    PolicyInfo info;
+    info.row.index = body->index;
+    if (body->dir >= XFRM_POLICY_MAX) {
+        info.per_socket = true;
+        return info;
+    }
+    const auto family = from_linux_family(body->sel.family);
+    if (!family) return std::unexpected("a policy has an unknown address family");
+    PolicySelector& selector = info.row.selector;
+    selector.source = {from_linux_address(body->sel.saddr, *family), body->sel.prefixlen_s};
+    selector.destination = {from_linux_address(body->sel.daddr, *family), body->sel.prefixlen_d};
+    const unsigned bits = selector.source.address.bit_count();
+    if (selector.source.bits > bits || selector.destination.bits > bits) {
+        return std::unexpected("a policy has a prefix longer than its addresses");
+    }
+    selector.protocol = body->sel.proto;
+    selector.source_port = Be16::from_raw(body->sel.sport).host();
+    selector.source_port_mask = Be16::from_raw(body->sel.sport_mask).host();
+    selector.destination_port = Be16::from_raw(body->sel.dport).host();
+    selector.destination_port_mask = Be16::from_raw(body->sel.dport_mask).host();
+    info.row.direction = static_cast<PolicyDirection>(body->dir);
+    info.row.action = body->action == XFRM_POLICY_BLOCK ? PolicyAction::block : PolicyAction::allow;
+    info.row.priority = body->priority;
+    return info;
+}
+
+std::expected<std::optional<Message>, std::string> next_message(std::span<const std::byte>& rest) {
+    if (rest.empty()) return std::nullopt;
+    const auto header = peek<nlmsghdr>(rest);
+    if (!header || header->nlmsg_len < sizeof(nlmsghdr) || header->nlmsg_len > rest.size()) {
+        return std::unexpected("a netlink message is longer than what was received");
+    }
+    Message message{
+        .type = header->nlmsg_type,
+        .flags = header->nlmsg_flags,
+        .sequence = header->nlmsg_seq,
+        .payload = rest.subspan(sizeof(nlmsghdr), header->nlmsg_len - sizeof(nlmsghdr))};
+    rest = rest.subspan(std::min(align4(header->nlmsg_len), rest.size()));
+    return message;
+}
+
+std::expected<Acknowledgement, std::string> decode_acknowledgement(const Message& message) {
+    const auto body = peek<nlmsgerr>(message.payload);
+    if (!body) return std::unexpected("a netlink acknowledgement is too short");
+    Acknowledgement out;
+    out.number = body->error <= 0 && body->error >= -4095 ? -body->error : EPROTO;
+    if ((message.flags & NLM_F_ACK_TLVS) == 0) return out;
+    // Behind the error stands our request, whole unless capped, then the kernel's attributes.
+    size_t offset = sizeof(nlmsgerr);
+    if ((message.flags & NLM_F_CAPPED) == 0) {
+        if (body->msg.nlmsg_len < sizeof(nlmsghdr)) return out;
+        offset += align4(body->msg.nlmsg_len - sizeof(nlmsghdr));
+    }
+    if (offset > message.payload.size()) {
+        return std::unexpected("a netlink acknowledgement quotes more than it holds");
+    }
+    const bool whole = for_each_attribute(message.payload.subspan(offset),
+                                          [&](uint16_t type, std::span<const std::byte> value) {
+                                              if (type != NLMSGERR_ATTR_MSG) return;
+                                              for (const std::byte b : value) {
+                                                  if (b == std::byte{0}) break;
+                                                  const auto c = static_cast<char>(b);
+                                                  out.text += c >= ' ' && c <= '~' ? c : '?';
+                                              }
+                                          });
+    if (!whole) return std::unexpected("an attribute of an acknowledgement is too long");
+    return out;
+}
+
+}  // namespace sallyport::xfrm

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The SPD on the kernel's own forwarding path: nothing that a PROTECT policy covers leaves or
+// enters in clear while the daemon starts, after it was killed, or wherever a packet takes the
+// kernel path past the XDP programs.
+//
+// xfrm policies without templates are a filter: BLOCK drops what they match, ALLOW lets it pass.
+// The ordered SPD is mirrored up to its last PROTECT entry; what follows that is none of IPsec's
+// business and stays with the host's routes and firewall. Per entry and prefix pair:
+//   out      local -> remote   what the host sends or forwards towards the unprotected side
+//   in, fwd  remote -> local   cleartext that comes from there, for the host or to be forwarded
+// PROTECT and DISCARD become BLOCK, BYPASS becomes ALLOW. A PROTECT with ports also blocks later
+// fragments, whose ports the kernel reads as 0. In front of all stand ALLOWs for the outer ESP
+// packets of our own SAs, which a wide PROTECT entry would cover.
+//
+// What workers exchange with the kernel through sp0 is already checked by them: control sets
+// disable_policy and disable_xfrm on sp0 (IPv4) and disable_policy (IPv6). IPv6 has no
+// disable_xfrm, and its disable_policy does not cover packets to the host itself. So IPv6 traffic
+// between the gateway's own addresses and a protected remote network is blocked, never sent in
+// clear; IPv6 in transit is not affected.
+//
+// Policies are known by index 0x53xxxxxx. They are removed last at exit, and stay after a kill.
+
+#include <cstdint>
+#include <expected>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/config.h"
+#include "control/xfrm/netlink_socket.h"
+
+namespace sallyport::xfrm {
+
+// Policies of IKE daemons have much larger numbers, so ours decide first.
+inline constexpr uint32_t kGuardPriorityFirst = 20000;
+inline constexpr size_t kGuardRowsMax = 200000;
+
+// One xfrm port match. A range of ports becomes at most 30 of them.
+struct PortMask {
+    uint16_t value = 0;
+    uint16_t mask = 0;  // 0: any
+
+    friend bool operator==(const PortMask&, const PortMask&) = default;
+};
+std::vector<PortMask> cover_port_range(uint16_t lo, uint16_t hi);
+
+// The rows to install, in order, index still 0. Fails when there would be too many.
+std::expected<std::vector<PolicyRow>, std::string> guard_rows(
+    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas);
+
+class PolicyGuard {
+  public:
+    // Installs `rows` over whatever a killed run left, then removes what is left over of that, so
+    // that there is no moment without protection. Refuses to touch another program's policies.
+    static std::expected<PolicyGuard, std::string> install(std::vector<PolicyRow> rows);
+    PolicyGuard(PolicyGuard&& other) noexcept;
+    PolicyGuard& operator=(PolicyGuard&&) = delete;
+    ~PolicyGuard();  // removes all
+
+    [[nodiscard]] size_t row_count() const { return rows_; }
+
+  private:
+    PolicyGuard(NetlinkSocket socket, size_t rows) : socket_(std::move(socket)), rows_(rows) {}
+
+    NetlinkSocket socket_;
+    size_t rows_ = 0;
+    bool active_ = true;
+};
+
+}  // namespace sallyport::xfrm
