@@ -164,8 +164,8 @@ Bytes ipv4(const Ipv4Fields& fields, const Payload& payload) {
     Bytes packet;
     push8(packet, 0x40u | static_cast<unsigned>(header_bytes / 4));
     push8(packet, fields.dscp_ecn);
-    push16(packet, fields.total_bytes.value_or(
-                       static_cast<uint16_t>(header_bytes + content.size())));
+    push16(packet,
+           fields.total_bytes.value_or(static_cast<uint16_t>(header_bytes + content.size())));
     push16(packet, fields.id);
     push16(packet, (fields.dont_fragment ? 0x4000u : 0u) | (fields.more_fragments ? 0x2000u : 0u) |
                        fields.fragment_offset);
@@ -206,8 +206,8 @@ Bytes ipv6(const Ipv6Fields& fields, const Payload& payload) {
     const IpAddress destination = address(fields.destination);
     Bytes chain;
     for (size_t i = 0; i < fields.extensions.size(); ++i) {
-        push8(chain, i + 1 < fields.extensions.size() ? fields.extensions[i + 1].type
-                                                      : payload.protocol);
+        push8(chain,
+              i + 1 < fields.extensions.size() ? fields.extensions[i + 1].type : payload.protocol);
         append(chain, fields.extensions[i].body);
     }
     append(chain, finished(payload, source, destination));
@@ -223,9 +223,8 @@ Bytes ipv6(const Ipv6Fields& fields, const Payload& payload) {
 }
 
 Bytes ip(Family family, const Payload& payload, uint8_t dscp_ecn, uint8_t ttl) {
-    return family == Family::v4
-               ? ipv4({.ttl = ttl, .dscp_ecn = dscp_ecn}, payload)
-               : ipv6({.hop_limit = ttl, .traffic_class = dscp_ecn}, payload);
+    return family == Family::v4 ? ipv4({.ttl = ttl, .dscp_ecn = dscp_ecn}, payload)
+                                : ipv6({.hop_limit = ttl, .traffic_class = dscp_ecn}, payload);
 }
 
 Bytes ethernet(uint16_t type, const Bytes& payload) {
@@ -277,6 +276,9 @@ void put16(Bytes& bytes, size_t at, uint16_t value) {
 void put32(Bytes& bytes, size_t at, uint32_t value) {
     put16(bytes, at, static_cast<uint16_t>(value >> 16));
     put16(bytes, at + 2, static_cast<uint16_t>(value & 0xffff));
+}
+Bytes head(const Bytes& bytes, size_t count) {
+    return {bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(count)};
 }
 void append(Bytes& bytes, std::span<const std::byte> more) {
     bytes.insert(bytes.end(), more.begin(), more.end());

@@ -50,8 +50,8 @@ struct Ipv4Fields {
     uint16_t id = 0x1234;
     bool dont_fragment = false;
     bool more_fragments = false;
-    uint16_t fragment_offset = 0;  // in units of 8 bytes
-    Bytes options = {};            // a multiple of 4 bytes
+    uint16_t fragment_offset = 0;              // in units of 8 bytes
+    Bytes options = {};                        // a multiple of 4 bytes
     std::optional<uint16_t> total_bytes = {};  // a lie
 };
 Bytes ipv4(const Ipv4Fields& fields, const Payload& payload);
@@ -97,6 +97,7 @@ uint8_t get8(std::span<const std::byte> bytes, size_t at);
 void put8(Bytes& bytes, size_t at, uint8_t value);
 void put16(Bytes& bytes, size_t at, uint16_t value);
 void put32(Bytes& bytes, size_t at, uint32_t value);
+Bytes head(const Bytes& bytes, size_t count);  // the first `count`
 void append(Bytes& bytes, std::span<const std::byte> more);
 
 }  // namespace sallyport::test

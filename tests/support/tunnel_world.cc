@@ -31,8 +31,8 @@ std::vector<Selector> default_selectors() {
 
 FrameBuffers::FrameBuffers(uint32_t count)
     : count_(count),
-      memory_(static_cast<std::byte*>(
-          std::aligned_alloc(kFrameBytes, size_t{count} * kFrameBytes))) {}
+      memory_(
+          static_cast<std::byte*>(std::aligned_alloc(kFrameBytes, size_t{count} * kFrameBytes))) {}
 
 FrameBuffers::~FrameBuffers() {
     SP_TEST_UNPOISON(memory_, size_t{count_} * kFrameBytes);
@@ -72,10 +72,9 @@ std::string TestSa::destination_text() const {
 
 Bytes esp_of(const TestSa& sa, uint64_t sequence, const Bytes& inner, const EspShape& shape) {
     const uint8_t by_version = !inner.empty() && get8(inner, 0) >> 4 == 6 ? 41 : 4;
-    const Bytes text = !shape.text.empty()
-                           ? shape.text
-                           : esp_text(inner, shape.next_header.value_or(by_version),
-                                      shape.pad_bytes, shape.tfc_bytes);
+    const Bytes text = !shape.text.empty() ? shape.text
+                                           : esp_text(inner, shape.next_header.value_or(by_version),
+                                                      shape.pad_bytes, shape.tfc_bytes);
     return esp_seal(sa.key_material(), sa.esn, sa.spi, sequence, shape.iv.value_or(sequence), text);
 }
 
