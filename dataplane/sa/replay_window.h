@@ -34,8 +34,11 @@ class ReplayWindow {
         window_ = window;
         mask_ = word_count(window) == 0 ? 0 : word_count(window) - 1;
         top_ = top;
-        // What lies below `top` is unknown after a takeover: treat it as received.
-        if (window != 0) std::memset(words_, top == 0 ? 0 : 0xff, word_bytes(window));
+        if (window == 0) return;
+        std::memset(words_, top == 0 ? 0 : 0xff, word_bytes(window));
+        // What lies below `top` is unknown after a takeover: treat it as received. What lies above
+        // is not, and advance() does not clear the word that `top` itself is in.
+        if (top != 0) word(top) = ~uint64_t{0} >> (63 - (top & 63));
     }
 
     // The full sequence number of a packet whose low 32 bits are `low` (RFC 4303 A2.2).
