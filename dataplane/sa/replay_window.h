@@ -52,8 +52,8 @@ class ReplayWindow {
             // Case A: the window lies within one 2^32 range.
             if (low < bottom) high = top_high + 1;
         } else {
-            // Case B: it spans two.
-            if (low >= bottom) high = top_high - 1;
+            // Case B: it spans two. Before the first there is none: a large number is a jump ahead.
+            if (low >= bottom && top_high != 0) high = top_high - 1;
         }
         return static_cast<uint64_t>(high) << 32 | low;
     }
