@@ -45,7 +45,9 @@ class ReplayWindow {
     [[nodiscard]] uint64_t infer_esn(uint32_t low) const {
         const auto top_low = static_cast<uint32_t>(top_);
         const auto top_high = static_cast<uint32_t>(top_ >> 32);
-        const uint32_t window = window_ == 0 ? 1 : window_;
+        // Without a window the closest number is meant, or one packet overtaking another would
+        // count as a turn of the low half.
+        const uint32_t window = window_ == 0 ? uint32_t{1} << 31 : window_;
         uint32_t high = top_high;
         const uint32_t bottom = top_low - (window - 1);  // wraps in case B
         if (top_low >= window - 1) {
