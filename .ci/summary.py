@@ -4,11 +4,12 @@
 
     summary.py FOLDER
 
-FOLDER holds one file per step: NAME.xml is meson's JUnit report, NAME.txt has lines
-`pass NAME`, `fail NAME` or `skip NAME: REASON`. The last line printed is
+FOLDER holds the reports of each step: NAME.xml is meson's JUnit report and NAME.json its log of exit
+statuses; NAME.txt has lines `pass NAME`, `fail NAME` or `skip NAME: REASON`. The last line printed is
 `N passed, N failed, N skipped`; the exit status is 1 if anything failed, or nothing passed.
 """
 
+import json
 import os
 import sys
 import xml.etree.ElementTree as ET
@@ -19,15 +20,24 @@ def from_junit(path):
     found = []
     for suite in ET.parse(path).getroot().iter("testsuite"):
         for case in suite.iter("testcase"):
-            name = f"{suite.get('name')}: {case.get('name')}"
-            skipped = case.find("skipped")
+            name = f"{suite.get('name').removeprefix('sallyport.')}: {case.get('name')}"
+            skipped, said = case.find("skipped"), case.find("system-out")
             if case.find("failure") is not None or case.find("error") is not None:
                 found.append(("fail", name, ""))
             elif skipped is not None or case.get("status") == "notrun":
                 reason = "" if skipped is None else (skipped.get("message") or skipped.text or "")
+                reason = reason or ("" if said is None else said.text or "")
                 found.append(("skip", name, " ".join(reason.split())))
             else:
                 found.append(("pass", name, ""))
+    # A program can fail after its last test case has passed, e.g. when it leaks.
+    with open(os.path.splitext(path)[0] + ".json", encoding="utf-8") as f:
+        for line in f:
+            test = json.loads(line)
+            told = any(verdict == "fail" and test["name"] in name for verdict, name, _ in found)
+            if test["result"] not in ("OK", "SKIP", "EXPECTEDFAIL") and not told:
+                found.append(("fail", f"{test['name']}: {test['result']}, "
+                              f"exit status {test['returncode']}", ""))
     return found
 
 
@@ -52,7 +62,7 @@ def main():
             continue
         try:
             results = read(os.path.join(folder, file))
-        except ET.ParseError as e:
+        except (ET.ParseError, OSError, ValueError) as e:
             results = [("fail", f"{step}: unreadable report: {e}", "")]
         counts = {v: sum(r[0] == v for r in results) for v in total}
         print(f"{step.partition('-')[2]:28} " + ", ".join(
@@ -60,7 +70,9 @@ def main():
             (("pass", "passed"), ("fail", "failed"), ("skip", "skipped"))))
         for verdict, name, reason in results:
             total[verdict] += 1
-            if verdict == "fail":
+            if verdict == "pass":
+                print(f"  ok   {name}")
+            elif verdict == "fail":
                 print(f"  FAIL {name}")
             elif verdict == "skip":
                 print(f"  SKIP {name}: {reason or 'no reason given'}")

@@ -82,6 +82,7 @@ struct BpfObjects::Impl {
     SpdWriter spd;
     std::map<uint16_t, Port> ports;
     std::unique_ptr<Injector> injector;
+    std::optional<ProgramObject> injector_queue;
 
     Impl(const Limits& room, SharedMaps shared)
         : limits(room), maps(std::move(shared)), spd(maps, limits) {}
@@ -300,6 +301,14 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     if (!attachment) return std::unexpected(attachment.error());
     impl_->injector = std::make_unique<Injector>(std::move(*lock), std::move(*attachment));
     return impl_->injector->attachment.report();
+}
+
+std::expected<int, std::string> BpfObjects::load_injector_queue() {
+    auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps, -1);
+    if (!program) return std::unexpected(program.error());
+    if (auto loaded = program->load(); !loaded) return std::unexpected(loaded.error());
+    impl_->injector_queue = std::move(*program);
+    return impl_->injector_queue->fd();
 }
 
 std::expected<void, std::string> BpfObjects::set_mtu(PortId id, uint32_t mtu) {

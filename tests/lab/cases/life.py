@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import shutil
 import struct
 import threading
 import time
@@ -171,6 +172,35 @@ def missing_sequence_state(bench):
     equal(gateway.stop(), 0, "exit status")
     status, said = gateway.run("--accept-key", "plain-out", check=False)
     check(status != 0, f"a key whose state is there must not be started again: {said}")
+
+
+@case("D1 an older sequence state put back from a backup: refused, usable after --accept-key=N")
+def older_sequence_state(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.prepare()
+    state, backup = f"{gateway.folder}/state", f"{lab.folder}/backup"
+    shutil.copytree(state, backup, copy_function=shutil.copy2)
+    try:
+        gateway.start()
+        ping_both_ways(bench, gateway, "plain")
+        equal(gateway.stop(), 0, "exit status")
+        shutil.copytree(backup, state, copy_function=shutil.copy2, dirs_exist_ok=True)
+        gateway.start()
+        sa = gateway.sa("plain-out")
+        equal(sa["state"], "refused", "state of plain-out")
+        check("--accept-key" in sa["reason"], f"the reason should name the way out: {sa['reason']}")
+        equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 2), 0, "echo replies")
+        equal(gateway.stop(), 0, "exit status")
+        gateway.run("--accept-key", "plain-out=1000000")
+        gateway.start()
+        ping_both_ways(bench, gateway, "plain")
+        check(gateway.sa("plain-out")["sequence"] > 1000000, "the sequence goes on above")
+        equal(gateway.stop(), 0, "exit status")
+    finally:
+        gateway.kill()
+        shutil.rmtree(backup)
+        lab.new_keys()  # the other keys stay refused
 
 
 def foreign_program(ns, device):

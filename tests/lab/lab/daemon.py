@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sallyportd in the lab: its configuration, its life, and what it says of itself."""
 
+import glob
 import json
 import os
 import signal
@@ -68,17 +69,22 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
     return "\n".join(parts)
 
 
+def _built(build_dir, name):
+    found = [p for p in glob.glob(f"{build_dir}/control/**/{name}", recursive=True)
+             if os.path.isfile(p)]
+    if not found:
+        raise DaemonFailed(f"{name} is not in {build_dir}: build first (./run build)")
+    return found[0]
+
+
 class Daemon:
     """One sallyportd in the namespace gw. Options: those of config_text()."""
 
     def __init__(self, lab, build_dir, accept_keys=True, **options):
         self.options = options
         self._lab = lab
-        self._program = os.path.join(build_dir, "control", "sallyportd")
-        self._ctl = os.path.join(build_dir, "control", "sallyportctl")
-        for program in (self._program, self._ctl):
-            if not os.path.exists(program):
-                raise DaemonFailed(f"{program} is missing: build first (./run build)")
+        self._program = _built(build_dir, "sallyportd")
+        self._ctl = _built(build_dir, "sallyportctl")
         self.folder = os.path.join(lab.folder, "gateway")
         self.log_path = os.path.join(self.folder, "log")
         os.makedirs(os.path.join(self.folder, "state"), mode=0o700, exist_ok=True)

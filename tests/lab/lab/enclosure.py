@@ -2,9 +2,10 @@
 """A place that nothing can leave: everything the lab makes ends when the lab does.
 
 The lab runs as the first process of its own PID, mount and network namespace. Should it be killed,
-even with SIGKILL, the kernel ends every process it started, and with them go the mounts, the named
-network namespaces (their names live on a private /run/netns), devices, XDP programs and SAs. The
-machine's own interfaces cannot even be seen from here.
+even with SIGKILL, the kernel ends every process it started, and with them go the mounts, the files
+(also those with keys: they are in a tmpfs), the named network namespaces (their names live on a
+private /run/netns), devices, XDP programs and SAs. The machine's own interfaces cannot even be seen
+from here.
 
 To look inside while it runs: nsenter --target PID --all, then ip netns exec NAME ...
 """
@@ -13,12 +14,14 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 MS_REC_PRIVATE = 0x4000 | (1 << 18)
+MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,11 +43,12 @@ def run(main):
         print("the lab needs root: it makes network namespaces", file=sys.stderr)
         return 1
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET), "unshare")
+    folder = tempfile.mkdtemp(prefix="sallyport-lab-")  # outside it stays empty
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os._exit(_inside(main))
+        os._exit(_inside(main, folder))
     asked = []
 
     def forward(number, _frame):
@@ -54,10 +58,12 @@ def run(main):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     _, status = os.waitpid(child, 0)
+    _libc.umount2(folder.encode(), MNT_DETACH)
+    os.rmdir(folder)
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def _inside(main):
+def _inside(main, folder):
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # A terminal sends Ctrl-C to the whole group; the parent passes on exactly one signal.
     os.setpgid(0, 0)
@@ -74,6 +80,8 @@ def _inside(main):
         mount("proc", "/proc", "proc", MS_NOSUID_NODEV_NOEXEC)
         os.makedirs("/run/netns", exist_ok=True)
         mount("tmpfs", "/run/netns", "tmpfs")
+        mount("tmpfs", folder, "tmpfs")
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
         status = main()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

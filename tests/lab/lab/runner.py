@@ -105,11 +105,12 @@ def run(build_dir, wanted, slow):
             began = time.monotonic()
             verdict, notes = _run_one(bench, function, seconds * slow)
             failed += verdict.startswith("not ok")
-            dash = " " if "#" in verdict else ""
-            head, _, reason = verdict.partition(" # ")
-            print(f"{head} {number} - {name}" + (f" # {reason}" if dash else ""))
+            head, hash_, reason = verdict.partition(" # ")
+            print(f"{head} {number} - {name}{hash_}{reason}")
             for line in notes:
                 print(f"# {line}")
+            if verdict.startswith("not ok"):  # meson shows the error stream of what failed
+                print(f"{name}:", *notes, sep="\n  ", file=sys.stderr, flush=True)
             print(f"# {time.monotonic() - began:.1f} s", flush=True)
     finally:
         bench.close()
