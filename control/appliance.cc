@@ -61,6 +61,11 @@ bool is_unprotected(const RunningPort& port) {
     return port.config->role == config::PortRole::unprotected_side;
 }
 
+bool protects_ipv6(const config::Policy& policy) {
+    return policy.action == config::SpdAction::protect &&
+           policy.local.front().address.family == Family::v6;
+}
+
 // The largest packet every port of the unprotected side carries.
 uint32_t outer_mtu(const std::vector<RunningPort>& ports) {
     uint32_t mtu = UINT16_MAX;
@@ -153,6 +158,12 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));
+    if (std::ranges::any_of(config_.policies, protects_ipv6)) {
+        log_.note(
+            "IPv6 between this host's own addresses and protected remote networks is "
+            "blocked (the kernel cannot exempt it per device); IPv6 in transit is not "
+            "affected");
+    }
     return {};
 }
 

@@ -38,7 +38,10 @@ std::expected<std::vector<EgressFilter>, std::string> egress_filters(
 
 Daemon::Daemon(config::Config config, Log& log) : log_(log), config_(std::move(config)) {}
 
-Daemon::~Daemon() = default;
+Daemon::~Daemon() {
+    // After a start that failed half way: workers must not outlive what they were given.
+    if (appliance_) appliance_->stop();
+}
 
 std::expected<bool, std::string> Daemon::run() {
     // First, so that a signal during the start ends the daemon in good order after it.
@@ -135,8 +138,17 @@ void Daemon::handle(const Event& event) {
             return;
         case Event::Kind::spd_released:
             return;  // one SPD for the life of the daemon
+        case Event::Kind::sequence_exhausted: {
+            const ManagedSa& sa = appliance_->sas().sas()[to_index(event.id)];
+            if (!sa.active()) return;  // each further packet says so again
+            Event complete = event;
+            complete.source = sa.config->source;
+            complete.destination = sa.config->destination;
+            audit(complete);
+            appliance_->sas().handle(event, appliance_->sequences(), appliance_->workers());
+            return;
+        }
         case Event::Kind::sequence_low:
-        case Event::Kind::sequence_exhausted:
         case Event::Kind::inbound_retired:
         case Event::Kind::outbound_retired:
             appliance_->sas().handle(event, appliance_->sequences(), appliance_->workers());

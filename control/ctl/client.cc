@@ -60,8 +60,9 @@ std::expected<boost::json::value, std::string> ask(const std::filesystem::path& 
         return std::unexpected(connect_error(socket, errno));
     }
     const std::string line = rpc::encode_request(request);
-    if (send(connection.fd, line.data(), line.size(), MSG_NOSIGNAL) !=
-        static_cast<ssize_t>(line.size())) {
+    const ssize_t sent = send(connection.fd, line.data(), line.size(), MSG_NOSIGNAL);
+    // A daemon that refuses us says why and closes, perhaps before it was asked: read that.
+    if (sent != static_cast<ssize_t>(line.size()) && errno != EPIPE) {
         return std::unexpected("the daemon does not take the request: " +
                                std::string(std::strerror(errno)));
     }
