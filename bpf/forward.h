@@ -10,6 +10,7 @@
 #define SP_FORWARD_H
 
 #include "filter.h"
+#include "spd.h"
 #include "verdict.h"
 
 /* Writer: control. Reader: forwarding programs. Key: ifindex of each port, for its lifetime. */
@@ -29,9 +30,10 @@ struct {
 } tx_ports SEC(".maps");
 
 enum sp_origin {
-    SP_ORIGIN_BYPASS,     /* received in clear: TTL is ours to decrement, ICMP errors are due */
-    SP_ORIGIN_TRANSIT,    /* decrypted here: TTL is ours to decrement */
-    SP_ORIGIN_ORIGINATED, /* made here: TTL stays */
+    SP_ORIGIN_BYPASS_OUT, /* received in clear on a protected port, the outbound SPD lets it out */
+    SP_ORIGIN_BYPASS_IN,  /* received in clear on an unprotected port */
+    SP_ORIGIN_TRANSIT,    /* decrypted here */
+    SP_ORIGIN_ORIGINATED, /* made here: TTL stays, the packet is ESP or was never ours to protect */
 };
 
 static __always_inline int sp_redirect(__u32 port)
@@ -112,10 +114,40 @@ static __always_inline int sp_rewrite(struct xdp_md *ctx, const struct bpf_fib_l
     return 1;
 }
 
+/* RFC 4301 5.1: whatever leaves through an unprotected port is what the outbound SPD lets leave in
+   clear. Packets from elsewhere than a protected port have not met it yet: one tunnel's traffic
+   must not continue in clear towards another. */
+static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet *packet, __u32 port,
+                                                              enum sp_origin origin)
+{
+    struct sp_port_info *info = bpf_map_lookup_elem(&port_info, &port);
+    struct sp_spd_entry *entry;
+    __u32 index;
+    int found;
+
+    if (origin == SP_ORIGIN_ORIGINATED || origin == SP_ORIGIN_BYPASS_OUT)
+        return SP_DROP_none;
+    if (!info)
+        return SP_DROP_no_route;
+    if (info->role != SP_ROLE_UNPROTECTED)
+        return SP_DROP_none;
+    found = sp_spd_find(packet, SP_SPD_OUTBOUND);
+    if (found == SP_SPD_NEEDS_PORTS)
+        return SP_DROP_fragment_without_ports;
+    index = (__u32)found;
+    entry = found < 0 ? NULL : bpf_map_lookup_elem(&spd_entries, &index);
+    if (!entry)
+        return SP_DROP_no_policy;
+    if (entry->action == SP_SPD_PROTECT)
+        return SP_DROP_protect_in_clear;
+    return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
+}
+
 static __always_inline int sp_forward(struct xdp_md *ctx, struct sp_packet *packet,
                                       enum sp_origin origin)
 {
     struct bpf_fib_lookup fib;
+    enum sp_drop_reason reason;
     __u32 *port;
     long result;
     int resolved;
@@ -141,7 +173,7 @@ static __always_inline int sp_forward(struct xdp_md *ctx, struct sp_packet *pack
     case BPF_FIB_LKUP_RET_UNREACHABLE:
     case BPF_FIB_LKUP_RET_PROHIBIT:
         /* The kernel does not forward it either, and answers the sender. */
-        return origin == SP_ORIGIN_BYPASS ? sp_pass() : sp_drop(SP_DROP_no_route);
+        return origin <= SP_ORIGIN_BYPASS_IN ? sp_pass() : sp_drop(SP_DROP_no_route);
     default:
         /* Routes with encapsulation and failed lookups: the port, and with it the egress filter
            that must hold, is not known. */
@@ -151,6 +183,9 @@ static __always_inline int sp_forward(struct xdp_md *ctx, struct sp_packet *pack
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
     if (!port)
         return sp_pass();
+    reason = sp_refuse_in_clear(packet, *port, origin);
+    if (reason)
+        return sp_drop(reason);
     if (!resolved)
         return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
     if (!sp_rewrite(ctx, &fib, packet->family, origin))

@@ -96,9 +96,10 @@ int injector_queue(struct __sk_buff *skb)
         return 0;
     index = (__u32)found;
     entry = bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry || entry->action != SP_SPD_PROTECT)
+    if (!entry || entry->action != SP_SPD_PROTECT || entry->owner_count == 0 ||
+        entry->owner_count > SP_OWNERS_MAX)
         return 0;
-    return sp_owner_of_flow(&packet, entry, 0);
+    return (int)sp_owner_of_flow(&packet, entry);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

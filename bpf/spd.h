@@ -104,4 +104,22 @@ __noinline int sp_spd_find(struct sp_packet *packet, __u32 direction)
     return SP_SPD_NO_MATCH;
 }
 
+/* The worker, among those that hold an outbound SA of the policy, which the flow belongs to. Ports do
+   not count for fragments, so that all of one packet reach the same worker. The caller has checked
+   that owner_count is 1 .. SP_OWNERS_MAX. */
+static __always_inline __u32 sp_owner_of_flow(const struct sp_packet *packet,
+                                              const struct sp_spd_entry *entry)
+{
+    __u32 src_port = packet->is_fragment ? 0 : packet->src_port;
+    __u32 dst_port = packet->is_fragment ? 0 : packet->dst_port;
+    __u32 hash = sp_flow_hash(sp_last_word(packet, packet->src), sp_last_word(packet, packet->dst),
+                              packet->protocol, src_port, dst_port);
+    __u32 slot = hash % entry->owner_count;
+
+    /* The verifier cannot see what the compiler can: that the slot is in range. */
+    barrier_var(slot);
+    slot &= SP_OWNERS_MAX - 1;
+    return entry->owners[slot];
+}
+
 #endif /* SP_SPD_H */

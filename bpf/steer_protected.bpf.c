@@ -16,24 +16,13 @@
 static __always_inline int sp_protect(struct xdp_md *ctx, const struct sp_packet *packet,
                                       const struct sp_spd_entry *entry)
 {
-    __u32 src_port = packet->is_fragment ? 0 : packet->src_port;
-    __u32 dst_port = packet->is_fragment ? 0 : packet->dst_port;
-    __u32 hash;
-    __u32 slot;
-
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1)
         return sp_pass();
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
         return sp_drop(SP_DROP_no_sa);
-    hash = sp_flow_hash(sp_last_word(packet, packet->src), sp_last_word(packet, packet->dst),
-                        packet->protocol, src_port, dst_port);
-    slot = hash % entry->owner_count;
-    /* The verifier cannot see what the compiler can: that the slot is in range. */
-    barrier_var(slot);
-    slot &= SP_OWNERS_MAX - 1;
-    return sp_steer(ctx, entry->owners[slot], XDP_DROP);
+    return sp_steer(ctx, sp_owner_of_flow(packet, entry), XDP_DROP);
 }
 
 SEC("xdp")
@@ -70,7 +59,7 @@ int steer_protected(struct xdp_md *ctx)
     case SP_SPD_PROTECT:
         return sp_protect(ctx, &packet, entry);
     case SP_SPD_BYPASS:
-        return sp_forward(ctx, &packet, SP_ORIGIN_BYPASS);
+        return sp_forward(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
     default:
         return sp_drop(SP_DROP_policy_discard);
     }

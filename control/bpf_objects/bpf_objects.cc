@@ -30,28 +30,6 @@ uint32_t role_number(config::PortRole role) {
     return role == config::PortRole::protected_side ? SP_ROLE_PROTECTED : SP_ROLE_UNPROTECTED;
 }
 
-std::expected<sp_egress_rule, std::string> rule_row(const config::EgressRule& rule) {
-    sp_egress_rule row{};
-    row.protocol = rule.protocol.value_or(0);
-    row.dst_port_lo = rule.port_lo;
-    row.dst_port_hi = rule.port_hi;
-    if (rule.source && rule.destination &&
-        rule.source->address.family != rule.destination->address.family) {
-        return failure("an egress rule has source " + to_string(*rule.source) +
-                       " and destination " + to_string(*rule.destination) +
-                       ": both must be of one IP version");
-    }
-    for (const auto& [prefix, bits, bytes] :
-         {std::tuple{&rule.source, &row.src_bits, row.src},
-          std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
-        if (!prefix->has_value()) continue;
-        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
-        *bits = (*prefix)->bits;
-        std::ranges::copy((*prefix)->address.bytes, bytes);
-    }
-    return row;
-}
-
 sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
     sp_owner_key key{};
     key.spi = htonl(to_index(spi));
@@ -76,12 +54,35 @@ struct Injector {
 
 }  // namespace
 
+std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule) {
+    sp_egress_rule row{};
+    row.protocol = rule.protocol.value_or(0);
+    row.dst_port_lo = rule.port_lo;
+    row.dst_port_hi = rule.port_hi;
+    if (rule.source && rule.destination &&
+        rule.source->address.family != rule.destination->address.family) {
+        return failure("an egress rule has source " + to_string(*rule.source) +
+                       " and destination " + to_string(*rule.destination) +
+                       ": both must be of one IP version");
+    }
+    for (const auto& [prefix, bits, bytes] :
+         {std::tuple{&rule.source, &row.src_bits, row.src},
+          std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
+        if (!prefix->has_value()) continue;
+        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
+        *bits = (*prefix)->bits;
+        std::ranges::copy((*prefix)->address.bytes, bytes);
+    }
+    return row;
+}
+
 struct BpfObjects::Impl {
     Limits limits;
     SharedMaps maps;
     SpdWriter spd;
     std::map<uint16_t, Port> ports;
     std::unique_ptr<Injector> injector;
+    std::optional<ProgramObject> injector_queue;
 
     Impl(const Limits& room, SharedMaps shared)
         : limits(room), maps(std::move(shared)), spd(maps, limits) {}
@@ -302,6 +303,14 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     return impl_->injector->attachment.report();
 }
 
+std::expected<int, std::string> BpfObjects::load_injector_queue() {
+    auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps, -1);
+    if (!program) return std::unexpected(program.error());
+    if (auto loaded = program->load(); !loaded) return std::unexpected(loaded.error());
+    impl_->injector_queue = std::move(*program);
+    return impl_->injector_queue->fd();
+}
+
 std::expected<void, std::string> BpfObjects::set_mtu(PortId id, uint32_t mtu) {
     if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
     sp_port_info info = impl_->read_info(to_index(id));
@@ -318,7 +327,7 @@ std::expected<void, std::string> BpfObjects::set_egress_deny(
     }
     std::vector<sp_egress_rule> rows;
     for (const config::EgressRule& rule : rules) {
-        auto row = rule_row(rule);
+        auto row = egress_rule_row(rule);
         if (!row) return std::unexpected(row.error());
         rows.push_back(*row);
     }

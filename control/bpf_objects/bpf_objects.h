@@ -96,6 +96,9 @@ struct PortCounters {
     std::vector<std::vector<uint64_t>> steered;  // [queue][worker]; empty for sp0
 };
 
+// A deny rule as the egress programs (and direct egress) read it.
+std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule);
+
 class BpfObjects {
   public:
     static std::expected<BpfObjects, std::string> create(const Limits& limits);
@@ -111,6 +114,9 @@ class BpfObjects {
     std::expected<Attachment, std::string> attach_port(PortId port);
     // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
+    // Loads the program that chooses the worker for what the kernel routes into sp0, for
+    // io::Tap::choose_queues_by(). The descriptor stays ours.
+    std::expected<int, std::string> load_injector_queue();
     // MTU of the device changed.
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
     // Replaces the port's egress filter. The old one holds until the new one is complete.

@@ -20,9 +20,16 @@ struct bpf_program;
 
 namespace sallyport::bpf_objects {
 
-enum class Program { steer_unprotected, steer_protected, egress_route, egress_port };
+enum class Program {
+    steer_unprotected,
+    steer_protected,
+    egress_route,
+    egress_port,
+    injector_queue
+};
 inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
-                                            Program::egress_route, Program::egress_port};
+                                            Program::egress_route, Program::egress_port,
+                                            Program::injector_queue};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -34,6 +41,8 @@ constexpr const char* program_name(Program program) {
             return "egress_route";
         case Program::egress_port:
             return "egress_port";
+        case Program::injector_queue:
+            return "injector_queue";
     }
     return "";
 }

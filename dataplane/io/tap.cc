@@ -199,4 +199,12 @@ std::expected<Tap, std::string> Tap::create(const std::string& name, uint16_t qu
     return tap;
 }
 
+std::expected<void, std::string> Tap::choose_queues_by(int program_fd) {
+    if (ioctl(queues_.front().fd(), TUNSETSTEERINGEBPF, &program_fd) != 0) {
+        return std::unexpected("the kernel does not let a program choose the queue of the TAP: " +
+                               reason());
+    }
+    return {};
+}
+
 }  // namespace sallyport::io

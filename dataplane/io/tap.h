@@ -54,6 +54,9 @@ class Tap {
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }
     [[nodiscard]] MacAddress mac() const { return mac_; }
     [[nodiscard]] TapQueue& queue(uint16_t index) { return queues_[index]; }
+    // Which queue gets a packet that the kernel routes into the device: the return value of a
+    // socket filter program (TUNSETSTEERINGEBPF). Without it the kernel spreads by flow.
+    std::expected<void, std::string> choose_queues_by(int program_fd);
 
   private:
     uint32_t ifindex_ = 0;

@@ -34,23 +34,28 @@ class ReplayWindow {
         window_ = window;
         mask_ = word_count(window) == 0 ? 0 : word_count(window) - 1;
         top_ = top;
-        // What lies below `top` is unknown after a takeover: treat it as received.
-        if (window != 0) std::memset(words_, top == 0 ? 0 : 0xff, word_bytes(window));
+        if (window == 0) return;
+        std::memset(words_, top == 0 ? 0 : 0xff, word_bytes(window));
+        // What lies below `top` is unknown after a takeover: treat it as received. What lies above
+        // is not, and advance() does not clear the word that `top` itself is in.
+        if (top != 0) word(top) = ~uint64_t{0} >> (63 - (top & 63));
     }
 
     // The full sequence number of a packet whose low 32 bits are `low` (RFC 4303 A2.2).
     [[nodiscard]] uint64_t infer_esn(uint32_t low) const {
         const auto top_low = static_cast<uint32_t>(top_);
         const auto top_high = static_cast<uint32_t>(top_ >> 32);
-        const uint32_t window = window_ == 0 ? 1 : window_;
+        // Without a window the closest number is meant, or one packet overtaking another would
+        // count as a turn of the low half.
+        const uint32_t window = window_ == 0 ? uint32_t{1} << 31 : window_;
         uint32_t high = top_high;
         const uint32_t bottom = top_low - (window - 1);  // wraps in case B
         if (top_low >= window - 1) {
             // Case A: the window lies within one 2^32 range.
             if (low < bottom) high = top_high + 1;
         } else {
-            // Case B: it spans two.
-            if (low >= bottom) high = top_high - 1;
+            // Case B: it spans two. Before the first there is none: a large number is a jump ahead.
+            if (low >= bottom && top_high != 0) high = top_high - 1;
         }
         return static_cast<uint64_t>(high) << 32 | low;
     }

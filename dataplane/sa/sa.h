@@ -10,6 +10,7 @@
 // has said that it no longer does (retire). In between the worker owns every field that is not
 // marked otherwise; counters may be read by anyone.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <expected>
@@ -107,6 +108,14 @@ struct alignas(64) OutboundSa {
     // --- seldom ---
     uint64_t sequence_end = kSequenceEnd32;  // past the last number the protocol allows
     std::array<Counter, kDropReasonCount> drops;
+
+    // Takes over what control has reserved on disk. The hot path compares with the low-water mark
+    // alone and looks at the limits only beyond it, so the mark must not lie behind one of them.
+    void reserve(uint64_t reserved, uint64_t low_water) {
+        sequence_reserved = reserved;
+        sequence_low_water = std::min({low_water, reserved, sequence_end});
+        low_water_reported = false;
+    }
 };
 
 struct alignas(64) InboundSa {

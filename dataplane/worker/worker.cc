@@ -326,9 +326,7 @@ struct Worker::Impl {
                 answer_retired(command.outbound);
                 return;
             case Command::Kind::extend_sequence:
-                command.outbound->sequence_reserved = command.number;
-                command.outbound->sequence_low_water = command.number2;
-                command.outbound->low_water_reported = false;
+                command.outbound->reserve(command.number, command.number2);
                 return;
             case Command::Kind::publish_spd: {
                 const Spd* before = std::exchange(spd, command.spd);

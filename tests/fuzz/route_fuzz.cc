@@ -22,14 +22,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                 route::RuleChange{.rule = {.family = family, .ordinary = true, .table = table}});
         }
     }
+    size_t messages = 0;
     if (const auto dump = route::parse_datagram(bytes.first(first_bytes))) {
         for (const route::Message& message : dump->messages) mirror.load(message);
+        messages += dump->messages.size();
     }
     if (const auto changes = route::parse_datagram(bytes.subspan(first_bytes))) {
         for (const route::Message& message : changes->messages) {
             static_cast<void>(mirror.apply(message));
         }
+        messages += changes->messages.size();
     }
+    if (messages == 0) return 0;
     const auto snapshot = mirror.build({});
     for (size_t offset = 0; offset + 16 <= size; offset += 16) {
         for (const Family family : {Family::v4, Family::v6}) {

@@ -101,6 +101,33 @@ TEST_F(EgressRoute, what_no_route_leads_to) {
     drop("prohibited, inner v6", inner6("2001:db8:b:68::1", kTransit), SP_DROP_no_route);
 }
 
+// RFC 4301 5.1: what one tunnel brought must not continue in clear where another one belongs.
+TEST_F(EgressRoute, what_leaves_an_unprotected_port_in_clear_meets_the_outbound_spd) {
+    const auto entry = [](uint32_t policy, SpdAction action, const char* to) {
+        return SpdEntry{.policy = PolicyId{policy},
+                        .action = action,
+                        .source = prefix("0.0.0.0/0"),
+                        .destination = prefix(to)};
+    };
+    run("ip neigh replace 192.0.2.3 lladdr 02:00:00:00:01:02 dev wan0 nud permanent");
+    rig.publish({entry(0, SpdAction::protect, "192.0.2.2/32"),
+                 entry(1, SpdAction::discard, "192.0.2.99/32"),
+                 entry(2, SpdAction::bypass, "192.0.2.0/25")},
+                {}, {{WorkerId{0}}, {}, {}});
+    drop("PROTECT", inner4("192.0.2.2", kTransit), SP_DROP_protect_in_clear);
+    drop("DISCARD, also without a neighbour", inner4("192.0.2.99", kTransit),
+         SP_DROP_policy_discard);
+    pass("BYPASS without a neighbour", inner4("192.0.2.98", kTransit));
+    drop("no policy", inner4("192.0.2.200", kTransit), SP_DROP_no_policy);
+    drop("no policy v6", inner6("2001:db8:1::2", kTransit), SP_DROP_no_policy);
+    forward("BYPASS", inner4("192.0.2.3", kTransit), inner4("192.0.2.3", kToPeer, 63));
+    forward("our own ESP", outer4("192.0.2.2", kOriginated), outer4("192.0.2.2", kToPeer));
+    forward("towards a protected port", inner4("10.1.0.10", kTransit),
+            inner4("10.1.0.10", kToHost, 63));
+    rig.disable_spd();
+    drop("no SPD yet", inner4("192.0.2.3", kTransit), SP_DROP_no_policy);
+}
+
 TEST_F(EgressRoute, egress_filter_holds_on_the_kernels_way) {
     sp_egress_rule rule{};
     rule.protocol = 6;
@@ -269,6 +296,15 @@ TEST_F(EgressPort, filter_by_protocol_and_port) {
     drop("later fragment that hides its protocol",
          v6("2001:db8::1", "2001:db8::2", fragment({.offset = 3}, raw(60, Bytes(16)))),
          SP_DROP_egress_denied);
+}
+
+TEST_F(EgressPort, everything_of_one_family) {
+    rig.set_rules(kWan, {rule("0.0.0.0/0", nullptr)});
+    drop("v4", v4("10.1.0.1", "203.0.113.9", icmp()), SP_DROP_egress_denied);
+    sent("v6", v6("2001:db8::1", "2001:db8::2", icmp6()));
+    rig.set_rules(kWan, {rule(nullptr, "::/0")});
+    sent("v4", v4("10.1.0.1", "203.0.113.9", icmp()));
+    drop("v6", v6("2001:db8::1", "2001:db8::2", icmp6()), SP_DROP_egress_denied);
 }
 
 TEST_F(EgressPort, the_last_of_all_rules_counts) {

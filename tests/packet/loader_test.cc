@@ -46,12 +46,14 @@ uint32_t attached_id(const char* device) {
     LIBBPF_OPTS(bpf_xdp_query_opts, options);
     const int error = bpf_xdp_query(static_cast<int>(if_nametoindex(device)), 0, &options);
     EXPECT_EQ(error, 0);
-    return options.prog_id != 0 ? options.prog_id
+    return options.prog_id != 0       ? options.prog_id
            : options.drv_prog_id != 0 ? options.drv_prog_id
                                       : options.skb_prog_id;
 }
 
-IpPrefix prefix(const char* text) { return *parse_ip_prefix(text); }
+IpPrefix prefix(const char* text) {
+    return *parse_ip_prefix(text);
+}
 
 class Loader : public ::testing::Test {
   protected:
@@ -82,20 +84,18 @@ class Loader : public ::testing::Test {
 
     static PortSetup setup(PortId id) {
         const bool is_wan = id == kWan;
-        return {.id = id,
-                .device = is_wan ? "wan0" : "lan0",
-                .ifindex = if_nametoindex(is_wan ? "wan0" : "lan0"),
-                .role = is_wan ? config::PortRole::unprotected_side
-                               : config::PortRole::protected_side,
-                .queues = 2,
-                .workers = 2,
-                .egress_deny = {}};
+        return {
+            .id = id,
+            .device = is_wan ? "wan0" : "lan0",
+            .ifindex = if_nametoindex(is_wan ? "wan0" : "lan0"),
+            .role = is_wan ? config::PortRole::unprotected_side : config::PortRole::protected_side,
+            .queues = 2,
+            .workers = 2,
+            .egress_deny = {}};
     }
     static BpfObjects make() {
-        auto objects = BpfObjects::create({.inbound_sas = 64,
-                                           .spd_destinations = 64,
-                                           .spd_sources = 64,
-                                           .spd_entries = 64});
+        auto objects = BpfObjects::create(
+            {.inbound_sas = 64, .spd_destinations = 64, .spd_sources = 64, .spd_entries = 64});
         if (!objects) {
             ADD_FAILURE() << objects.error();
             std::abort();
@@ -111,12 +111,13 @@ class Loader : public ::testing::Test {
         address.sll_family = AF_PACKET;
         address.sll_protocol = htons(ETH_P_ALL);
         address.sll_ifindex = static_cast<int>(if_nametoindex(device));
-        EXPECT_EQ(
-            bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+        EXPECT_EQ(bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address),
+                  0);
         return socket;
     }
     // Frames that arrive with this destination MAC within the time.
-    static size_t count_frames(const FileDescriptor& socket, const packet::Mac& mac, size_t wanted) {
+    static size_t count_frames(const FileDescriptor& socket, const packet::Mac& mac,
+                               size_t wanted) {
         size_t count = 0;
         for (int quiet = 0; quiet < 5 && count < wanted;) {
             pollfd poller{.fd = socket.get(), .events = POLLIN, .revents = 0};
@@ -131,8 +132,7 @@ class Loader : public ::testing::Test {
         return count;
     }
     void inject(const Bytes& frame) const {
-        ASSERT_EQ(write(tap.get(), frame.data(), frame.size()),
-                  static_cast<ssize_t>(frame.size()));
+        ASSERT_EQ(write(tap.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
     }
 
     FileDescriptor tap;
@@ -141,11 +141,15 @@ class Loader : public ::testing::Test {
 // A program that is not ours, with or without a name like one of ours.
 FileDescriptor foreign_program(const char* name) {
     const bpf_insn instructions[] = {
-        {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = XDP_PASS},
+        {.code = BPF_ALU64 | BPF_MOV | BPF_K,
+         .dst_reg = 0,
+         .src_reg = 0,
+         .off = 0,
+         .imm = XDP_PASS},
         {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0},
     };
-    const int fd =
-        bpf_prog_load(BPF_PROG_TYPE_XDP, name, "GPL", instructions, std::size(instructions), nullptr);
+    const int fd = bpf_prog_load(BPF_PROG_TYPE_XDP, name, "GPL", instructions,
+                                 std::size(instructions), nullptr);
     EXPECT_GE(fd, 0);
     return FileDescriptor(fd);
 }
@@ -389,8 +393,7 @@ TEST_F(Loader, limits_are_said) {
     }
     const auto too_many = objects.publish_spd(spd, {}, {});
     ASSERT_FALSE(too_many);
-    EXPECT_NE(too_many.error().find("65 destination rows"), std::string::npos)
-        << too_many.error();
+    EXPECT_NE(too_many.error().find("65 destination rows"), std::string::npos) << too_many.error();
     spd.destinations.pop_back();
     for (int i = 0; i < 4; ++i) {
         const auto fits = objects.publish_spd(spd, {}, {});
@@ -415,9 +418,8 @@ TEST_F(Loader, limits_are_said) {
     port.queues = SP_QUEUES_MAX + 1;
     EXPECT_FALSE(objects.add_port(port));
     port = setup(kWan);
-    port.egress_deny.push_back({.source = prefix("10.0.0.0/8"),
-                                .destination = prefix("2001:db8::/32"),
-                                .protocol = {}});
+    port.egress_deny.push_back(
+        {.source = prefix("10.0.0.0/8"), .destination = prefix("2001:db8::/32"), .protocol = {}});
     EXPECT_FALSE(objects.add_port(port)) << "families mixed";
     EXPECT_TRUE(objects.add_port(setup(kWan))) << "the refused attempts left something behind";
     EXPECT_FALSE(objects.add_port(setup(kWan))) << "id taken";
@@ -429,8 +431,7 @@ TEST_F(Loader, limits_are_said) {
 TEST_F(Loader, probe_says_why) {
     const SaLookup lookup = probe_sa_lookup();
     EXPECT_FALSE(lookup.reason.empty());
-    const bool in_kallsyms =
-        std::system("grep -qw bpf_xdp_get_xfrm_state /proc/kallsyms") == 0;
+    const bool in_kallsyms = std::system("grep -qw bpf_xdp_get_xfrm_state /proc/kallsyms") == 0;
     EXPECT_EQ(lookup.kfunc, in_kallsyms) << lookup.reason;
 }
 

@@ -177,6 +177,26 @@ TEST_F(SteerProtected, the_hosts_own_packets_go_to_the_kernel) {
                                 flow_owner(kHost6, "2001:db8:b::9", AF_INET6, 58, 0, 0))});
 }
 
+// Whatever the policies say.
+TEST_F(SteerProtected, host_scope_comes_before_the_SPD) {
+    rig.publish({entry(0, SpdAction::protect, "0.0.0.0/0", "0.0.0.0/0"),
+                 entry(0, SpdAction::protect, "::/0", "::/0")},
+                {}, kOwners);
+    const Instance program = load();
+    pass(program, "link-local v4", v4("169.254.169.254", tcp({.dst = 80})));
+    pass(program, "multicast v4", v4("224.0.0.251", udp({.dst = 5353})));
+    pass(program, "broadcast v4", v4("255.255.255.255", udp({.dst = 67})));
+    pass(program, "link-local v6", v6("fe80::1", tcp({.dst = 80})));
+    pass(program, "multicast v6", v6("ff02::fb", udp({.dst = 5353})));
+    const auto protect = [&](const char* name, const Bytes& frame) {
+        EXPECT_EQ(rig.verdict(program, frame), static_cast<uint32_t>(XDP_REDIRECT)) << name;
+    };
+    protect("beside link-local v4", v4("169.253.255.255", icmp()));
+    protect("above multicast v4", v4("240.0.0.1", icmp()));
+    protect("below multicast v4", v4("223.255.255.255", icmp()));
+    protect("beside link-local v6", v6("fec0::1", icmp6()));
+}
+
 TEST_F(SteerProtected, BYPASS_is_forwarded) {
     const Instance program = load();
     const Link out{.dst = kWanPeerMac, .src = kWanMac};
@@ -189,6 +209,10 @@ TEST_F(SteerProtected, BYPASS_is_forwarded) {
             v4("10.2.7.9", tcp({.dst = 80}), 63, out));
     forward("v4, where PROTECT takes another port", v4("10.2.4.9", tcp({.dst = 80})),
             v4("10.2.4.9", tcp({.dst = 80}), 63, out));
+    forward("v4, the port below", v4("10.2.4.9", tcp({.dst = 442})),
+            v4("10.2.4.9", tcp({.dst = 442}), 63, out));
+    forward("v4, the port above", v4("10.2.4.9", tcp({.dst = 444})),
+            v4("10.2.4.9", tcp({.dst = 444}), 63, out));
     forward("v6", v6("2001:db8:1::2", icmp6()), v6("2001:db8:1::2", icmp6(), 63, out));
     forward("v6, behind the peer", v6("2001:db8:b:7::9", hop_by_hop(tcp({.dst = 80}))),
             v6("2001:db8:b:7::9", hop_by_hop(tcp({.dst = 80})), 63, out));
@@ -310,6 +334,12 @@ TEST_F(SteerProtected, checksum_stays_valid) {
             eth(ip4({.src = kHost4, .dst = "192.0.2.2", .id = static_cast<uint16_t>(id)}, icmp()));
         Bytes out;
         ASSERT_EQ(rig.verdict(program, frame, 0, &out), static_cast<uint32_t>(XDP_REDIRECT));
+        ASSERT_EQ(checksum(&out[14], 20), 0) << id;
+        if (frame[24] != 0 || frame[25] != 0) continue;
+        // 0 has a second form, which some senders use (RFC 1624).
+        Bytes other_zero = frame;
+        other_zero[24] = other_zero[25] = 0xff;
+        ASSERT_EQ(rig.verdict(program, other_zero, 0, &out), static_cast<uint32_t>(XDP_REDIRECT));
         ASSERT_EQ(checksum(&out[14], 20), 0) << id;
     }
 }

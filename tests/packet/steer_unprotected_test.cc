@@ -345,6 +345,19 @@ TEST_P(SteerUnprotected, BYPASS_is_forwarded) {
                         redirected(kWan, fragment_of_udp.size(), fragment_out)});
 }
 
+// PROTECT takes source ports 443 and 444, BYPASS the rest.
+TEST_P(SteerUnprotected, port_ranges_end_where_they_say) {
+    const Instance program = load();
+    for (uint16_t port = 442; port <= 445; ++port) {
+        const Bytes frame = eth(ip6({.src = "2001:db8:b:4::9", .dst = "2001:db8:a::10"},
+                                    tcp({.src = port, .dst = 80})));
+        const bool covered = port == 443 || port == 444;
+        EXPECT_EQ(rig.verdict(program, frame),
+                  static_cast<uint32_t>(covered ? XDP_DROP : XDP_REDIRECT))
+            << port;
+    }
+}
+
 TEST_P(SteerUnprotected, malformed_packets_are_dropped) {
     const Instance program = load();
     const auto drop = [&](const char* name, const Bytes& frame, sp_drop_reason reason) {
@@ -401,6 +414,9 @@ TEST_P(SteerUnprotected, ethernet_padding_is_no_payload) {
     padded.resize(60, 0xee);
     rig.check(program,
               {"ESP of 7 bytes", padded, dropped(kWan, padded.size(), SP_DROP_malformed_esp)});
+    padded = eth(ip4({.src = kPeer4, .dst = kUs4}, raw(6, Bytes(3))));
+    padded.resize(60, 0xee);
+    rig.check(program, {"TCP of 3 bytes", padded, dropped(kWan, padded.size(), SP_DROP_truncated)});
     padded = eth(ip4({.src = kPeer4, .dst = kUs4}, udp({.dst = 4500}, {0xff})));
     padded.resize(60, 0xee);
     rig.check(program, {"keepalive", padded, passed(kWan, padded.size())});

@@ -123,7 +123,7 @@ class IoTest : public test::NamespaceTest {
     Frame make_frame(const Bytes& content) {
         std::byte* data = nullptr;
         EXPECT_TRUE(memory_->take({&data, 1}));
-        std::memcpy(data, content.data(), content.size());
+        std::ranges::copy(std::as_bytes(std::span(content)), data);
         return {.data = data, .bytes = static_cast<uint32_t>(content.size())};
     }
     static Bytes content_of(const Frame& frame) {

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/appliance.h"
+
+#include <net/if.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "config/system.h"
+#include "dataplane/base/unique_fd.h"
+#include "dataplane/io/direct_egress.h"
+
+namespace sallyport::control {
+
+namespace {
+
+// The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
+constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
+constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
+constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
+
+std::vector<uint16_t> usable_cpus() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    std::vector<uint16_t> cpus;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
+    for (uint16_t cpu = 0; cpu < CPU_SETSIZE && cpus.size() < SP_WORKERS_MAX; ++cpu) {
+        if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+    }
+    return cpus;
+}
+
+std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
+    ifreq request{};
+    std::strncpy(request.ifr_name, device.c_str(), sizeof request.ifr_name - 1);
+    const UniqueFd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (!fd || ioctl(fd.get(), SIOCGIFMTU, &request) != 0) {
+        return std::unexpected("cannot read the MTU of " + device + ": " + std::strerror(errno));
+    }
+    return static_cast<uint32_t>(request.ifr_mtu);
+}
+
+io::Bind bind_of(config::BindMode mode) {
+    switch (mode) {
+        case config::BindMode::automatic:
+            return io::Bind::automatic;
+        case config::BindMode::copy:
+            return io::Bind::copy;
+        case config::BindMode::zero_copy:
+            return io::Bind::zero_copy;
+    }
+    return io::Bind::automatic;
+}
+
+bool is_unprotected(const RunningPort& port) {
+    return port.config->role == config::PortRole::unprotected_side;
+}
+
+// The largest packet every port of the unprotected side carries.
+uint32_t outer_mtu(const std::vector<RunningPort>& ports) {
+    uint32_t mtu = UINT16_MAX;
+    for (const RunningPort& port : ports) {
+        if (is_unprotected(port)) mtu = std::min(mtu, port.mtu);
+    }
+    return mtu;
+}
+
+}  // namespace
+
+std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(config::Config& config,
+                                                                        Log& log) {
+    std::unique_ptr<Appliance> appliance(new Appliance(config, log));
+    constexpr Step (Appliance::* kSteps[])() = {
+        &Appliance::choose_cpus,    &Appliance::find_devices,      &Appliance::lock_state,
+        &Appliance::prepare_memory, &Appliance::guard_kernel_path, &Appliance::enable_forwarding,
+        &Appliance::create_tap,     &Appliance::open_sockets,      &Appliance::load_programs,
+        &Appliance::start_workers,  &Appliance::install_sas,       &Appliance::publish_policies,
+        &Appliance::attach};
+    for (const auto step : kSteps) {
+        if (auto done = (appliance.get()->*step)(); !done) {
+            appliance->stop();
+            return std::unexpected(done.error());
+        }
+    }
+    return appliance;
+}
+
+Appliance::~Appliance() {
+    stop();
+}
+
+Appliance::Step Appliance::choose_cpus() {
+    // Before DPDK starts, which pins the calling thread for a while.
+    cpus_ = config_.workers.cpus.empty() ? usable_cpus() : config_.workers.cpus;
+    if (cpus_.empty()) return std::unexpected("this process may use no CPU at all");
+    return {};
+}
+
+Appliance::Step Appliance::find_devices() {
+    for (const config::Port& port : config_.ports) {
+        RunningPort running;
+        running.config = &port;
+        running.ifindex = if_nametoindex(port.device.c_str());
+        if (running.ifindex == 0) {
+            return std::unexpected("there is no network device '" + port.device + "'");
+        }
+        const auto mtu = device_mtu(port.device);
+        if (!mtu) return std::unexpected(mtu.error());
+        running.mtu = *mtu;
+        const auto queues = config::device_queue_count(port.device);
+        if (!queues) return std::unexpected(queues.error());
+        running.queues = port.queues.value_or(*queues);
+        ports_.push_back(std::move(running));
+    }
+    return {};
+}
+
+Appliance::Step Appliance::lock_state() {
+    auto store = SequenceStore::open(config_.state_dir);
+    if (!store) return std::unexpected(store.error());
+    sequences_.emplace(std::move(*store));
+    auto lock = xfrm::NamespaceLock::acquire();
+    if (!lock) return std::unexpected(lock.error());
+    namespace_lock_.emplace(std::move(*lock));
+    return {};
+}
+
+Appliance::Step Appliance::prepare_memory() {
+    const config::Memory& wanted = config_.memory;
+    if (auto started = io::start_eal(wanted.frames, wanted.hugepages); !started) return started;
+    auto memory = io::PacketMemory::create(wanted.frames, wanted.hugepages);
+    if (!memory) return std::unexpected(memory.error());
+    memory_.emplace(std::move(*memory));
+    if (wanted.hugepages && !memory_->on_hugepages()) {
+        log_.note(
+            "packet memory is not on hugepages, because too few are free "
+            "(/proc/sys/vm/nr_hugepages): it costs some speed");
+    }
+    return {};
+}
+
+Appliance::Step Appliance::guard_kernel_path() {
+    auto rows = xfrm::guard_rows(config_.policies, config_.sas);
+    if (!rows) return std::unexpected(rows.error());
+    auto guard = xfrm::PolicyGuard::install(std::move(*rows));
+    if (!guard) return std::unexpected(guard.error());
+    guard_.emplace(std::move(*guard));
+    auto registry = xfrm::SaRegistry::open(config_.state_dir);
+    if (!registry) return std::unexpected(registry.error());
+    registry_.emplace(std::move(*registry));
+    return {};
+}
+
+Appliance::Step Appliance::enable_forwarding() {
+    for (const char* name : {"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}) {
+        if (Sysctls::get(name).empty()) continue;  // a kernel without IPv6
+        const auto change = sysctls_.set(name, "1");
+        if (!change) return std::unexpected(change.error());
+        if (*change == Sysctls::Change::changed) {
+            log_.note(std::string(name) + " was off and is on while sallyportd runs");
+        }
+    }
+    // The stricter of `all` and the device's own counts, and workers' frames come in on sp0
+    // whatever route leads back to their source.
+    if (Sysctls::get("net/ipv4/conf/all/rp_filter") == "1") {
+        log_.note(
+            "net/ipv4/conf/all/rp_filter is 1: the kernel drops decrypted packets that it "
+            "has to forward itself; set it to 0 or 2 and set strict filtering per device");
+    }
+    return {};
+}
+
+Appliance::Step Appliance::create_tap() {
+    // Room for the tunnel, so that the kernel fragments (or refuses) what it routes into sp0.
+    tap_mtu_ = std::clamp(outer_mtu(ports_) - std::min(outer_mtu(ports_), kTunnelOverheadMax),
+                          kTapMtuMin, kTapMtuMax);
+    auto tap = io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()), tap_mtu_);
+    if (!tap) return std::unexpected(tap.error());
+    tap_.emplace(std::move(*tap));
+    const std::string v4 = "net/ipv4/conf/" + config_.device + "/";
+    const std::string v6 = "net/ipv6/conf/" + config_.device + "/";
+    const std::pair<std::string, const char*> settings[] = {
+        {v4 + "forwarding", "1"},    // also where the default for new devices is off
+        {v4 + "rp_filter", "0"},     // decrypted packets come from remote networks
+        {v4 + "accept_local", "1"},  // outer packets have a source address of this host
+        {v4 + "send_redirects", "0"},
+        {v4 + "disable_policy", "1"},  // checked by workers: not again by the policy guard,
+        {v4 + "disable_xfrm", "1"},    // in neither direction
+        {v6 + "forwarding", "1"},
+        {v6 + "disable_policy", "1"},
+    };
+    for (const auto& [name, value] : settings) {
+        if (Sysctls::get(name).empty()) continue;
+        if (auto change = sysctls_.set(name, value); !change) {
+            return std::unexpected(change.error());
+        }
+    }
+    return {};
+}
+
+Appliance::Step Appliance::open_sockets() {
+    io::PortSockets* umem_owner = nullptr;
+    for (RunningPort& port : ports_) {
+        auto sockets =
+            io::PortSockets::create({.device = port.config->device,
+                                     .ifindex = port.ifindex,
+                                     .queues = port.queues,
+                                     .workers = static_cast<uint16_t>(cpus_.size()),
+                                     .bind = bind_of(port.config->bind_mode),
+                                     .tx_entries = config_.egress == config::EgressMode::direct
+                                                       ? io::PortSocketsSetup{}.tx_entries
+                                                       : 0},
+                                    *memory_, umem_owner);
+        if (!sockets) return std::unexpected(sockets.error());
+        port.sockets = std::move(*sockets);
+        if (umem_owner == nullptr) umem_owner = port.sockets.get();
+    }
+    return {};
+}
+
+Appliance::Step Appliance::load_programs() {
+    auto compiled = compile_policies(config_.policies);
+    if (!compiled) return std::unexpected(compiled.error());
+    spd_ = std::move(*compiled);
+    sa_lookup_ = bpf_objects::probe_sa_lookup();
+    if (!sa_lookup_.kfunc) {
+        log_.note("SA lookup in XDP is by our own owner map: " + sa_lookup_.reason);
+    }
+
+    const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
+        return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
+    };
+    const bpf_objects::Limits defaults;
+    auto bpf = bpf_objects::BpfObjects::create(
+        {.inbound_sas = config_.max_sas,
+         .spd_destinations = room(spd_.outbound.destinations.size(),
+                                  spd_.inbound.destinations.size(), defaults.spd_destinations),
+         .spd_sources =
+             room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), defaults.spd_sources),
+         .spd_entries = room(spd_.outbound.entries.size(), spd_.inbound.entries.size(),
+                             defaults.spd_entries)});
+    if (!bpf) return std::unexpected(bpf.error());
+    bpf_.emplace(std::move(*bpf));
+
+    for (size_t i = 0; i < ports_.size(); ++i) {
+        const RunningPort& port = ports_[i];
+        const PortId id{static_cast<uint16_t>(i)};
+        auto added =
+            bpf_->add_port({.id = id,
+                            .device = port.config->device,
+                            .ifindex = port.ifindex,
+                            .role = port.config->role,
+                            .queues = port.queues,
+                            .workers = static_cast<uint16_t>(cpus_.size()),
+                            .mtu = port.mtu,
+                            .mode = port.config->xdp_mode,
+                            .use_kfunc = sa_lookup_.kfunc,
+                            .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
+                            .egress_deny = port.config->egress_deny});
+        if (!added) return added;
+        for (uint16_t q = 0; q < port.queues; ++q) {
+            for (uint16_t w = 0; w < cpus_.size(); ++w) {
+                auto set = bpf_->set_socket(id, QueueId{q}, WorkerId{w},
+                                            port.sockets->fd(QueueId{q}, WorkerId{w}));
+                if (!set) return set;
+            }
+        }
+    }
+    for (uint16_t w = 0; w < cpus_.size(); ++w) {
+        if (auto set = bpf_->set_cpu_worker(cpus_[w], WorkerId{w}); !set) return set;
+    }
+    auto injector = bpf_->add_injector({.device = config_.device, .ifindex = tap_->ifindex()});
+    if (!injector) return std::unexpected(injector.error());
+    injector_ = *injector;
+    return {};
+}
+
+std::expected<std::unique_ptr<io::Egress>, std::string> Appliance::make_egress(uint16_t worker) {
+    auto tap = io::make_tap_egress(tap_->queue(worker), tap_->mac(), *memory_);
+    if (!tap || config_.egress == config::EgressMode::devmap) return tap;
+    io::DirectEgressSetup setup;
+    setup.worker = WorkerId{worker};
+    setup.memory = &*memory_;
+    for (const RunningPort& port : ports_) setup.ports.push_back(port.sockets.get());
+    setup.fallback = std::move(*tap);
+    setup.wake = [board = &*wake_board_](WorkerId other) { board->wake(other); };
+    return io::make_direct_egress(std::move(setup));
+}
+
+Appliance::Step Appliance::start_workers() {
+    try {
+        wake_board_.emplace(static_cast<uint16_t>(cpus_.size()));
+    } catch (const std::system_error& error) {
+        return std::unexpected(std::string("cannot make an event descriptor: ") + error.what());
+    }
+    for (uint16_t w = 0; w < cpus_.size(); ++w) {
+        WorkerSetup setup;
+        setup.id = WorkerId{w};
+        setup.cpu = cpus_[w];
+        setup.spin_us = config_.workers.spin_us;
+        setup.max_sas = config_.max_sas;
+        setup.max_policies = static_cast<uint32_t>(config_.policies.size());
+        setup.wake_board = &*wake_board_;
+        setup.memory = &*memory_;
+        for (const RunningPort& port : ports_) {
+            setup.ports.push_back(
+                {.sockets = port.sockets.get(), .unprotected_side = is_unprotected(port)});
+        }
+        setup.tap = &tap_->queue(w);
+        auto egress = make_egress(w);
+        if (!egress) return std::unexpected(egress.error());
+        setup.egress = std::move(*egress);
+        auto worker = Worker::create(std::move(setup));
+        if (!worker) return std::unexpected(worker.error());
+        workers_.push_back(std::move(*worker));
+    }
+    for (const auto& worker : workers_) {
+        if (auto started = worker->start(); !started) return started;
+    }
+    return {};
+}
+
+Appliance::Step Appliance::install_sas() {
+    const auto aead = crypto::Aead::create();
+    if (!aead) return std::unexpected(aead.error());
+    crypto_description_ = aead->description();
+    if (!sequences_->distrust().empty()) log_.warning(sequences_->distrust());
+    sas_.emplace(log_, config_, static_cast<uint16_t>(cpus_.size()));
+    sas_->build(*aead, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
+    sas_->announce(*registry_, *bpf_, cpus_);
+    if (registry_->method() == xfrm::SaRegistry::Method::larval) {
+        log_.note("inbound SAs are registered in xfrm as larval states: " + registry_->reason());
+    }
+    sas_->install(workers_);
+    for (config::StaticSa& sa : config_.sas) sa.key.clear();
+    return {};
+}
+
+Appliance::Step Appliance::publish_policies() {
+    Command command;
+    command.kind = Command::Kind::publish_spd;
+    command.spd = spd_.spd.get();
+    for (const auto& worker : workers_) {
+        if (!worker->submit(command)) return std::unexpected("a worker does not take its policies");
+    }
+    return bpf_->publish_spd(spd_.outbound, spd_.inbound, sas_->owners_by_policy());
+}
+
+Appliance::Step Appliance::attach() {
+    for (size_t i = 0; i < ports_.size(); ++i) {
+        RunningPort& port = ports_[i];
+        auto attachment = bpf_->attach_port(PortId{static_cast<uint16_t>(i)});
+        if (!attachment) return std::unexpected(attachment.error());
+        port.attachment = *attachment;
+        if (attachment->replaced_stale) {
+            log_.info("port " + port.config->name + ": replaced the program of a killed run");
+        }
+        const char* mode = attachment->mode == config::XdpMode::generic ? "generic" : "native";
+        log_.note("port " + port.config->name + ": " + mode + " XDP, " + attachment->attached() +
+                  (attachment->reason.empty() ? "" : " (" + attachment->reason + ")") + ", " +
+                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + ", " +
+                  std::to_string(port.queues) + " queues");
+    }
+    return {};
+}
+
+FrameCensus Appliance::census() const {
+    FrameCensus census;
+    census.total = memory_->frame_count();
+    census.pool = memory_->available();
+    for (const RunningPort& port : ports_) {
+        if (port.sockets) census.in_kernel += port.sockets->frames_in_kernel();
+    }
+    return census;
+}
+
+bool Appliance::stop() {
+    if (stopped_) return true;
+    stopped_ = true;
+    bool ok = true;
+    bpf_.reset();  // frames take the kernel path again, where the policy guard stands
+    for (const auto& worker : workers_) worker->stop();
+    if (!workers_.empty()) {
+        const FrameCensus frames = census();
+        const std::string numbers = std::to_string(frames.total) +
+                                    " frames = " + std::to_string(frames.pool) + " in the pool + " +
+                                    std::to_string(frames.in_kernel) + " in kernel rings";
+        if (frames.conserved()) {
+            log_.info("frames are conserved: " + numbers);
+        } else {
+            log_.error("frames are not conserved: " + numbers + " does not add up");
+            ok = false;
+        }
+    }
+    if (sas_) {
+        if (auto done = sas_->give_back(*sequences_); !done) {
+            // Safe, but the rest of the reserved blocks is lost.
+            log_.warning("sequence numbers are not written back: " + done.error());
+        }
+    }
+    return ok;
+}
+
+}  // namespace sallyport::control

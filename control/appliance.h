@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Everything that makes the gateway run, in the order in which it is built and, reversed, taken
+// down. Members hold handles that clean up after themselves, so a failure half way, or an
+// exception, undoes exactly what was done.
+//
+//   sequence store   lock of the state directory; numbers of the keys
+//   namespace lock   one daemon per network namespace
+//   packet memory    DPDK's EAL and the pool
+//   policy guard     from here on the kernel path lets nothing pass that PROTECT covers
+//   SA registry      what a killed run left in xfrm goes
+//   sysctls          forwarding on
+//   sp0              the TAP, and its own settings
+//   sockets          AF_XDP, for each port, queue and worker
+//   BPF              maps, egress programs, egress_route on sp0
+//   workers          running, without SAs yet
+//   SAs, SPD         in workers, xfrm and maps
+//   attach           the steering programs: from here on frames reach the workers
+//
+// Owner: control thread.
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/log.h"
+#include "control/policy_control.h"
+#include "control/sa_control.h"
+#include "control/sequence_store.h"
+#include "control/startup/sysctls.h"
+#include "control/xfrm/policy_guard.h"
+#include "control/xfrm/sa_registry.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/io/packet_memory.h"
+#include "dataplane/io/port_sockets.h"
+#include "dataplane/io/tap.h"
+#include "dataplane/worker/worker.h"
+
+namespace sallyport::control {
+
+struct RunningPort {
+    const config::Port* config = nullptr;
+    uint32_t ifindex = 0;
+    uint32_t mtu = 1500;  // IP bytes
+    uint16_t queues = 1;
+    std::unique_ptr<io::PortSockets> sockets;
+    std::optional<bpf_objects::Attachment> attachment;
+};
+
+// Where every frame of packet memory is. Exact when the workers stand still.
+struct FrameCensus {
+    uint64_t total = 0;
+    uint64_t pool = 0;
+    uint64_t in_kernel = 0;
+    [[nodiscard]] bool conserved() const { return pool + in_kernel == total; }
+};
+
+class Appliance {
+  public:
+    // `config` and `log` outlive the object. Keys in `config` are wiped once they are in place.
+    static std::expected<std::unique_ptr<Appliance>, std::string> start(config::Config& config,
+                                                                        Log& log);
+    ~Appliance();
+    Appliance(const Appliance&) = delete;
+
+    // Stops the workers, checks that no frame was lost and writes the sequence numbers back. False:
+    // something was wrong and is in the log. The rest is taken down by the destructor.
+    bool stop();
+
+    [[nodiscard]] const config::Config& config() const { return config_; }
+    [[nodiscard]] const std::vector<RunningPort>& ports() const { return ports_; }
+    [[nodiscard]] const bpf_objects::BpfObjects& bpf() const { return *bpf_; }
+    [[nodiscard]] const bpf_objects::SaLookup& sa_lookup() const { return sa_lookup_; }
+    [[nodiscard]] const bpf_objects::Attachment& injector() const { return injector_; }
+    [[nodiscard]] const xfrm::SaRegistry& registry() const { return *registry_; }
+    [[nodiscard]] const std::vector<std::unique_ptr<Worker>>& workers() const { return workers_; }
+    [[nodiscard]] const io::PacketMemory& memory() const { return *memory_; }
+    [[nodiscard]] uint32_t tap_ifindex() const { return tap_->ifindex(); }
+    [[nodiscard]] uint32_t tap_mtu() const { return tap_mtu_; }
+    [[nodiscard]] const std::string& crypto() const { return crypto_description_; }
+    [[nodiscard]] SaControl& sas() { return *sas_; }
+    [[nodiscard]] const SaControl& sas() const { return *sas_; }
+    [[nodiscard]] SequenceStore& sequences() { return *sequences_; }
+    [[nodiscard]] FrameCensus census() const;
+
+  private:
+    Appliance(config::Config& config, Log& log) : config_(config), log_(log) {}
+
+    using Step = std::expected<void, std::string>;
+    Step choose_cpus();
+    Step lock_state();
+    Step prepare_memory();
+    Step guard_kernel_path();
+    Step find_devices();
+    Step enable_forwarding();
+    Step create_tap();
+    Step open_sockets();
+    Step load_programs();
+    Step start_workers();
+    Step install_sas();
+    Step publish_policies();
+    Step attach();
+    std::expected<std::unique_ptr<io::Egress>, std::string> make_egress(uint16_t worker);
+
+    config::Config& config_;
+    Log& log_;
+    std::vector<uint16_t> cpus_;  // of the workers
+    std::optional<SequenceStore> sequences_;
+    std::optional<xfrm::NamespaceLock> namespace_lock_;
+    std::optional<io::PacketMemory> memory_;
+    std::optional<xfrm::PolicyGuard> guard_;
+    std::optional<xfrm::SaRegistry> registry_;
+    Sysctls sysctls_;
+    uint32_t tap_mtu_ = 1500;
+    std::optional<io::Tap> tap_;
+    std::vector<RunningPort> ports_;
+    std::string crypto_description_;
+    std::optional<SaControl> sas_;  // SA memory and SPD outlive the workers that use them
+    PublishedSpd spd_;
+    std::optional<WakeBoard> wake_board_;
+    std::vector<std::unique_ptr<Worker>> workers_;
+    bpf_objects::SaLookup sa_lookup_;
+    bpf_objects::Attachment injector_;
+    std::optional<bpf_objects::BpfObjects> bpf_;  // detached first
+    bool stopped_ = false;
+};
+
+}  // namespace sallyport::control

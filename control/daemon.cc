@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/daemon.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+
+#include "control/startup/service_manager.h"
+
+namespace sallyport::control {
+
+namespace {
+
+using ErrorCode = boost::system::error_code;
+using Descriptor = boost::asio::posix::stream_descriptor;
+
+constexpr std::chrono::seconds kTick{1};
+constexpr uint32_t kProgramAuditTicks = 10;
+
+std::expected<std::vector<EgressFilter>, std::string> egress_filters(
+    const std::vector<RunningPort>& ports) {
+    std::vector<EgressFilter> filters;
+    for (const RunningPort& port : ports) {
+        EgressFilter filter;
+        for (const config::EgressRule& rule : port.config->egress_deny) {
+            auto row = bpf_objects::egress_rule_row(rule);
+            if (!row) return std::unexpected(row.error());
+            filter.rules.push_back(*row);
+        }
+        filters.push_back(std::move(filter));
+    }
+    return filters;
+}
+
+}  // namespace
+
+Daemon::Daemon(config::Config config, Log& log) : log_(log), config_(std::move(config)) {}
+
+Daemon::~Daemon() = default;
+
+std::expected<bool, std::string> Daemon::run() {
+    // First, so that a signal during the start ends the daemon in good order after it.
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) signals_.add(number);
+    wait_for_signal();
+    if (auto started = start(); !started) return std::unexpected(started.error());
+
+    log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
+              std::to_string(appliance_->ports().size()) + " ports, " +
+              std::to_string(config_.policies.size()) + " policies, " +
+              std::to_string(config_.sas.size()) + " SAs, control socket " +
+              config_.control_socket.string());
+    tell_service_manager("READY=1");
+    context_.run();
+
+    log_.info("stopping");
+    tell_service_manager("STOPPING=1");
+    rpc_.reset();
+    if (next_hops_) next_hops_->stop();
+    // Snapshots and descriptors live until the workers have stopped.
+    return appliance_->stop();
+}
+
+std::expected<void, std::string> Daemon::start() {
+    auto appliance = Appliance::start(config_, log_);
+    if (!appliance) return std::unexpected(appliance.error());
+    appliance_ = std::move(*appliance);
+    for (const DropReason reason :
+         {DropReason::unknown_spi, DropReason::outer_fragment, DropReason::cleartext_for_protect}) {
+        program_audits_.push_back(
+            {.reason = reason, .seen_by_port = std::vector<uint64_t>(appliance_->ports().size())});
+    }
+    for (const auto& worker : appliance_->workers()) {
+        worker_events_.emplace_back(context_, dup(worker->event_fd()));
+    }
+    for (size_t i = 0; i < worker_events_.size(); ++i) watch_worker(i);
+
+    if (config_.egress == config::EgressMode::direct) {
+        std::vector<uint32_t> ifindexes;
+        for (const RunningPort& port : appliance_->ports()) ifindexes.push_back(port.ifindex);
+        auto filters = egress_filters(appliance_->ports());
+        if (!filters) return std::unexpected(filters.error());
+        auto next_hops = NextHopControl::start(context_, log_, std::move(ifindexes),
+                                               std::move(*filters), appliance_->workers());
+        if (!next_hops) return std::unexpected(next_hops.error());
+        next_hops_ = std::move(*next_hops);
+    }
+
+    report_.emplace(*appliance_, log_);
+    auto server = rpc::Server::listen(
+        context_, config_.control_socket,
+        [this](const rpc::Request& request) { return report_->show(request.show); });
+    if (!server) return std::unexpected(server.error());
+    rpc_.emplace(std::move(*server));
+    tick();
+    return {};
+}
+
+void Daemon::wait_for_signal() {
+    signals_.async_wait([this](ErrorCode error, int number) {
+        if (error) return;
+        if (number == SIGHUP) {
+            log_.warning(
+                "SIGHUP is ignored: the configuration is read at start only, restart "
+                "sallyportd to apply a new one");
+            wait_for_signal();
+            return;
+        }
+        log_.info(number == SIGINT ? "SIGINT received" : "SIGTERM received");
+        context_.stop();
+    });
+}
+
+void Daemon::watch_worker(size_t index) {
+    worker_events_[index].async_wait(Descriptor::wait_read, [this, index](ErrorCode error) {
+        if (error) return;
+        take_events(*appliance_->workers()[index]);
+        watch_worker(index);
+    });
+}
+
+void Daemon::take_events(Worker& worker) {
+    Event event;
+    while (worker.next_event(event)) handle(event);
+}
+
+void Daemon::handle(const Event& event) {
+    switch (event.kind) {
+        case Event::Kind::audit:
+            audit(event);
+            return;
+        case Event::Kind::next_hops_released:
+            if (next_hops_) next_hops_->released(event.next_hops);
+            return;
+        case Event::Kind::spd_released:
+            return;  // one SPD for the life of the daemon
+        case Event::Kind::sequence_low:
+        case Event::Kind::sequence_exhausted:
+        case Event::Kind::inbound_retired:
+        case Event::Kind::outbound_retired:
+            appliance_->sas().handle(event, appliance_->sequences(), appliance_->workers());
+            return;
+    }
+}
+
+void Daemon::audit(const Event& event) {
+    char spi[16];
+    std::snprintf(spi, sizeof spi, "0x%08x", to_index(event.spi));
+    log_.audit(std::string(label(event.reason)) + " spi=" + spi + " source=" +
+               to_string(event.source) + " destination=" + to_string(event.destination) +
+               " sequence=" + std::to_string(event.number));
+}
+
+void Daemon::tick() {
+    appliance_->sas().retry_extensions(appliance_->sequences(), appliance_->workers());
+    if (++ticks_ % kProgramAuditTicks == 0) audit_programs();
+    timer_.expires_after(kTick);
+    timer_.async_wait([this](ErrorCode error) {
+        if (!error) tick();
+    });
+}
+
+// XDP programs only count what they drop, so its record has a number and a port, no addresses.
+void Daemon::audit_programs() {
+    for (size_t port = 0; port < appliance_->ports().size(); ++port) {
+        const auto counters = appliance_->bpf().counters(PortId{static_cast<uint16_t>(port)});
+        if (!counters) continue;
+        for (ProgramAudit& audited : program_audits_) {
+            const uint64_t now = counters->drops[static_cast<size_t>(audited.reason)];
+            uint64_t& seen = audited.seen_by_port[port];
+            if (now != seen) {
+                log_.audit(std::string(label(audited.reason)) +
+                           " port=" + appliance_->ports()[port].config->name +
+                           " packets=" + std::to_string(now - seen));
+            }
+            seen = now;
+        }
+    }
+    uint64_t suppressed = 0;
+    for (const auto& worker : appliance_->workers()) {
+        suppressed += worker->counters().audits_suppressed.read();
+    }
+    if (suppressed != audits_suppressed_) {
+        log_.audit("suppressed events=" + std::to_string(suppressed - audits_suppressed_));
+    }
+    audits_suppressed_ = suppressed;
+}
+
+}  // namespace sallyport::control

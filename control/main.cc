@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// sallyportd. Exit status: 0 stopped by SIGINT or SIGTERM, 1 failed at start or while running,
+// 2 wrong configuration or usage.
+
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/config.h"
+#include "control/daemon.h"
+#include "control/log.h"
+#include "control/startup/accept_key.h"
+
+namespace {
+
+using namespace sallyport;
+
+constexpr int kStopped = 0;
+constexpr int kFailed = 1;
+constexpr int kUsage = 2;
+
+constexpr char kUsageText[] =
+    "usage: sallyportd -c FILE [--check] [--accept-key NAME[=SEQUENCE]]\n"
+    "\n"
+    "  -c, --config FILE   the configuration (TOML)\n"
+    "  --check             validate it and end\n"
+    "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was "
+    "never\n"
+    "                      used, at 1, and end; with =SEQUENCE at that number, which must be "
+    "above\n"
+    "                      everything ever sent with the key. May be given more than once.\n"
+    "  --version\n";
+
+struct Arguments {
+    std::string config;
+    bool check = false;
+    std::vector<std::string> accept_keys;
+};
+
+// Empty: the exit status is in `status`.
+std::optional<Arguments> parse_arguments(std::span<char* const> words, int& status) {
+    const auto wrong = [&](const std::string& what) {
+        std::fprintf(stderr, "error: %s\n\n%s", what.c_str(), kUsageText);
+        status = kUsage;
+        return std::nullopt;
+    };
+    Arguments out;
+    for (size_t i = 1; i < words.size(); ++i) {
+        const std::string_view word = words[i];
+        if (word == "-h" || word == "--help") {
+            std::fputs(kUsageText, stdout);
+            status = kStopped;
+            return std::nullopt;
+        }
+        if (word == "--version") {
+            std::puts("sallyportd " SALLYPORT_VERSION);
+            status = kStopped;
+            return std::nullopt;
+        }
+        if (word == "--check") {
+            out.check = true;
+        } else if (word == "-c" || word == "--config") {
+            if (++i == words.size()) return wrong(std::string(word) + " needs a file");
+            out.config = words[i];
+        } else if (word == "--accept-key") {
+            if (++i == words.size()) return wrong("--accept-key needs the name of an SA");
+            out.accept_keys.emplace_back(words[i]);
+        } else {
+            return wrong("unknown argument '" + std::string(word) + "'");
+        }
+    }
+    if (out.config.empty()) return wrong("-c FILE is missing");
+    if (out.check && !out.accept_keys.empty()) {
+        return wrong("--check changes nothing and --accept-key does: give one of them");
+    }
+    return out;
+}
+
+// Keys are in this process from the moment the configuration is read.
+void keep_keys_inside() {
+    prctl(PR_SET_DUMPABLE, 0);
+    const rlimit none{.rlim_cur = 0, .rlim_max = 0};
+    setrlimit(RLIMIT_CORE, &none);
+}
+
+void report_errors(const std::vector<config::Error>& errors) {
+    for (const config::Error& error : errors) {
+        std::fprintf(stderr, "error: %s\n", error.to_string().c_str());
+    }
+}
+
+int run(const Arguments& arguments, control::Log& log) {
+    auto config = config::load(arguments.config);
+    if (!config) {
+        report_errors(config.error());
+        return kUsage;
+    }
+    if (arguments.accept_keys.empty()) {
+        const auto missing = config::check_against_system(*config);
+        if (!missing.empty()) {
+            report_errors(missing);
+            return kUsage;
+        }
+    }
+    if (arguments.check) return kStopped;
+    for (const std::string& argument : arguments.accept_keys) {
+        const auto done = control::accept_key(*config, argument);
+        if (!done) {
+            log.error(done.error());
+            return kFailed;
+        }
+        log.info(*done);
+    }
+    if (!arguments.accept_keys.empty()) return kStopped;
+
+    // Packet memory is locked in RAM; where we may not raise the limit, the kernel says so.
+    const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
+    setrlimit(RLIMIT_MEMLOCK, &unlimited);
+    control::Daemon daemon(std::move(*config), log);
+    const auto ended = daemon.run();
+    if (!ended) {
+        log.error(ended.error());
+        return kFailed;
+    }
+    return *ended ? kStopped : kFailed;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    control::Log log;
+    try {
+        int status = kStopped;
+        const auto arguments = parse_arguments({words, static_cast<size_t>(count)}, status);
+        if (!arguments) return status;
+        keep_keys_inside();
+        std::signal(SIGPIPE, SIG_IGN);  // a client that has gone is an error value, not the end
+        return run(*arguments, log);
+    } catch (const std::exception& error) {
+        log.error(std::string("unexpected: ") + error.what());
+        return kFailed;
+    }
+}

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/report.h"
+
+#include <unistd.h>
+
+#include <array>
+#include <boost/json.hpp>
+#include <cstdio>
+
+#include "dataplane/io/egress.h"
+
+namespace sallyport::control {
+
+namespace json = boost::json;
+
+namespace {
+
+using Drops = std::array<uint64_t, kDropReasonCount>;
+
+json::string text(std::string_view view) {
+    return json::string(view.data(), view.size());
+}
+
+json::string spi_text(Spi spi) {
+    char out[16];
+    std::snprintf(out, sizeof out, "0x%08x", to_index(spi));
+    return out;
+}
+
+std::string_view name_of(config::Suite suite) {
+    switch (suite) {
+        case config::Suite::aes_gcm_16_128:
+            return "aes-gcm-16-128";
+        case config::Suite::aes_gcm_16_192:
+            return "aes-gcm-16-192";
+        case config::Suite::aes_gcm_16_256:
+            return "aes-gcm-16-256";
+    }
+    return "";
+}
+
+std::string_view name_of(config::SpdAction action) {
+    switch (action) {
+        case config::SpdAction::protect:
+            return "protect";
+        case config::SpdAction::bypass:
+            return "bypass";
+        case config::SpdAction::discard:
+            return "discard";
+    }
+    return "";
+}
+
+std::string_view name_of(xfrm::SaRegistry::Method method) {
+    switch (method) {
+        case xfrm::SaRegistry::Method::undecided:
+            return "none";
+        case xfrm::SaRegistry::Method::full:
+            return "full";
+        case xfrm::SaRegistry::Method::larval:
+            return "larval";
+    }
+    return "";
+}
+
+json::array prefixes(const std::vector<IpPrefix>& list) {
+    json::array out;
+    for (const IpPrefix& prefix : list) out.emplace_back(text(to_string(prefix)));
+    return out;
+}
+
+json::value port_range(const std::optional<std::pair<uint16_t, uint16_t>>& range) {
+    if (!range) return nullptr;
+    if (range->first == range->second) return text(std::to_string(range->first));
+    return text(std::to_string(range->first) + "-" + std::to_string(range->second));
+}
+
+uint64_t sum(const Drops& drops) {
+    uint64_t total = 0;
+    for (const uint64_t count : drops) total += count;
+    return total;
+}
+
+// A worker's own drops and those of its egress.
+Drops drops_of(const Worker& worker) {
+    Drops drops{};
+    for (size_t i = 0; i < drops.size(); ++i) {
+        drops[i] = worker.counters().drops[i].read() + worker.egress().drops()[i].read();
+    }
+    return drops;
+}
+
+io::SocketStatistics statistics_of(const io::PortSockets& sockets) {
+    io::SocketStatistics total;
+    for (uint16_t q = 0; q < sockets.queues(); ++q) {
+        for (uint16_t w = 0; w < sockets.workers(); ++w) {
+            const auto one = sockets.statistics(QueueId{q}, WorkerId{w});
+            total.rx_dropped += one.rx_dropped;
+            total.rx_ring_full += one.rx_ring_full;
+            total.fill_ring_empty += one.fill_ring_empty;
+        }
+    }
+    return total;
+}
+
+// The programs count a redirect as steered; whether the socket took the frame, only it knows.
+void add_socket_drops(Drops& drops, const io::SocketStatistics& sockets) {
+    drops[static_cast<size_t>(DropReason::rx_ring_full)] += sockets.rx_ring_full;
+    drops[static_cast<size_t>(DropReason::no_frame)] += sockets.rx_dropped;
+}
+
+json::object direction(const DirectionCounters& counters) {
+    return {{"frames", counters.frames.read()},
+            {"bytes", counters.bytes.read()},
+            {"delivered", counters.delivered.read()},
+            {"bursts", counters.bursts.read()}};
+}
+
+json::object port_object(std::string_view name, std::string_view device, uint32_t ifindex,
+                         std::string_view role, uint16_t queues, uint32_t mtu,
+                         const bpf_objects::Attachment& attachment, std::string_view bind_mode,
+                         const bpf_objects::PortCounters& counters,
+                         const io::SocketStatistics& sockets) {
+    const sp_port_counters& totals = counters.totals;
+    json::array matrix;
+    for (const auto& row : counters.steered) matrix.emplace_back(json::value_from(row));
+    return {{"name", text(name)},
+            {"device", text(device)},
+            {"ifindex", ifindex},
+            {"role", text(role)},
+            {"queues", queues},
+            {"mtu", mtu},
+            {"xdp_mode", attachment.mode == config::XdpMode::generic ? "generic" : "native"},
+            {"attached", attachment.attached()},
+            {"attached_reason", text(attachment.reason)},
+            {"bind_mode", text(bind_mode)},
+            {"rx_frames", totals.rx_frames},
+            {"rx_bytes", totals.rx_bytes},
+            {"passed", totals.passed},
+            {"steered", totals.steered},
+            {"redirected", totals.redirected},
+            {"dropped", totals.dropped},
+            {"egress_frames", totals.egress_frames},
+            {"egress_bytes", totals.egress_bytes},
+            {"egress_sent", totals.egress_sent},
+            {"steered_by_queue_worker", std::move(matrix)},
+            {"sockets",
+             {{"rx_dropped", sockets.rx_dropped},
+              {"rx_ring_full", sockets.rx_ring_full},
+              {"fill_ring_empty", sockets.fill_ring_empty}}}};
+}
+
+// Counts of a running SA. The plain fields belong to its worker; an aligned 64-bit load gives some
+// value it had, which is all a display needs.
+void add_counters(json::object& out, const ManagedSa& sa) {
+    uint64_t packets = 0;
+    uint64_t bytes = 0;
+    uint64_t sequence = 0;
+    const std::array<Counter, kDropReasonCount>* drops = nullptr;
+    if (sa.outbound) {
+        packets = sa.outbound->packets.read();
+        bytes = sa.outbound->bytes.read();
+        sequence = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
+        drops = &sa.outbound->drops;
+    } else if (sa.inbound) {
+        packets = sa.inbound->packets.read();
+        bytes = sa.inbound->bytes.read();
+        sequence = sa.inbound->replay.top();
+        drops = &sa.inbound->drops;
+    }
+    out["packets"] = packets;
+    out["bytes"] = bytes;
+    out["sequence"] = sequence;
+    out["sequence_reserved"] = sa.outbound ? sa.sequence_reserved - 1 : 0;
+    json::object by_reason;
+    for (size_t i = 0; drops != nullptr && i < drops->size(); ++i) {
+        const uint64_t count = (*drops)[i].read();
+        if (count > 0) by_reason[text(kDropReasonLabels[i])] = count;
+    }
+    out["drops"] = std::move(by_reason);
+}
+
+}  // namespace
+
+std::expected<json::value, std::string> Report::show(rpc::Show what) const {
+    switch (what) {
+        case rpc::Show::status:
+            return status();
+        case rpc::Show::ports:
+            return ports();
+        case rpc::Show::workers:
+            return workers();
+        case rpc::Show::sa:
+            return sas();
+        case rpc::Show::policy:
+            return policies();
+        case rpc::Show::drops:
+            return drops();
+    }
+    return std::unexpected("unknown request");
+}
+
+json::value Report::status() const {
+    const config::Config& config = appliance_.config();
+    const FrameCensus frames = appliance_.census();
+    const uint64_t known = frames.pool + frames.in_kernel;
+    const auto uptime = std::chrono::steady_clock::now() - started_;
+    json::array notes;
+    for (const std::string& note : log_.notes()) notes.emplace_back(text(note));
+    return json::object{
+        {"version", SALLYPORT_VERSION},
+        {"pid", getpid()},
+        {"uptime_s", std::chrono::duration_cast<std::chrono::seconds>(uptime).count()},
+        {"config", text(config.file.native())},
+        {"egress", config.egress == config::EgressMode::direct ? "direct" : "devmap"},
+        {"sa_lookup", appliance_.sa_lookup().kfunc ? "kfunc" : "owner map"},
+        {"sa_lookup_reason", text(appliance_.sa_lookup().reason)},
+        {"xfrm_registration", text(name_of(appliance_.registry().method()))},
+        {"xfrm_registration_reason", text(appliance_.registry().reason())},
+        {"crypto", text(appliance_.crypto())},
+        {"workers", appliance_.workers().size()},
+        {"policies", config.policies.size()},
+        {"sas", config.sas.size()},
+        {"frames",
+         {{"total", frames.total},
+          {"pool", frames.pool},
+          {"in_kernel", frames.in_kernel},
+          {"in_workers", frames.total > known ? frames.total - known : 0},
+          {"hugepages", appliance_.memory().on_hugepages()}}},
+        {"notes", std::move(notes)}};
+}
+
+std::expected<json::value, std::string> Report::ports() const {
+    json::array out;
+    for (size_t i = 0; i < appliance_.ports().size(); ++i) {
+        const RunningPort& port = appliance_.ports()[i];
+        const auto counters = appliance_.bpf().counters(PortId{static_cast<uint16_t>(i)});
+        if (!counters) return std::unexpected(counters.error());
+        const bool unprotected = port.config->role == config::PortRole::unprotected_side;
+        out.push_back(port_object(port.config->name, port.config->device, port.ifindex,
+                                  unprotected ? "unprotected" : "protected", port.queues, port.mtu,
+                                  port.attachment.value_or(bpf_objects::Attachment{}),
+                                  port.sockets->zero_copy() ? "zero-copy" : "copy", *counters,
+                                  statistics_of(*port.sockets)));
+    }
+    const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
+    if (!counters) return std::unexpected(counters.error());
+    const std::string& device = appliance_.config().device;
+    out.push_back(port_object(device, device, appliance_.tap_ifindex(), "injector",
+                              static_cast<uint16_t>(appliance_.workers().size()),
+                              appliance_.tap_mtu(), appliance_.injector(), "none", *counters, {}));
+    return out;
+}
+
+json::value Report::workers() const {
+    json::array out;
+    for (const auto& worker : appliance_.workers()) {
+        size_t sa_count = 0;
+        for (const ManagedSa& sa : appliance_.sas().sas()) {
+            if (sa.active() && sa.owner == worker->id()) ++sa_count;
+        }
+        const WorkerCounters& counters = worker->counters();
+        out.push_back(json::object{{"worker", to_index(worker->id())},
+                                   {"cpu", worker->cpu()},
+                                   {"inbound", direction(counters.inbound)},
+                                   {"outbound", direction(counters.outbound)},
+                                   {"dropped", sum(drops_of(*worker))},
+                                   {"egress_frames", counters.egress_frames.read()},
+                                   {"from_kernel", counters.from_kernel.read()},
+                                   {"loops", counters.loops.read()},
+                                   {"sleeps", counters.sleeps.read()},
+                                   {"busy_cycles", counters.busy_cycles.read()},
+                                   {"cpu_time_ms", worker->cpu_time_ns() / 1'000'000},
+                                   {"sas", sa_count}});
+    }
+    return out;
+}
+
+json::value Report::sas() const {
+    json::array out;
+    for (const ManagedSa& sa : appliance_.sas().sas()) {
+        const config::StaticSa& config = *sa.config;
+        const bool inbound = config.direction == config::SaDirection::inbound;
+        json::object object{{"name", text(config.name)},
+                            {"direction", inbound ? "inbound" : "outbound"},
+                            {"spi", spi_text(config.spi)},
+                            {"source", text(to_string(config.source))},
+                            {"destination", text(to_string(config.destination))},
+                            {"suite", text(name_of(config.suite))},
+                            {"esn", config.esn},
+                            {"policy", text(config.policy)},
+                            {"worker", to_index(sa.owner)},
+                            {"pcpu", appliance_.workers()[to_index(sa.owner)]->cpu()},
+                            {"state", sa.active() ? "active" : "refused"},
+                            {"reason", text(sa.refusal)}};
+        add_counters(object, sa);
+        object["replay_window"] = inbound ? config.replay_window : 0;
+        out.push_back(std::move(object));
+    }
+    return out;
+}
+
+json::value Report::policies() const {
+    const config::Config& config = appliance_.config();
+    json::array out;
+    for (const config::Policy& policy : config.policies) {
+        json::array names;
+        for (const config::StaticSa& sa : config.sas) {
+            if (sa.policy == policy.name) names.emplace_back(text(sa.name));
+        }
+        json::value protocol;
+        if (policy.protocol) protocol = *policy.protocol;
+        out.push_back(json::object{{"name", text(policy.name)},
+                                   {"action", text(name_of(policy.action))},
+                                   {"local", prefixes(policy.local)},
+                                   {"remote", prefixes(policy.remote)},
+                                   {"protocol", std::move(protocol)},
+                                   {"local_ports", port_range(policy.local_ports)},
+                                   {"remote_ports", port_range(policy.remote_ports)},
+                                   {"sas", std::move(names)}});
+    }
+    return out;
+}
+
+std::expected<json::value, std::string> Report::drops() const {
+    std::vector<std::pair<std::string, Drops>> places;
+    for (size_t i = 0; i < appliance_.ports().size(); ++i) {
+        const auto counters = appliance_.bpf().counters(PortId{static_cast<uint16_t>(i)});
+        if (!counters) return std::unexpected(counters.error());
+        Drops drops = counters->drops;
+        add_socket_drops(drops, statistics_of(*appliance_.ports()[i].sockets));
+        places.emplace_back("port " + appliance_.ports()[i].config->name, drops);
+    }
+    const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
+    if (!counters) return std::unexpected(counters.error());
+    places.emplace_back("port " + appliance_.config().device, counters->drops);
+    for (const auto& worker : appliance_.workers()) {
+        places.emplace_back("worker " + std::to_string(to_index(worker->id())), drops_of(*worker));
+    }
+
+    json::array out;
+    for (size_t reason = 1; reason < kDropReasonCount; ++reason) {  // 0 is "not dropped"
+        uint64_t total = 0;
+        json::object where;
+        for (const auto& [place, drops] : places) {
+            if (drops[reason] == 0) continue;
+            total += drops[reason];
+            where[place] = drops[reason];
+        }
+        out.push_back(json::object{{"reason", text(kDropReasonLabels[reason])},
+                                   {"count", total},
+                                   {"where", std::move(where)},
+                                   {"help", text(kDropReasonHelp[reason])}});
+    }
+    return out;
+}
+
+}  // namespace sallyport::control
