@@ -19,6 +19,12 @@ def ping_both_ways(bench, gateway, name, count=5, size=56):
                                         (lab.far, tunnel.remote_host, tunnel.local_host)):
             equal(traffic.ping(ns, source, destination, count, size=size), count,
                   f"{name}: echo replies from {destination} to {source}")
+
+        def sealed():
+            return sum(1 for f in list(w.frames) if (wire.esp_of(f) or [0])[0] == tunnel.spi_out)
+
+        eventually(lambda: sealed() == 2 * count,
+                   lambda: f"{name}: {sealed()} ESP packets on the wire, expected {2 * count}")
     for direction in ("in", "out"):
         eventually(lambda d=direction: gateway.sa(f"{name}-{d}")["packets"] - before[d]
                    == 2 * count,
@@ -26,8 +32,6 @@ def ping_both_ways(bench, gateway, name, count=5, size=56):
                    f"{gateway.sa(f'{name}-{d}')['packets'] - before[d]} packets, not {2 * count}")
     check(not any(clear_between(f, tunnel) for f in w.frames),
           f"{name}: packets of the protected hosts were seen in clear on the unprotected side")
-    sealed = [e for e in map(wire.esp_of, w.frames) if e and e[0] == tunnel.spi_out]
-    equal(len(sealed), 2 * count, f"{name}: ESP packets on the wire with its SPI")
 
 
 def clear_between(frame, tunnel):
@@ -93,10 +97,18 @@ def tcp_esn(bench):
 def own_traffic(bench):
     bench.peer()
     gateway = bench.gateway()
+    lab = bench.lab
+    with wire.Wire(lab.peer_ns, "wanp") as w:
+        equal(traffic.ping(lab.gw, "10.1.0.1", "10.2.0.2", 2), 0,
+              "echo replies without a route into sp0")
+        check(not any(f[30:34] == bytes((10, 2, 0, 2)) for f in w.frames),
+              "the gateway's own packets left in clear though a PROTECT policy covers them")
+    lab.gw.ip("route add 10.2.0.0/24 dev sp0 src 10.1.0.1")
     before = gateway.sa("plain-out")["packets"]
-    equal(traffic.ping(bench.lab.gw, "10.1.0.1", "10.2.0.2", 3), 3, "echo replies")
+    equal(traffic.ping(lab.gw, "10.1.0.1", "10.2.0.2", 3), 3, "echo replies")
     eventually(lambda: gateway.sa("plain-out")["packets"] - before >= 3,
                "the SA did not count the gateway's own packets")
+    lab.gw.ip("route del 10.2.0.0/24 dev sp0")
 
 
 @case("neighbours unknown: the kernel resolves them and nothing is lost")

@@ -109,10 +109,11 @@ def veth(ns_a, dev_a, ns_b, dev_b, queues=2):
         ns.ip(f"link set {dev} up")
 
 
-def offloads_off(ns, device):
+def offloads_off(ns, device, gro=True):
     """The stack behind this device writes whole checksums and one packet per frame.
 
-    GRO stays on: a frame that XDP redirects out of the far end is delivered through the NAPI
-    that GRO brings with it, and vanishes where there is none.
+    GRO stays on where frames come that XDP redirected out of the other end: they are delivered by
+    the NAPI that GRO brings with it, and vanish where there is none.
     """
-    ns.sh("ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", "on")
+    ns.sh("ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off",
+          "gro", "on" if gro else "off")

@@ -50,6 +50,7 @@ class Bench:
         self.lab = topology.Lab()
         self._gateway = None
         self._crafted = {}
+        self.failed = False
 
     def crafted(self, name):
         """Scapy as the far end of a crafted tunnel; its sequence numbers go on over all cases."""
@@ -69,19 +70,25 @@ class Bench:
         g = self._gateway
         if g and g.running and not fresh and g.options == options:
             return g
-        self.stop_gateway()
-        self._gateway = self.prepare(**options).start()
-        return self._gateway
+        return self.prepare(**options).start()
 
     def prepare(self, **options):
         """A sallyportd with these options that the case starts and ends itself."""
         self.stop_gateway()
-        return daemon.Daemon(self.lab, self.build_dir, **options)
+        self._gateway = daemon.Daemon(self.lab, self.build_dir, **options)
+        return self._gateway
 
     def stop_gateway(self):
-        if self._gateway:
-            gateway, self._gateway = self._gateway, None
+        gateway, self._gateway = self._gateway, None
+        if gateway and gateway.running:
             equal(gateway.stop(), 0, "exit status of sallyportd after SIGTERM")
+
+    def discard_gateway(self):
+        """Nothing of a case that failed goes on into the next."""
+        self.failed = False
+        gateway, self._gateway = self._gateway, None
+        if gateway:
+            gateway.kill()
 
     def log_tail(self):
         return self._gateway.log()[-2000:] if self._gateway else ""
@@ -133,8 +140,11 @@ def _run_one(bench, function, seconds):
     except Skip as e:
         return f"ok # SKIP {str(e).splitlines()[0]}", notes
     except Exception:
+        bench.failed = True
         text = traceback.format_exc() + ("\nsallyportd said:\n" + bench.log_tail()
                                          if bench.log_tail() else "")
         return "not ok", notes + text.splitlines()
     finally:
         signal.alarm(0)
+        if bench.failed:
+            bench.discard_gateway()

@@ -79,12 +79,14 @@ def build_image(path):
              "tmp/.d": (0o100644, b"")}
     for number, module in enumerate(_modules_in_order()):
         files[f"modules/{number:02}-{os.path.basename(module)}"] = (0o100644, _read(module))
-    program = os.path.realpath(shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"))
-    # busybox's shell prefers its own applet of this name, which knows no xfrm: say /sbin/ip.
-    files["sbin/ip"] = (0o100755, _read(program))
-    linked = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True).stdout
-    for library in re.findall(r"(/[^ ]+)", linked):
-        files[library.lstrip("/")] = (0o100755, _read(os.path.realpath(library)))
+    # busybox's shell prefers its own applet called ip, which knows no xfrm: say /sbin/ip.
+    for name in ("ip", "ethtool"):
+        program = os.path.realpath(shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin"))
+        files[f"sbin/{name}"] = (0o100755, _read(program))
+        linked = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True,
+                                check=True).stdout
+        for library in re.findall(r"(/[^ ]+)", linked):
+            files[library.lstrip("/")] = (0o100755, _read(os.path.realpath(library)))
     with open(path, "wb") as f:
         f.write(gzip.compress(_cpio(files), 1))
 
