@@ -288,7 +288,10 @@ Appliance::Step Appliance::load_programs() {
     auto injector = bpf_->add_injector({.device = config_.device, .ifindex = tap_->ifindex()});
     if (!injector) return std::unexpected(injector.error());
     injector_ = *injector;
-    return {};
+    // What the kernel routes into sp0 is read by the worker that may encrypt it.
+    auto queue_program = bpf_->load_injector_queue();
+    if (!queue_program) return std::unexpected(queue_program.error());
+    return tap_->choose_queues_by(*queue_program);
 }
 
 std::expected<std::unique_ptr<io::Egress>, std::string> Appliance::make_egress(uint16_t worker) {

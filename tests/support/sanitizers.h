@@ -13,3 +13,13 @@
 #ifndef SP_TEST_WITH_ASAN
 #define SP_TEST_WITH_ASAN 0
 #endif
+
+// Under AddressSanitizer touching a poisoned region ends the test; otherwise nothing happens.
+#if SP_TEST_WITH_ASAN
+#include <sanitizer/asan_interface.h>
+#define SP_TEST_POISON(at, bytes) __asan_poison_memory_region(at, bytes)
+#define SP_TEST_UNPOISON(at, bytes) __asan_unpoison_memory_region(at, bytes)
+#else
+#define SP_TEST_POISON(at, bytes) static_cast<void>(0)
+#define SP_TEST_UNPOISON(at, bytes) static_cast<void>(0)
+#endif

@@ -3,19 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
-
 #include "tests/support/sanitizers.h"
-
-#if SP_TEST_WITH_ASAN
-#include <sanitizer/asan_interface.h>
-#define SP_TEST_POISON(at, bytes) __asan_poison_memory_region(at, bytes)
-#define SP_TEST_UNPOISON(at, bytes) __asan_unpoison_memory_region(at, bytes)
-#else
-#define SP_TEST_POISON(at, bytes) static_cast<void>(0)
-#define SP_TEST_UNPOISON(at, bytes) static_cast<void>(0)
-#endif
 
 namespace sallyport::test {
 namespace {
@@ -28,29 +16,6 @@ std::vector<Selector> default_selectors() {
 }
 
 }  // namespace
-
-FrameBuffers::FrameBuffers(uint32_t count)
-    : count_(count),
-      memory_(
-          static_cast<std::byte*>(std::aligned_alloc(kFrameBytes, size_t{count} * kFrameBytes))) {}
-
-FrameBuffers::~FrameBuffers() {
-    SP_TEST_UNPOISON(memory_, size_t{count_} * kFrameBytes);
-    std::free(memory_);
-}
-
-uint32_t FrameBuffers::index_of(const std::byte* at) const {
-    if (at < memory_ || at >= memory_ + size_t{count_} * kFrameBytes) return count_;
-    return static_cast<uint32_t>(static_cast<size_t>(at - memory_) / kFrameBytes);
-}
-
-Frame FrameBuffers::put(uint32_t index, std::span<const std::byte> frame, uint8_t pattern) const {
-    SP_TEST_UNPOISON(base(index), kFrameBytes);
-    std::memset(base(index), pattern, kFrameBytes);
-    std::byte* data = base(index) + kFrameDataOffset;
-    if (!frame.empty()) std::memcpy(data, frame.data(), frame.size());
-    return {.data = data, .bytes = static_cast<uint32_t>(frame.size())};
-}
 
 Bytes TestSa::key_material() const {
     if (!key.empty()) return key;

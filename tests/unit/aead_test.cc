@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// AES-GCM through the one door to ipsec-mb against OpenSSL: every key size, every text length up to
+// several blocks, and the Wycheproof vectors where they are at hand (SALLYPORT_WYCHEPROOF names
+// their folder; they are not part of this repository).
+
+#include "dataplane/crypto/aead.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <sstream>
+
+#include "tests/support/esp_oracle.h"
+
+namespace sallyport::crypto {
+namespace {
+
+using test::Bytes;
+
+constexpr Suite kSuites[] = {Suite::aes_gcm_16_128, Suite::aes_gcm_16_192, Suite::aes_gcm_16_256};
+
+Bytes random_bytes(std::mt19937& random, size_t count) {
+    Bytes bytes(count);
+    for (auto& byte : bytes) byte = static_cast<std::byte>(random() & 0xff);
+    return bytes;
+}
+
+// One packet with its text and ICV side by side, as in a frame.
+struct Packet {
+    Packet(const AeadKey& key, Suite suite, const Bytes& nonce, const Bytes& aad, const Bytes& text)
+        : bytes(text) {
+        bytes.resize(text.size() + kGcmIcvBytes);
+        job.key = &key;
+        job.suite = suite;
+        job.text = bytes.data();
+        job.text_bytes = static_cast<uint32_t>(text.size());
+        job.aad_bytes = static_cast<uint8_t>(aad.size());
+        std::memcpy(job.nonce, nonce.data(), sizeof job.nonce);
+        std::memcpy(job.aad, aad.data(), aad.size());
+        job.icv = bytes.data() + text.size();
+    }
+    Bytes bytes;
+    AeadJob job{};
+};
+
+TEST(ConformanceD5, EqualsOpensslForEveryKeySizeAndLength) {
+    const Aead aead = Aead::create().value();
+    std::mt19937 random(6);
+    for (const Suite suite : kSuites) {
+        for (const size_t aad_bytes : {8u, 12u}) {
+            for (size_t text_bytes = 1; text_bytes <= 2000;
+                 text_bytes += text_bytes < 300 ? 1 : 97) {
+                const Bytes key_bytes_ = random_bytes(random, key_bytes(suite));
+                const Bytes nonce = random_bytes(random, kGcmNonceBytes);
+                const Bytes aad = random_bytes(random, aad_bytes);
+                const Bytes text = random_bytes(random, text_bytes);
+                AeadKey key;
+                expand_key(aead, suite, key_bytes_, key);
+                Packet packet(key, suite, nonce, aad, text);
+                AeadJob* jobs[] = {&packet.job};
+                aead.seal(jobs);
+                ASSERT_EQ(test::to_hex(packet.bytes),
+                          test::to_hex(test::gcm_seal(key_bytes_, nonce, aad, text)));
+                aead.open(jobs);
+                ASSERT_TRUE(packet.job.authentic);
+                ASSERT_EQ(test::to_hex(std::span(packet.bytes).first(text_bytes)),
+                          test::to_hex(text));
+            }
+        }
+    }
+}
+
+// A burst of several keys and suites: each job is its own.
+TEST(Aead, ABurstOfMixedKeys) {
+    const Aead aead = Aead::create().value();
+    std::mt19937 random(7);
+    std::vector<std::unique_ptr<AeadKey>> keys;
+    std::vector<Packet> packets;
+    std::vector<Bytes> expected;
+    for (int i = 0; i < 64; ++i) {
+        const Suite suite = kSuites[random() % 3];
+        const Bytes key = random_bytes(random, key_bytes(suite));
+        const Bytes nonce = random_bytes(random, kGcmNonceBytes);
+        const Bytes aad = random_bytes(random, random() % 2 == 0 ? 8 : 12);
+        const Bytes text = random_bytes(random, 4 + random() % 1500);
+        keys.push_back(std::make_unique<AeadKey>());
+        expand_key(aead, suite, key, *keys.back());
+        packets.emplace_back(*keys.back(), suite, nonce, aad, text);
+        expected.push_back(test::gcm_seal(key, nonce, aad, text));
+    }
+    std::vector<AeadJob*> jobs;
+    for (Packet& packet : packets) {
+        // Growing the vector moved the bytes' owner, not the bytes.
+        ASSERT_EQ(packet.job.text, packet.bytes.data());
+        jobs.push_back(&packet.job);
+    }
+    aead.seal(jobs);
+    for (size_t i = 0; i < packets.size(); ++i) {
+        ASSERT_EQ(test::to_hex(packets[i].bytes), test::to_hex(expected[i])) << i;
+    }
+    // Every third is damaged; the others are not touched by that.
+    for (size_t i = 0; i < packets.size(); i += 3) packets[i].bytes[0] ^= std::byte{1};
+    aead.open(jobs);
+    for (size_t i = 0; i < packets.size(); ++i) {
+        ASSERT_EQ(packets[i].job.authentic, i % 3 != 0) << i;
+    }
+}
+
+TEST(Aead, EachBitOfIcvNonceAadAndTextCountsAndFailureWipes) {
+    const Aead aead = Aead::create().value();
+    std::mt19937 random(8);
+    const Bytes key_material = random_bytes(random, 16);
+    const Bytes nonce = random_bytes(random, kGcmNonceBytes);
+    const Bytes aad = random_bytes(random, 12);
+    const Bytes text = random_bytes(random, 40);
+    AeadKey key;
+    expand_key(aead, Suite::aes_gcm_16_128, key_material, key);
+    const Bytes sealed = test::gcm_seal(key_material, nonce, aad, text);
+    const size_t bits = (sealed.size() + nonce.size() + aad.size()) * 8;
+    for (size_t bit = 0; bit < bits; ++bit) {
+        Packet packet(key, Suite::aes_gcm_16_128, nonce, aad, text);
+        std::memcpy(packet.bytes.data(), sealed.data(), sealed.size());
+        const auto flip = static_cast<std::byte>(1u << bit % 8);
+        size_t at = bit / 8;
+        if (at < sealed.size()) {
+            packet.bytes[at] ^= flip;
+        } else if (at -= sealed.size(); at < nonce.size()) {
+            packet.job.nonce[at] ^= flip;
+        } else {
+            packet.job.aad[at - nonce.size()] ^= flip;
+        }
+        AeadJob* jobs[] = {&packet.job};
+        aead.open(jobs);
+        ASSERT_FALSE(packet.job.authentic) << bit;
+        for (size_t i = 0; i < text.size(); ++i) ASSERT_EQ(packet.bytes[i], std::byte{0});
+    }
+}
+
+TEST(Aead, WipedKeyIsZero) {
+    const Aead aead = Aead::create().value();
+    AeadKey key;
+    expand_key(aead, Suite::aes_gcm_16_256, Bytes(32, std::byte{0x77}), key);
+    wipe_key(key);
+    for (const std::byte byte : key.expanded) ASSERT_EQ(byte, std::byte{0});
+}
+
+std::filesystem::path wycheproof_file() {
+    std::vector<std::filesystem::path> folders;
+    if (const char* named = std::getenv("SALLYPORT_WYCHEPROOF"); named != nullptr) {
+        folders.emplace_back(named);
+    }
+    // Beside a checkout of this repository, at any depth.
+    for (auto folder = std::filesystem::path(SP_TEST_SOURCE_ROOT); folder != folder.root_path();
+         folder = folder.parent_path()) {
+        folders.push_back(folder.parent_path() / "shared/vectors/wycheproof");
+    }
+    for (const auto& folder : folders) {
+        std::error_code error;
+        if (std::filesystem::exists(folder / "aes_gcm_test.json", error)) {
+            return folder / "aes_gcm_test.json";
+        }
+    }
+    return {};
+}
+
+TEST(ConformanceD5, Wycheproof) {
+    const auto path = wycheproof_file();
+    if (path.empty()) {
+        GTEST_SKIP() << "no aes_gcm_test.json: set SALLYPORT_WYCHEPROOF to the folder that has it";
+    }
+    std::ifstream file(path);
+    std::stringstream content;
+    content << file.rdbuf();
+    const boost::json::value document = boost::json::parse(content.str());
+    const Aead aead = Aead::create().value();
+    int valid = 0;
+    int invalid = 0;
+    int not_ours = 0;
+    for (const auto& group : document.at("testGroups").as_array()) {
+        const auto size = [&](const char* name) { return group.at(name).to_number<int>(); };
+        for (const auto& item : group.at("tests").as_array()) {
+            const auto bytes = [&](const char* name) {
+                return test::from_hex(std::string(item.at(name).as_string()));
+            };
+            const Bytes aad = bytes("aad");
+            const Bytes text = bytes("msg");
+            // ESP has nothing but 96-bit nonces, 128-bit tags and 8 or 12 bytes of AAD; shorter
+            // AAD fits the job as well.
+            if (size("ivSize") != 96 || size("tagSize") != 128 || aad.size() > 12) {
+                ++not_ours;
+                continue;
+            }
+            const Bytes key_material = bytes("key");
+            const Suite suite = kSuites[(key_material.size() - 16) / 8];
+            AeadKey key;
+            expand_key(aead, suite, key_material, key);
+            Packet packet(key, suite, bytes("iv"), aad, text);
+            Bytes sealed = bytes("ct");
+            test::append(sealed, bytes("tag"));
+            const bool is_valid = item.at("result").as_string() == "valid";
+            const int id = item.at("tcId").to_number<int>();
+            AeadJob* jobs[] = {&packet.job};
+            if (is_valid) {
+                aead.seal(jobs);
+                EXPECT_EQ(test::to_hex(packet.bytes), test::to_hex(sealed)) << "tcId " << id;
+            }
+            ASSERT_EQ(packet.bytes.size(), sealed.size());
+            std::memcpy(packet.bytes.data(), sealed.data(), sealed.size());
+            aead.open(jobs);
+            EXPECT_EQ(packet.job.authentic, is_valid) << "tcId " << id;
+            ++(is_valid ? valid : invalid);
+        }
+    }
+    std::printf("%d valid, %d invalid, %d with other nonce, tag or AAD sizes left out\n", valid,
+                invalid, not_ours);
+    EXPECT_GT(valid, 30);
+    EXPECT_GT(invalid, 20);
+}
+
+}  // namespace
+}  // namespace sallyport::crypto

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole ESP packets that other implementations made or accepted, both ways through the pipelines:
+// inbound each yields exactly its inner packet; outbound the same inner packet, SPI, sequence
+// number and IV give back the ESP bytes, padding and ICV included.
+
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include "tests/support/tunnel_world.h"
+
+namespace sallyport::test {
+namespace {
+
+struct Vector {
+    std::string name;
+    std::string algorithm;
+    Bytes key;
+    bool esn = false;
+    uint64_t sequence = 0;
+    Bytes outer;
+    Bytes inner;
+    uint32_t spi = 0;
+};
+
+std::string text_of(const boost::json::object& object, const char* name) {
+    const auto* value = object.if_contains(name);
+    return value == nullptr ? std::string() : std::string(value->as_string());
+}
+
+std::vector<Vector> read_vectors() {
+    std::ifstream file(SP_TEST_VECTORS_FILE);
+    std::stringstream content;
+    content << file.rdbuf();
+    std::vector<Vector> vectors;
+    const boost::json::value document = boost::json::parse(content.str());
+    for (const auto& value : document.as_array()) {
+        const auto& object = value.as_object();
+        Vector vector{.name = text_of(object, "name"), .algorithm = text_of(object, "alg")};
+        vector.key = from_hex(text_of(object, "key"));
+        vector.outer = from_hex(text_of(object, "outer"));
+        vector.inner = from_hex(text_of(object, "inner"));
+        vector.spi = get32(from_hex(text_of(object, "spi")), 0);
+        vector.sequence = value.at("seq").to_number<uint64_t>();
+        if (const auto* esn = object.if_contains("esn"); esn != nullptr && esn->as_bool()) {
+            vector.esn = true;
+            vector.sequence |= value.at("esn_hi").to_number<uint64_t>() << 32;
+        }
+        vectors.push_back(std::move(vector));
+    }
+    return vectors;
+}
+
+std::string outer_address(const Bytes& packet, size_t at) {
+    return std::to_string(get8(packet, at)) + "." + std::to_string(get8(packet, at + 1)) + "." +
+           std::to_string(get8(packet, at + 2)) + "." + std::to_string(get8(packet, at + 3));
+}
+
+// The SA that the vector's outer header and key describe.
+TestSa sa_of(const Vector& vector) {
+    TestSa sa;
+    sa.spi = vector.spi;
+    sa.source = outer_address(vector.outer, 12);
+    sa.destination = outer_address(vector.outer, 16);
+    sa.key = vector.key;
+    sa.esn = vector.esn;
+    sa.suite = vector.key.size() == 20   ? crypto::Suite::aes_gcm_16_128
+               : vector.key.size() == 28 ? crypto::Suite::aes_gcm_16_192
+                                         : crypto::Suite::aes_gcm_16_256;
+    sa.selectors = {any_selector(Family::v4), any_selector(Family::v6)};
+    return sa;
+}
+
+class EspKat : public ::testing::TestWithParam<Vector> {};
+
+TEST_P(EspKat, Inbound) {
+    const Vector& vector = GetParam();
+    if (vector.algorithm != "AES-GCM") GTEST_SKIP() << vector.algorithm << " is not supported yet";
+    TunnelWorld world;
+    world.add_inbound(sa_of(vector));
+    const auto outcomes = world.run_inbound({ethernet(vector.outer)});
+    ASSERT_TRUE(outcomes[0].delivered) << world.counters().begin()->first;
+    EXPECT_EQ(to_hex(std::span(*outcomes[0].delivered).subspan(14)), to_hex(vector.inner));
+}
+
+TEST_P(EspKat, Outbound) {
+    const Vector& vector = GetParam();
+    if (vector.algorithm != "AES-GCM") GTEST_SKIP() << vector.algorithm << " is not supported yet";
+    const size_t header_bytes = (get8(vector.outer, 0) & 15u) * 4;
+    const std::span<const std::byte> esp = std::span(vector.outer).subspan(header_bytes);
+    const uint64_t iv = uint64_t{get32(esp, 8)} << 32 | get32(esp, 12);
+    TestSa sa = sa_of(vector);
+    sa.sequence_next = vector.sequence;
+    sa.iv_mask = vector.sequence ^ iv;
+    TunnelWorld world;
+    world.add_outbound(sa);
+    world.set_policies({{.policy = PolicyId{sa.policy},
+                         .action = SpdAction::protect,
+                         .source = prefix("0.0.0.0/0"),
+                         .destination = prefix("0.0.0.0/0")}});
+    // As from the kernel, so that the TTL stays as it is in the vector.
+    const auto outcomes = world.run_outbound({ethernet(vector.inner)}, OutboundSource::kernel);
+    ASSERT_TRUE(outcomes[0].delivered);
+    EXPECT_EQ(to_hex(std::span(*outcomes[0].delivered).subspan(14 + 20)), to_hex(esp));
+}
+
+std::string vector_name(const ::testing::TestParamInfo<Vector>& info) {
+    std::string name = info.param.name;
+    for (char& c : name) {
+        if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+    }
+    return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Vectors, EspKat, ::testing::ValuesIn(read_vectors()), vector_name);
+
+// The file is there and holds what this test is for.
+TEST(EspKatFile, HasGcmWithAndWithoutEsn) {
+    int with_esn = 0;
+    int without = 0;
+    for (const Vector& vector : read_vectors()) {
+        if (vector.algorithm != "AES-GCM") {
+            std::printf("skipped: %s (%s is not supported yet)\n", vector.name.c_str(),
+                        vector.algorithm.c_str());
+            continue;
+        }
+        ++(vector.esn ? with_esn : without);
+    }
+    EXPECT_GE(with_esn, 2);
+    EXPECT_GE(without, 2);
+}
+
+}  // namespace
+}  // namespace sallyport::test
