@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cstdlib>
 #include <cstring>
@@ -42,7 +43,7 @@ struct Packet {
         job.text_bytes = static_cast<uint32_t>(text.size());
         job.aad_bytes = static_cast<uint8_t>(aad.size());
         std::memcpy(job.nonce, nonce.data(), sizeof job.nonce);
-        std::memcpy(job.aad, aad.data(), aad.size());
+        std::ranges::copy(aad, job.aad);  // may be empty
         job.icv = bytes.data() + text.size();
     }
     Bytes bytes;
