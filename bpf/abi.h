@@ -19,11 +19,11 @@
 
 /* ---- limits ------------------------------------------------------------------------------- */
 
-#define SP_PORTS_MAX 16       /* ports of one appliance */
-#define SP_QUEUES_MAX 64      /* receive queues of one port */
-#define SP_WORKERS_MAX 64     /* workers of one appliance */
-#define SP_CPUS_MAX 1024      /* possible CPUs that pcpu_num can name */
-#define SP_OWNERS_MAX 16      /* workers that share one policy's outbound SAs */
+#define SP_PORTS_MAX 16        /* ports of one appliance */
+#define SP_QUEUES_MAX 64       /* receive queues of one port */
+#define SP_WORKERS_MAX 64      /* workers of one appliance */
+#define SP_CPUS_MAX 1024       /* possible CPUs that pcpu_num can name */
+#define SP_OWNERS_MAX 16       /* workers that share one policy's outbound SAs */
 #define SP_CELL_ENTRIES_MAX 16 /* SPD entries that can compete for one address pair */
 #define SP_EGRESS_RULES_MAX 32 /* deny rules of one port */
 
@@ -83,15 +83,15 @@ enum sp_port_role {
 
 /* PERCPU_ARRAY port_counters, key: port id. Writer: programs of that port. Reader: control. */
 struct sp_port_counters {
-    __u64 rx_frames;       /* frames its ingress program saw */
-    __u64 rx_bytes;        /* with Ethernet header, without FCS */
-    __u64 passed;          /* given to the kernel */
-    __u64 steered;         /* given to a worker's socket */
-    __u64 redirected;      /* sent to another port through the devmap */
-    __u64 dropped;         /* rx_frames = passed + steered + redirected + dropped */
-    __u64 egress_frames;   /* frames its devmap egress program saw */
+    __u64 rx_frames;     /* frames its ingress program saw */
+    __u64 rx_bytes;      /* with Ethernet header, without FCS */
+    __u64 passed;        /* given to the kernel */
+    __u64 steered;       /* given to a worker's socket */
+    __u64 redirected;    /* sent to another port through the devmap */
+    __u64 dropped;       /* rx_frames = passed + steered + redirected + dropped */
+    __u64 egress_frames; /* frames its devmap egress program saw */
     __u64 egress_bytes;
-    __u64 egress_sent;     /* of those, let through; the others were dropped there */
+    __u64 egress_sent; /* of those, let through; the others were dropped there */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
 
@@ -103,9 +103,9 @@ SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
 
 /* HASH owner_map. Writer: control, when an inbound SA comes or goes. Reader: steer_unprotected. */
 struct sp_owner_key {
-    __u32 spi;      /* network order */
-    __u16 family;   /* AF_INET or AF_INET6 */
-    __u8 protocol;  /* IPPROTO_ESP */
+    __u32 spi;     /* network order */
+    __u16 family;  /* AF_INET or AF_INET6 */
+    __u8 protocol; /* IPPROTO_ESP */
     __u8 pad;
     __u8 daddr[16]; /* outer destination; IPv4 in the first 4 bytes, rest zero */
 };
@@ -137,7 +137,7 @@ SP_STATIC_ASSERT(sizeof(struct sp_owner) == 8, "abi");
  */
 #define SP_SPD_OUTBOUND 0u
 #define SP_SPD_INBOUND 1u
-#define SP_SPD_TABLE(generation, direction, is_v6)                                                 \
+#define SP_SPD_TABLE(generation, direction, is_v6) \
     ((generation) << 2 | (direction) << 1 | (is_v6)) /* all unsigned */
 
 struct sp_lpm_key {
@@ -183,9 +183,9 @@ SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 8, "abi");
 
 /* ARRAY egress_rules, key: port id * SP_EGRESS_RULES_MAX + n. First match denies. */
 struct sp_egress_rule {
-    __u8 family;      /* AF_INET, AF_INET6; 0: any */
-    __u8 protocol;    /* 0: any */
-    __u8 src_bits;    /* prefix lengths; 0: any */
+    __u8 family;   /* AF_INET, AF_INET6; 0: any */
+    __u8 protocol; /* 0: any */
+    __u8 src_bits; /* prefix lengths; 0: any */
     __u8 dst_bits;
     __u16 dst_port_lo; /* inclusive, host order; 0 and 65535: any */
     __u16 dst_port_hi;
@@ -238,8 +238,7 @@ SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 20, "abi");
 
 /* ---- hashes that programs and workers must agree on ---------------------------------------- */
 
-static inline __u32 sp_mix32(__u32 x)
-{
+static inline __u32 sp_mix32(__u32 x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
     x ^= x >> 15;
@@ -250,17 +249,16 @@ static inline __u32 sp_mix32(__u32 x)
 
 /* Owner of an SA that nobody assigned. spi_be: network order, daddr_word: last 32 bits of the
    outer destination as they stand in memory. */
-static inline __u32 sp_sa_hash(__u32 spi_be, __u32 daddr_word)
-{
+static inline __u32 sp_sa_hash(__u32 spi_be, __u32 daddr_word) {
     return sp_mix32(spi_be ^ sp_mix32(daddr_word));
 }
 
 /* Same flow, same worker: last words of the addresses as they stand in memory, ports in host order,
    0 where there are none and for every fragment (later ones carry none). */
 static inline __u32 sp_flow_hash(__u32 src_word, __u32 dst_word, __u32 protocol, __u32 src_port,
-                                 __u32 dst_port)
-{
-    return sp_mix32(src_word ^ sp_mix32(dst_word ^ sp_mix32((src_port << 16 | dst_port) ^ protocol)));
+                                 __u32 dst_port) {
+    return sp_mix32(src_word ^
+                    sp_mix32(dst_word ^ sp_mix32((src_port << 16 | dst_port) ^ protocol)));
 }
 
 #endif /* SP_ABI_H */

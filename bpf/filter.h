@@ -12,18 +12,15 @@
 #include "parse.h"
 
 /* Network-order mask of the address word that begins at bit `from` of a prefix. */
-static __always_inline __u32 sp_word_mask(__u32 prefix_bits, __u32 from)
-{
-    if (prefix_bits <= from)
-        return 0;
-    if (prefix_bits >= from + 32)
-        return 0xffffffff;
+static __always_inline __u32 sp_word_mask(__u32 prefix_bits, __u32 from) {
+    if (prefix_bits <= from) return 0;
+    if (prefix_bits >= from + 32) return 0xffffffff;
     return bpf_htonl(0xffffffffu << ((from + 32 - prefix_bits) & 31));
 }
 
-static __always_inline int sp_in_prefix(const __u32 *address, const __u8 *prefix, __u32 prefix_bits)
-{
-    const __u32 *words = (const __u32 *)prefix;
+static __always_inline int sp_in_prefix(const __u32* address, const __u8* prefix,
+                                        __u32 prefix_bits) {
+    const __u32* words = (const __u32*)prefix;
 
     return !(((address[0] ^ words[0]) & sp_word_mask(prefix_bits, 0)) |
              ((address[1] ^ words[1]) & sp_word_mask(prefix_bits, 32)) |
@@ -35,33 +32,26 @@ static __always_inline int sp_in_prefix(const __u32 *address, const __u8 *prefix
  * 1: a rule denies the packet. Later fragments pass rules with ports: without the first fragment,
  * which carries the ports and is denied, nobody can reassemble them.
  */
-__noinline int sp_egress_denied(struct sp_packet *packet, __u32 port)
-{
-    struct sp_port_info *info;
+__noinline int sp_egress_denied(struct sp_packet* packet, __u32 port) {
+    struct sp_port_info* info;
 
-    if (!packet)
-        return 1;
+    if (!packet) return 1;
     info = bpf_map_lookup_elem(&port_info, &port);
-    if (!info)
-        return 1;
+    if (!info) return 1;
     for (__u32 i = 0; i < SP_EGRESS_RULES_MAX; ++i) {
         __u32 key = port * SP_EGRESS_RULES_MAX + i;
-        struct sp_egress_rule *rule;
+        struct sp_egress_rule* rule;
 
-        if (i >= info->rule_count)
-            break;
+        if (i >= info->rule_count) break;
         rule = bpf_map_lookup_elem(&egress_rules, &key);
-        if (!rule)
-            return 1;
-        if (rule->family && rule->family != packet->family)
-            continue;
+        if (!rule) return 1;
+        if (rule->family && rule->family != packet->family) continue;
         if (rule->protocol && packet->protocol_known && rule->protocol != packet->protocol)
             continue;
         if (rule->dst_port_lo != 0 || rule->dst_port_hi != 65535) {
-            if (packet->later_fragment)
-                continue;
-            if (packet->ports_known && (packet->dst_port < rule->dst_port_lo ||
-                                        packet->dst_port > rule->dst_port_hi))
+            if (packet->later_fragment) continue;
+            if (packet->ports_known &&
+                (packet->dst_port < rule->dst_port_lo || packet->dst_port > rule->dst_port_hi))
                 continue;
         }
         if (!sp_in_prefix(packet->src, rule->src, rule->src_bits) ||

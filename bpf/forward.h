@@ -36,22 +36,18 @@ enum sp_origin {
     SP_ORIGIN_ORIGINATED, /* made here: TTL stays, the packet is ESP or was never ours to protect */
 };
 
-static __always_inline int sp_redirect(__u32 port)
-{
-    struct sp_port_counters *counters;
+static __always_inline int sp_redirect(__u32 port) {
+    struct sp_port_counters* counters;
 
     /* An empty slot: the port has gone. */
-    if (bpf_redirect_map(&tx_ports, port, 0) != XDP_REDIRECT)
-        return sp_drop(SP_DROP_no_route);
+    if (bpf_redirect_map(&tx_ports, port, 0) != XDP_REDIRECT) return sp_drop(SP_DROP_no_route);
     counters = sp_counters();
-    if (counters)
-        ++counters->redirected;
+    if (counters) ++counters->redirected;
     return XDP_REDIRECT;
 }
 
-static __always_inline long sp_fib_lookup(struct xdp_md *ctx, const struct sp_packet *packet,
-                                          __u32 ip_bytes, struct bpf_fib_lookup *fib)
-{
+static __always_inline long sp_fib_lookup(struct xdp_md* ctx, const struct sp_packet* packet,
+                                          __u32 ip_bytes, struct bpf_fib_lookup* fib) {
     __builtin_memset(fib, 0, sizeof(*fib));
     fib->family = packet->family;
     fib->l4_protocol = packet->protocol;
@@ -72,8 +68,7 @@ static __always_inline long sp_fib_lookup(struct xdp_md *ctx, const struct sp_pa
 }
 
 /* The kernel keeps the packet: it is for this host, or nothing would route it on. */
-static __always_inline int sp_is_local(struct xdp_md *ctx, const struct sp_packet *packet)
-{
+static __always_inline int sp_is_local(struct xdp_md* ctx, const struct sp_packet* packet) {
     struct bpf_fib_lookup fib;
     long result = sp_fib_lookup(ctx, packet, 0, &fib);
 
@@ -81,19 +76,17 @@ static __always_inline int sp_is_local(struct xdp_md *ctx, const struct sp_packe
 }
 
 /* One hop less, and the link addresses of the next one. */
-static __always_inline int sp_rewrite(struct xdp_md *ctx, const struct bpf_fib_lookup *fib,
-                                      __u32 family, enum sp_origin origin)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
-    struct ethhdr *ethernet = data;
+static __always_inline int sp_rewrite(struct xdp_md* ctx, const struct bpf_fib_lookup* fib,
+                                      __u32 family, enum sp_origin origin) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    struct ethhdr* ethernet = data;
 
     if (family == SP_AF_INET) {
-        struct iphdr *ip = (void *)(ethernet + 1);
+        struct iphdr* ip = (void*)(ethernet + 1);
         __u32 check;
 
-        if ((void *)(ip + 1) > data_end)
-            return 0;
+        if ((void*)(ip + 1) > data_end) return 0;
         if (origin != SP_ORIGIN_ORIGINATED) {
             /* RFC 1141: TTL is the high byte of its word, so the sum grows by 0x0100. */
             check = ip->check;
@@ -102,12 +95,10 @@ static __always_inline int sp_rewrite(struct xdp_md *ctx, const struct bpf_fib_l
             --ip->ttl;
         }
     } else {
-        struct ipv6hdr *ip = (void *)(ethernet + 1);
+        struct ipv6hdr* ip = (void*)(ethernet + 1);
 
-        if ((void *)(ip + 1) > data_end)
-            return 0;
-        if (origin != SP_ORIGIN_ORIGINATED)
-            --ip->hop_limit;
+        if ((void*)(ip + 1) > data_end) return 0;
+        if (origin != SP_ORIGIN_ORIGINATED) --ip->hop_limit;
     }
     __builtin_memcpy(ethernet->h_dest, fib->dmac, ETH_ALEN);
     __builtin_memcpy(ethernet->h_source, fib->smac, ETH_ALEN);
@@ -117,79 +108,66 @@ static __always_inline int sp_rewrite(struct xdp_md *ctx, const struct bpf_fib_l
 /* RFC 4301 5.1: whatever leaves through an unprotected port is what the outbound SPD lets leave in
    clear. Packets from elsewhere than a protected port have not met it yet: one tunnel's traffic
    must not continue in clear towards another. */
-static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet *packet, __u32 port,
-                                                              enum sp_origin origin)
-{
-    struct sp_port_info *info = bpf_map_lookup_elem(&port_info, &port);
-    struct sp_spd_entry *entry;
+static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet* packet, __u32 port,
+                                                              enum sp_origin origin) {
+    struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
+    struct sp_spd_entry* entry;
     __u32 index;
     int found;
 
-    if (origin == SP_ORIGIN_ORIGINATED || origin == SP_ORIGIN_BYPASS_OUT)
-        return SP_DROP_none;
-    if (!info)
-        return SP_DROP_no_route;
-    if (info->role != SP_ROLE_UNPROTECTED)
-        return SP_DROP_none;
+    if (origin == SP_ORIGIN_ORIGINATED || origin == SP_ORIGIN_BYPASS_OUT) return SP_DROP_none;
+    if (!info) return SP_DROP_no_route;
+    if (info->role != SP_ROLE_UNPROTECTED) return SP_DROP_none;
     found = sp_spd_find(packet, SP_SPD_OUTBOUND);
-    if (found == SP_SPD_NEEDS_PORTS)
-        return SP_DROP_fragment_without_ports;
+    if (found == SP_SPD_NEEDS_PORTS) return SP_DROP_fragment_without_ports;
     index = (__u32)found;
     entry = found < 0 ? NULL : bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry)
-        return SP_DROP_no_policy;
-    if (entry->action == SP_SPD_PROTECT)
-        return SP_DROP_protect_in_clear;
+    if (!entry) return SP_DROP_no_policy;
+    if (entry->action == SP_SPD_PROTECT) return SP_DROP_protect_in_clear;
     return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
 }
 
-static __always_inline int sp_forward(struct xdp_md *ctx, struct sp_packet *packet,
-                                      enum sp_origin origin)
-{
+static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* packet,
+                                      enum sp_origin origin) {
     struct bpf_fib_lookup fib;
     enum sp_drop_reason reason;
-    __u32 *port;
+    __u32* port;
     long result;
     int resolved;
 
     /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards it. */
-    if (origin != SP_ORIGIN_ORIGINATED && packet->ttl <= 1)
-        return sp_pass();
+    if (origin != SP_ORIGIN_ORIGINATED && packet->ttl <= 1) return sp_pass();
 
     result = sp_fib_lookup(ctx, packet, packet->ip_bytes, &fib);
     resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
     /* Too big for the route: the kernel fragments or answers. Ask again only for the port. */
-    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-        result = sp_fib_lookup(ctx, packet, 0, &fib);
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) result = sp_fib_lookup(ctx, packet, 0, &fib);
 
     switch (result) {
-    case BPF_FIB_LKUP_RET_SUCCESS:
-    case BPF_FIB_LKUP_RET_NO_NEIGH:
-        break;
-    case BPF_FIB_LKUP_RET_NOT_FWDED:
-    case BPF_FIB_LKUP_RET_FWD_DISABLED:
-        return sp_pass();
-    case BPF_FIB_LKUP_RET_BLACKHOLE:
-    case BPF_FIB_LKUP_RET_UNREACHABLE:
-    case BPF_FIB_LKUP_RET_PROHIBIT:
-        /* The kernel does not forward it either, and answers the sender. */
-        return origin <= SP_ORIGIN_BYPASS_IN ? sp_pass() : sp_drop(SP_DROP_no_route);
-    default:
-        /* Routes with encapsulation and failed lookups: the port, and with it the egress filter
-           that must hold, is not known. */
-        return sp_drop(SP_DROP_no_route);
+        case BPF_FIB_LKUP_RET_SUCCESS:
+        case BPF_FIB_LKUP_RET_NO_NEIGH:
+            break;
+        case BPF_FIB_LKUP_RET_NOT_FWDED:
+        case BPF_FIB_LKUP_RET_FWD_DISABLED:
+            return sp_pass();
+        case BPF_FIB_LKUP_RET_BLACKHOLE:
+        case BPF_FIB_LKUP_RET_UNREACHABLE:
+        case BPF_FIB_LKUP_RET_PROHIBIT:
+            /* The kernel does not forward it either, and answers the sender. */
+            return origin <= SP_ORIGIN_BYPASS_IN ? sp_pass() : sp_drop(SP_DROP_no_route);
+        default:
+            /* Routes with encapsulation and failed lookups: the port, and with it the egress filter
+               that must hold, is not known. */
+            return sp_drop(SP_DROP_no_route);
     }
 
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
-    if (!port)
-        return sp_pass();
+    if (!port) return sp_pass();
     reason = sp_refuse_in_clear(packet, *port, origin);
-    if (reason)
-        return sp_drop(reason);
+    if (reason) return sp_drop(reason);
     if (!resolved)
         return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
-    if (!sp_rewrite(ctx, &fib, packet->family, origin))
-        return sp_drop(SP_DROP_truncated);
+    if (!sp_rewrite(ctx, &fib, packet->family, origin)) return sp_drop(SP_DROP_truncated);
     return sp_redirect(*port);
 }
 

@@ -23,7 +23,7 @@ struct {
 /* Writer: every program. Reader: control. */
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, SP_PORTS_MAX * SP_DROP_COUNT);
+    __uint(max_entries, SP_PORTS_MAX* SP_DROP_COUNT);
     __type(key, __u32);
     __type(value, __u64);
 } drop_counters SEC(".maps");
@@ -39,7 +39,7 @@ struct {
 /* Writer: control. Reader: egress_port, and the programs that pass a frame on to the kernel. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, SP_PORTS_MAX * SP_EGRESS_RULES_MAX);
+    __uint(max_entries, SP_PORTS_MAX* SP_EGRESS_RULES_MAX);
     __type(key, __u32);
     __type(value, struct sp_egress_rule);
 } egress_rules SEC(".maps");

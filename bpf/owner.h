@@ -31,10 +31,10 @@ struct bpf_xfrm_state_opts {
 };
 SP_STATIC_ASSERT(sizeof(struct bpf_xfrm_state_opts) == 36, "kernel interface");
 
-extern struct xfrm_state *bpf_xdp_get_xfrm_state(struct xdp_md *ctx,
-                                                 struct bpf_xfrm_state_opts *opts,
+extern struct xfrm_state* bpf_xdp_get_xfrm_state(struct xdp_md* ctx,
+                                                 struct bpf_xfrm_state_opts* opts,
                                                  __u32 opts__sz) __ksym __weak;
-extern void bpf_xdp_xfrm_state_release(struct xfrm_state *state) __ksym __weak;
+extern void bpf_xdp_xfrm_state_release(struct xfrm_state* state) __ksym __weak;
 
 /* Writer: control. Reader: steer_unprotected. Key: an inbound SA, while control knows it. */
 struct {
@@ -55,15 +55,14 @@ struct {
 #define SP_OWNER_UNKNOWN_SA 0xfffffffdu
 
 /* Worker index, SP_OWNER_KERNEL or SP_OWNER_UNKNOWN_SA. */
-static __always_inline __u32 sp_find_owner(struct xdp_md *ctx, const struct sp_packet *packet,
-                                           __u32 spi)
-{
+static __always_inline __u32 sp_find_owner(struct xdp_md* ctx, const struct sp_packet* packet,
+                                           __u32 spi) {
     struct sp_owner_key key = {
         .spi = spi,
         .family = packet->family,
         .protocol = IPPROTO_ESP,
     };
-    struct sp_owner *owner;
+    struct sp_owner* owner;
     int state_found = 0;
 
     if (tune.use_kfunc && bpf_xdp_get_xfrm_state && bpf_xdp_xfrm_state_release) {
@@ -73,31 +72,27 @@ static __always_inline __u32 sp_find_owner(struct xdp_md *ctx, const struct sp_p
             .protocol = IPPROTO_ESP,
             .family = packet->family,
         };
-        struct xfrm_state *state;
+        struct xfrm_state* state;
 
         __builtin_memcpy(opts.daddr.a6, packet->dst, sizeof(opts.daddr.a6));
         state = bpf_xdp_get_xfrm_state(ctx, &opts, sizeof(opts));
         if (state) {
             __u32 cpu = 0xffffffff;
-            __u32 *worker;
+            __u32* worker;
 
             /* Kernels before 6.13 have SAs without pcpu_num. */
-            if (bpf_core_field_exists(state->pcpu_num))
-                cpu = state->pcpu_num;
+            if (bpf_core_field_exists(state->pcpu_num)) cpu = state->pcpu_num;
             bpf_xdp_xfrm_state_release(state);
             state_found = 1;
             worker = bpf_map_lookup_elem(&cpu_worker, &cpu);
-            if (worker && *worker != SP_OWNER_NONE)
-                return *worker;
+            if (worker && *worker != SP_OWNER_NONE) return *worker;
         }
     }
 
     __builtin_memcpy(key.daddr, packet->dst, sizeof(key.daddr));
     owner = bpf_map_lookup_elem(&owner_map, &key);
-    if (owner)
-        return owner->worker;
-    if (state_found)
-        return sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
+    if (owner) return owner->worker;
+    if (state_found) return sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
     return SP_OWNER_UNKNOWN_SA;
 }
 

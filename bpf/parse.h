@@ -33,56 +33,50 @@
 #define SP_IPV6_MORE_FRAGMENTS 0x0001
 
 struct sp_packet {
-    __u32 src[4];         /* network order; IPv4 in the first word, rest zero */
+    __u32 src[4]; /* network order; IPv4 in the first word, rest zero */
     __u32 dst[4];
-    __u32 ip_bytes;       /* whole packet, as its header says */
-    __u32 upper_offset;   /* from the start of the frame */
-    __u32 flowinfo;       /* IPv6: first word without version, network order */
-    __u16 src_port;       /* host order; 0 when not known */
+    __u32 ip_bytes;     /* whole packet, as its header says */
+    __u32 upper_offset; /* from the start of the frame */
+    __u32 flowinfo;     /* IPv6: first word without version, network order */
+    __u16 src_port;     /* host order; 0 when not known */
     __u16 dst_port;
-    __u8 family;          /* 0: not IP */
-    __u8 protocol;        /* upper protocol */
-    __u8 protocol_known;  /* 0: a later fragment that begins inside extension headers */
+    __u8 family;         /* 0: not IP */
+    __u8 protocol;       /* upper protocol */
+    __u8 protocol_known; /* 0: a later fragment that begins inside extension headers */
     __u8 ports_known;
-    __u8 is_fragment;     /* first or later */
-    __u8 later_fragment;  /* does not hold the upper header */
-    __u8 ttl;             /* or hop limit */
-    __u8 tos;             /* IPv4 */
+    __u8 is_fragment;    /* first or later */
+    __u8 later_fragment; /* does not hold the upper header */
+    __u8 ttl;            /* or hop limit */
+    __u8 tos;            /* IPv4 */
 };
 
-static __always_inline __u32 sp_last_word(const struct sp_packet *packet, const __u32 *address)
-{
+static __always_inline __u32 sp_last_word(const struct sp_packet* packet, const __u32* address) {
     return packet->family == SP_AF_INET ? address[0] : address[3];
 }
 
 /* Bytes of the upper protocol, as the IP header says. */
-static __always_inline __u32 sp_upper_bytes(const struct sp_packet *packet)
-{
+static __always_inline __u32 sp_upper_bytes(const struct sp_packet* packet) {
     return packet->ip_bytes - (packet->upper_offset - ETH_HLEN);
 }
 
 /* A frame that is not IP is no error: family stays 0. */
-static __always_inline enum sp_drop_reason sp_parse_ip(const struct xdp_md *ctx,
-                                                       struct sp_packet *packet)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
-    const struct ethhdr *ethernet = data;
+static __always_inline enum sp_drop_reason sp_parse_ip(const struct xdp_md* ctx,
+                                                       struct sp_packet* packet) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const struct ethhdr* ethernet = data;
 
-    if ((void *)(ethernet + 1) > data_end)
-        return SP_DROP_truncated;
+    if ((void*)(ethernet + 1) > data_end) return SP_DROP_truncated;
 
     if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
-        const struct iphdr *ip = (void *)(ethernet + 1);
+        const struct iphdr* ip = (void*)(ethernet + 1);
         __u16 fragment;
 
-        if ((void *)(ip + 1) > data_end)
-            return SP_DROP_truncated;
+        if ((void*)(ip + 1) > data_end) return SP_DROP_truncated;
         packet->ip_bytes = bpf_ntohs(ip->tot_len);
         if (ip->version != 4 || ip->ihl < 5 || packet->ip_bytes < ip->ihl * 4u)
             return SP_DROP_malformed_ip;
-        if ((void *)ip + ip->ihl * 4 > data_end)
-            return SP_DROP_truncated;
+        if ((void*)ip + ip->ihl * 4 > data_end) return SP_DROP_truncated;
         packet->family = SP_AF_INET;
         packet->src[0] = ip->saddr;
         packet->dst[0] = ip->daddr;
@@ -94,54 +88,46 @@ static __always_inline enum sp_drop_reason sp_parse_ip(const struct xdp_md *ctx,
         packet->is_fragment = (fragment & (SP_IPV4_MORE_FRAGMENTS | SP_IPV4_FRAGMENT_OFFSET)) != 0;
         packet->later_fragment = (fragment & SP_IPV4_FRAGMENT_OFFSET) != 0;
     } else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
-        const struct ipv6hdr *ip = (void *)(ethernet + 1);
+        const struct ipv6hdr* ip = (void*)(ethernet + 1);
 
-        if ((void *)(ip + 1) > data_end)
-            return SP_DROP_truncated;
-        if (ip->version != 6)
-            return SP_DROP_malformed_ip;
+        if ((void*)(ip + 1) > data_end) return SP_DROP_truncated;
+        if (ip->version != 6) return SP_DROP_malformed_ip;
         packet->ip_bytes = sizeof(*ip) + bpf_ntohs(ip->payload_len);
         packet->family = SP_AF_INET6;
         __builtin_memcpy(packet->src, &ip->saddr, sizeof(packet->src));
         __builtin_memcpy(packet->dst, &ip->daddr, sizeof(packet->dst));
         packet->protocol = ip->nexthdr;
         packet->ttl = ip->hop_limit;
-        packet->flowinfo = *(const __u32 *)ip & bpf_htonl(0x0fffffff);
+        packet->flowinfo = *(const __u32*)ip & bpf_htonl(0x0fffffff);
         packet->upper_offset = ETH_HLEN + sizeof(*ip);
     } else {
         return SP_DROP_none;
     }
-    if (ETH_HLEN + packet->ip_bytes > (__u64)(data_end - data))
-        return SP_DROP_malformed_ip;
+    if (ETH_HLEN + packet->ip_bytes > (__u64)(data_end - data)) return SP_DROP_malformed_ip;
     packet->protocol_known = 1;
     return SP_DROP_none;
 }
 
-static __always_inline int sp_is_extension_header(__u8 protocol)
-{
+static __always_inline int sp_is_extension_header(__u8 protocol) {
     return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
            protocol == IPPROTO_FRAGMENT || protocol == IPPROTO_DSTOPTS;
 }
 
-static __always_inline enum sp_drop_reason sp_walk_extension_headers(const struct xdp_md *ctx,
-                                                                     struct sp_packet *packet)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
+static __always_inline enum sp_drop_reason sp_walk_extension_headers(const struct xdp_md* ctx,
+                                                                     struct sp_packet* packet) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
     __u32 offset = ETH_HLEN + sizeof(struct ipv6hdr);
     __u8 protocol = packet->protocol;
 
     for (int i = 0; i < SP_EXTENSION_HEADERS_MAX; ++i) {
-        const __u8 *header;
+        const __u8* header;
 
-        if (!sp_is_extension_header(protocol))
-            break;
+        if (!sp_is_extension_header(protocol)) break;
         /* At most 5 * 2048 bytes; said again for the verifier. */
-        if (offset > 0x3fff)
-            return SP_DROP_malformed_ip;
+        if (offset > 0x3fff) return SP_DROP_malformed_ip;
         header = data + offset;
-        if ((const void *)(header + 8) > data_end)
-            return SP_DROP_truncated;
+        if ((const void*)(header + 8) > data_end) return SP_DROP_truncated;
         if (protocol == IPPROTO_FRAGMENT) {
             __u16 fragment = (__u16)(header[2] << 8 | header[3]);
 
@@ -160,40 +146,33 @@ static __always_inline enum sp_drop_reason sp_walk_extension_headers(const struc
         }
         protocol = header[0];
     }
-    if (sp_is_extension_header(protocol) && !packet->later_fragment)
-        return SP_DROP_malformed_ip;
-    if (offset - ETH_HLEN > packet->ip_bytes)
-        return SP_DROP_malformed_ip;
+    if (sp_is_extension_header(protocol) && !packet->later_fragment) return SP_DROP_malformed_ip;
+    if (offset - ETH_HLEN > packet->ip_bytes) return SP_DROP_malformed_ip;
     packet->protocol = protocol;
     packet->upper_offset = offset;
     return SP_DROP_none;
 }
 
-static __always_inline enum sp_drop_reason sp_parse_upper(const struct xdp_md *ctx,
-                                                          struct sp_packet *packet)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
-    const __u8 *upper;
+static __always_inline enum sp_drop_reason sp_parse_upper(const struct xdp_md* ctx,
+                                                          struct sp_packet* packet) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const __u8* upper;
     __u32 offset;
 
     if (packet->family == SP_AF_INET6) {
         enum sp_drop_reason reason = sp_walk_extension_headers(ctx, packet);
 
-        if (reason)
-            return reason;
+        if (reason) return reason;
     }
-    if (packet->later_fragment)
-        return SP_DROP_none;
+    if (packet->later_fragment) return SP_DROP_none;
     if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP &&
         packet->protocol != IPPROTO_SCTP)
         return SP_DROP_none;
     offset = packet->upper_offset;
-    if (offset > 0x3fff)
-        return SP_DROP_malformed_ip;
+    if (offset > 0x3fff) return SP_DROP_malformed_ip;
     upper = data + offset;
-    if ((const void *)(upper + 4) > data_end || sp_upper_bytes(packet) < 4)
-        return SP_DROP_truncated;
+    if ((const void*)(upper + 4) > data_end || sp_upper_bytes(packet) < 4) return SP_DROP_truncated;
     packet->src_port = (__u16)(upper[0] << 8 | upper[1]);
     packet->dst_port = (__u16)(upper[2] << 8 | upper[3]);
     packet->ports_known = 1;
@@ -202,18 +181,16 @@ static __always_inline enum sp_drop_reason sp_parse_upper(const struct xdp_md *c
 
 /* Multicast, broadcast and link-local destinations are the host's own affairs: no router forwards
    them by its unicast table. */
-static __always_inline int sp_is_host_scope(const struct xdp_md *ctx,
-                                            const struct sp_packet *packet)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
-    const struct ethhdr *ethernet = data;
+static __always_inline int sp_is_host_scope(const struct xdp_md* ctx,
+                                            const struct sp_packet* packet) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const struct ethhdr* ethernet = data;
     __u32 first = bpf_ntohl(packet->dst[0]);
 
     /* RFC 1812 5.3.4: what came as a link-layer broadcast or multicast is not forwarded; the kernel
        takes such frames in and does not route them. */
-    if ((void *)(ethernet + 1) > data_end || (ethernet->h_dest[0] & 1))
-        return 1;
+    if ((void*)(ethernet + 1) > data_end || (ethernet->h_dest[0] & 1)) return 1;
     if (packet->family == SP_AF_INET)
         return first >> 28 == 0xe || first == 0xffffffff || first >> 16 == 0xa9fe;
     return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;

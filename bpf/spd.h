@@ -47,54 +47,44 @@ struct {
 #define SP_SPD_NEEDS_PORTS (-2)
 
 /* Index into spd_entries, or one of the two above. */
-__noinline int sp_spd_find(struct sp_packet *packet, __u32 direction)
-{
+__noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
     struct sp_lpm_key key = {};
-    struct sp_spd_active *active;
-    struct sp_spd_cell *cell;
+    struct sp_spd_active* active;
+    struct sp_spd_cell* cell;
     __u32 zero = 0;
-    __u32 *class;
+    __u32* class;
     __u32 bits;
 
-    if (!packet)
-        return SP_SPD_NO_MATCH;
+    if (!packet) return SP_SPD_NO_MATCH;
     active = bpf_map_lookup_elem(&spd_active, &zero);
-    if (!active || !active->enabled)
-        return SP_SPD_NO_MATCH;
+    if (!active || !active->enabled) return SP_SPD_NO_MATCH;
 
     bits = packet->family == SP_AF_INET ? 32 : 128;
     key.prefix_bits = 32 + bits;
-    key.table = SP_SPD_TABLE(active->generation, direction,
-                             packet->family == SP_AF_INET6 ? 1u : 0u);
+    key.table =
+        SP_SPD_TABLE(active->generation, direction, packet->family == SP_AF_INET6 ? 1u : 0u);
     __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
     class = bpf_map_lookup_elem(&spd_dst, &key);
-    if (!class)
-        return SP_SPD_NO_MATCH;
+    if (!class) return SP_SPD_NO_MATCH;
 
     key.table = *class;
     __builtin_memcpy(key.address, packet->src, sizeof(key.address));
     cell = bpf_map_lookup_elem(&spd_src, &key);
-    if (!cell)
-        return SP_SPD_NO_MATCH;
+    if (!cell) return SP_SPD_NO_MATCH;
 
     for (__u32 i = 0; i < SP_CELL_ENTRIES_MAX; ++i) {
-        struct sp_spd_entry *entry;
+        struct sp_spd_entry* entry;
         __u32 index = cell->first + i;
 
-        if (i >= cell->count)
-            break;
+        if (i >= cell->count) break;
         entry = bpf_map_lookup_elem(&spd_entries, &index);
-        if (!entry)
-            break;
+        if (!entry) break;
         if (entry->protocol) {
-            if (!packet->protocol_known)
-                return SP_SPD_NEEDS_PORTS;
-            if (entry->protocol != packet->protocol)
-                continue;
+            if (!packet->protocol_known) return SP_SPD_NEEDS_PORTS;
+            if (entry->protocol != packet->protocol) continue;
         }
         if (entry->has_ports) {
-            if (!packet->ports_known)
-                return SP_SPD_NEEDS_PORTS;
+            if (!packet->ports_known) return SP_SPD_NEEDS_PORTS;
             if (packet->src_port < entry->src_port_lo || packet->src_port > entry->src_port_hi ||
                 packet->dst_port < entry->dst_port_lo || packet->dst_port > entry->dst_port_hi)
                 continue;
@@ -104,12 +94,11 @@ __noinline int sp_spd_find(struct sp_packet *packet, __u32 direction)
     return SP_SPD_NO_MATCH;
 }
 
-/* The worker, among those that hold an outbound SA of the policy, which the flow belongs to. Ports do
-   not count for fragments, so that all of one packet reach the same worker. The caller has checked
-   that owner_count is 1 .. SP_OWNERS_MAX. */
-static __always_inline __u32 sp_owner_of_flow(const struct sp_packet *packet,
-                                              const struct sp_spd_entry *entry)
-{
+/* The worker, among those that hold an outbound SA of the policy, which the flow belongs to. Ports
+   do not count for fragments, so that all of one packet reach the same worker. The caller has
+   checked that owner_count is 1 .. SP_OWNERS_MAX. */
+static __always_inline __u32 sp_owner_of_flow(const struct sp_packet* packet,
+                                              const struct sp_spd_entry* entry) {
     __u32 src_port = packet->is_fragment ? 0 : packet->src_port;
     __u32 dst_port = packet->is_fragment ? 0 : packet->dst_port;
     __u32 hash = sp_flow_hash(sp_last_word(packet, packet->src), sp_last_word(packet, packet->dst),

@@ -11,7 +11,7 @@
 /* Writer: every steer program. Reader: control. */
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, SP_PORTS_MAX * SP_QUEUES_MAX * SP_WORKERS_MAX);
+    __uint(max_entries, SP_PORTS_MAX* SP_QUEUES_MAX* SP_WORKERS_MAX);
     __type(key, __u32);
     __type(value, __u64);
 } steer_counters SEC(".maps");
@@ -29,49 +29,42 @@ struct {
  * Hands the frame to `worker`. Without a socket there (the daemon is gone or not ready):
  * without_socket XDP_PASS lets the kernel have it, XDP_DROP keeps cleartext from leaving in clear.
  */
-static __always_inline int sp_steer(struct xdp_md *ctx, __u32 worker,
-                                    enum xdp_action without_socket)
-{
+static __always_inline int sp_steer(struct xdp_md* ctx, __u32 worker,
+                                    enum xdp_action without_socket) {
     __u32 queue = ctx->rx_queue_index;
-    struct sp_port_counters *counters;
-    __u64 *count;
+    struct sp_port_counters* counters;
+    __u64* count;
     __u32 key;
 
-    if (queue >= tune.queues || worker >= tune.workers)
-        return sp_drop(SP_DROP_steer_failed);
+    if (queue >= tune.queues || worker >= tune.workers) return sp_drop(SP_DROP_steer_failed);
     if (bpf_redirect_map(&xsks, queue * tune.workers + worker, without_socket) != XDP_REDIRECT)
         return without_socket == XDP_PASS ? sp_pass() : sp_drop(SP_DROP_steer_failed);
 
     counters = sp_counters();
-    if (counters)
-        ++counters->steered;
+    if (counters) ++counters->steered;
     key = (tune.port * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker;
     count = bpf_map_lookup_elem(&steer_counters, &key);
-    if (count)
-        ++*count;
+    if (count) ++*count;
     return XDP_REDIRECT;
 }
 
 /* No policy covers the packet. The host's own packets need none (its sockets have their own rules);
    everything else ends at the SPD's implicit DISCARD. */
-static __always_inline int sp_without_policy(struct xdp_md *ctx, const struct sp_packet *packet)
-{
+static __always_inline int sp_without_policy(struct xdp_md* ctx, const struct sp_packet* packet) {
     return sp_is_local(ctx, packet) ? sp_pass() : sp_drop(SP_DROP_no_policy);
 }
 
 /* IPv6 neighbour discovery to a unicast address (probes, answers). RFC 4861 7.1: hop limit 255. */
-static __always_inline int sp_is_neighbour_discovery(const struct xdp_md *ctx,
-                                                     const struct sp_packet *packet)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
-    const __u8 *type = data + ETH_HLEN + sizeof(struct ipv6hdr);
+static __always_inline int sp_is_neighbour_discovery(const struct xdp_md* ctx,
+                                                     const struct sp_packet* packet) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const __u8* type = data + ETH_HLEN + sizeof(struct ipv6hdr);
 
     if (packet->family != SP_AF_INET6 || packet->protocol != IPPROTO_ICMPV6 || packet->ttl != 255 ||
         packet->is_fragment || packet->upper_offset != ETH_HLEN + sizeof(struct ipv6hdr))
         return 0;
-    if ((const void *)(type + 1) > data_end)
-        return 0;
+    if ((const void*)(type + 1) > data_end) return 0;
     return *type >= 133 && *type <= 137;
 }
 

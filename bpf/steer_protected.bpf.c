@@ -13,55 +13,45 @@
 
 #include "steer.h"
 
-static __always_inline int sp_protect(struct xdp_md *ctx, const struct sp_packet *packet,
-                                      const struct sp_spd_entry *entry)
-{
+static __always_inline int sp_protect(struct xdp_md* ctx, const struct sp_packet* packet,
+                                      const struct sp_spd_entry* entry) {
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
-    if (packet->ttl <= 1)
-        return sp_pass();
+    if (packet->ttl <= 1) return sp_pass();
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
         return sp_drop(SP_DROP_no_sa);
     return sp_steer(ctx, sp_owner_of_flow(packet, entry), XDP_DROP);
 }
 
 SEC("xdp")
-int steer_protected(struct xdp_md *ctx)
-{
+int steer_protected(struct xdp_md* ctx) {
     struct sp_packet packet = {};
-    struct sp_spd_entry *entry;
+    struct sp_spd_entry* entry;
     enum sp_drop_reason reason;
     __u32 index;
     int found;
 
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
-    if (reason)
-        return sp_drop(reason);
-    if (packet.family == 0 || sp_is_host_scope(ctx, &packet))
-        return sp_pass();
+    if (reason) return sp_drop(reason);
+    if (packet.family == 0 || sp_is_host_scope(ctx, &packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
-    if (reason)
-        return sp_drop(reason);
-    if (sp_is_neighbour_discovery(ctx, &packet) && sp_is_local(ctx, &packet))
-        return sp_pass();
+    if (reason) return sp_drop(reason);
+    if (sp_is_neighbour_discovery(ctx, &packet) && sp_is_local(ctx, &packet)) return sp_pass();
 
     found = sp_spd_find(&packet, SP_SPD_OUTBOUND);
-    if (found == SP_SPD_NEEDS_PORTS)
-        return sp_drop(SP_DROP_fragment_without_ports);
-    if (found < 0)
-        return sp_without_policy(ctx, &packet);
+    if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);
+    if (found < 0) return sp_without_policy(ctx, &packet);
     index = (__u32)found;
     entry = bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry)
-        return sp_drop(SP_DROP_no_policy);
+    if (!entry) return sp_drop(SP_DROP_no_policy);
     switch (entry->action) {
-    case SP_SPD_PROTECT:
-        return sp_protect(ctx, &packet, entry);
-    case SP_SPD_BYPASS:
-        return sp_forward(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
-    default:
-        return sp_drop(SP_DROP_policy_discard);
+        case SP_SPD_PROTECT:
+            return sp_protect(ctx, &packet, entry);
+        case SP_SPD_BYPASS:
+            return sp_forward(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
+        default:
+            return sp_drop(SP_DROP_policy_discard);
     }
 }
 

@@ -22,96 +22,79 @@
 enum sp_payload { SP_PAYLOAD_CLEARTEXT, SP_PAYLOAD_IKE, SP_PAYLOAD_ESP, SP_PAYLOAD_MALFORMED_ESP };
 
 /* Tells ESP and IKE from the rest; for ESP also its SPI (network order). */
-static __always_inline enum sp_payload sp_classify(const struct xdp_md *ctx,
-                                                   const struct sp_packet *packet, __u32 *spi)
-{
-    void *data = (void *)(long)ctx->data;
-    void *data_end = (void *)(long)ctx->data_end;
+static __always_inline enum sp_payload sp_classify(const struct xdp_md* ctx,
+                                                   const struct sp_packet* packet, __u32* spi) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
     __u32 offset = packet->upper_offset;
-    const struct udphdr *udp;
-    const __u32 *word;
+    const struct udphdr* udp;
+    const __u32* word;
     __u32 udp_bytes;
 
-    if (!packet->protocol_known || offset > 0x3fff)
-        return SP_PAYLOAD_CLEARTEXT;
+    if (!packet->protocol_known || offset > 0x3fff) return SP_PAYLOAD_CLEARTEXT;
     if (packet->protocol == IPPROTO_ESP) {
         word = data + offset;
         /* A later fragment has no SPI; the caller does not need one of a fragment. */
-        if (packet->is_fragment)
-            return SP_PAYLOAD_ESP;
-        if (sp_upper_bytes(packet) < SP_ESP_MIN_BYTES || (const void *)(word + 1) > data_end)
+        if (packet->is_fragment) return SP_PAYLOAD_ESP;
+        if (sp_upper_bytes(packet) < SP_ESP_MIN_BYTES || (const void*)(word + 1) > data_end)
             return SP_PAYLOAD_MALFORMED_ESP;
         *spi = *word;
         return SP_PAYLOAD_ESP;
     }
-    if (packet->protocol != IPPROTO_UDP || !packet->ports_known)
-        return SP_PAYLOAD_CLEARTEXT;
-    if (packet->dst_port == SP_PORT_IKE)
-        return SP_PAYLOAD_IKE;
-    if (packet->dst_port != SP_PORT_NAT_T)
-        return SP_PAYLOAD_CLEARTEXT;
+    if (packet->protocol != IPPROTO_UDP || !packet->ports_known) return SP_PAYLOAD_CLEARTEXT;
+    if (packet->dst_port == SP_PORT_IKE) return SP_PAYLOAD_IKE;
+    if (packet->dst_port != SP_PORT_NAT_T) return SP_PAYLOAD_CLEARTEXT;
 
     udp = data + offset;
-    if ((const void *)(udp + 1) > data_end || sp_upper_bytes(packet) < sizeof(*udp))
+    if ((const void*)(udp + 1) > data_end || sp_upper_bytes(packet) < sizeof(*udp))
         return SP_PAYLOAD_CLEARTEXT;
     udp_bytes = bpf_ntohs(udp->len);
     /* RFC 3948 2.3: a keepalive is one byte. All that cannot hold an SPI and a sequence number is
        for whoever listens on the port. */
-    if (udp_bytes < sizeof(*udp) + SP_ESP_MIN_BYTES)
-        return SP_PAYLOAD_IKE;
-    word = (const void *)(udp + 1);
-    if ((const void *)(word + 1) > data_end)
-        return SP_PAYLOAD_CLEARTEXT;
+    if (udp_bytes < sizeof(*udp) + SP_ESP_MIN_BYTES) return SP_PAYLOAD_IKE;
+    word = (const void*)(udp + 1);
+    if ((const void*)(word + 1) > data_end) return SP_PAYLOAD_CLEARTEXT;
     /* RFC 3948 2.2: the non-ESP marker stands where an SPI would. */
-    if (*word == 0)
-        return SP_PAYLOAD_IKE;
+    if (*word == 0) return SP_PAYLOAD_IKE;
     *spi = *word;
     return SP_PAYLOAD_ESP;
 }
 
-static __always_inline int sp_steer_esp(struct xdp_md *ctx, const struct sp_packet *packet,
-                                        __u32 spi)
-{
+static __always_inline int sp_steer_esp(struct xdp_md* ctx, const struct sp_packet* packet,
+                                        __u32 spi) {
     __u32 owner;
 
     /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
-    if (packet->is_fragment)
-        return sp_drop(SP_DROP_outer_fragment);
+    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
     owner = sp_find_owner(ctx, packet, spi);
-    if (owner == SP_OWNER_KERNEL)
-        return sp_pass();
+    if (owner == SP_OWNER_KERNEL) return sp_pass();
     if (owner == SP_OWNER_UNKNOWN_SA)
         return tune.punt_unknown_spi ? sp_pass() : sp_drop(SP_DROP_unknown_spi);
     return sp_steer(ctx, owner, XDP_PASS);
 }
 
 /* RFC 4301 5.2: what arrives in clear must be what the SPD lets arrive in clear. */
-static __always_inline int sp_check_cleartext(struct xdp_md *ctx, struct sp_packet *packet)
-{
+static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_packet* packet) {
     int found = sp_spd_find(packet, SP_SPD_INBOUND);
-    struct sp_spd_entry *entry;
+    struct sp_spd_entry* entry;
     __u32 index = (__u32)found;
 
-    if (found == SP_SPD_NEEDS_PORTS)
-        return sp_drop(SP_DROP_fragment_without_ports);
-    if (found < 0)
-        return sp_without_policy(ctx, packet);
+    if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);
+    if (found < 0) return sp_without_policy(ctx, packet);
     entry = bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry)
-        return sp_drop(SP_DROP_no_policy);
+    if (!entry) return sp_drop(SP_DROP_no_policy);
     switch (entry->action) {
-    case SP_SPD_PROTECT:
-        return sp_drop(SP_DROP_cleartext_for_protect);
-    case SP_SPD_BYPASS:
-        return sp_forward(ctx, packet, SP_ORIGIN_BYPASS_IN);
-    default:
-        return sp_drop(SP_DROP_policy_discard);
+        case SP_SPD_PROTECT:
+            return sp_drop(SP_DROP_cleartext_for_protect);
+        case SP_SPD_BYPASS:
+            return sp_forward(ctx, packet, SP_ORIGIN_BYPASS_IN);
+        default:
+            return sp_drop(SP_DROP_policy_discard);
     }
 }
 
 SEC("xdp")
-int steer_unprotected(struct xdp_md *ctx)
-{
+int steer_unprotected(struct xdp_md* ctx) {
     struct sp_packet packet = {};
     enum sp_payload payload;
     enum sp_drop_reason reason;
@@ -119,19 +102,14 @@ int steer_unprotected(struct xdp_md *ctx)
 
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
-    if (reason)
-        return sp_drop(reason);
-    if (packet.family == 0 || sp_is_host_scope(ctx, &packet))
-        return sp_pass();
+    if (reason) return sp_drop(reason);
+    if (packet.family == 0 || sp_is_host_scope(ctx, &packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
-    if (reason)
-        return sp_drop(reason);
+    if (reason) return sp_drop(reason);
 
     payload = sp_classify(ctx, &packet, &spi);
-    if (payload == SP_PAYLOAD_ESP)
-        return sp_steer_esp(ctx, &packet, spi);
-    if (payload == SP_PAYLOAD_MALFORMED_ESP)
-        return sp_drop(SP_DROP_malformed_esp);
+    if (payload == SP_PAYLOAD_ESP) return sp_steer_esp(ctx, &packet, spi);
+    if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */
     if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet)) &&

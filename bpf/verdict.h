@@ -16,25 +16,21 @@
 
 const volatile struct sp_tunables tune SEC(SP_TUNABLES_SECTION) = {};
 
-static __always_inline struct sp_port_counters *sp_counters(void)
-{
+static __always_inline struct sp_port_counters* sp_counters(void) {
     __u32 port = tune.port;
 
     return bpf_map_lookup_elem(&port_counters, &port);
 }
 
-static __always_inline void sp_count_drop(enum sp_drop_reason reason)
-{
+static __always_inline void sp_count_drop(enum sp_drop_reason reason) {
     __u32 key = tune.port * SP_DROP_COUNT + reason;
-    __u64 *count = bpf_map_lookup_elem(&drop_counters, &key);
+    __u64* count = bpf_map_lookup_elem(&drop_counters, &key);
 
-    if (count)
-        ++*count;
+    if (count) ++*count;
 }
 
-static __always_inline void sp_begin(const struct xdp_md *ctx)
-{
-    struct sp_port_counters *counters = sp_counters();
+static __always_inline void sp_begin(const struct xdp_md* ctx) {
+    struct sp_port_counters* counters = sp_counters();
 
     if (counters) {
         ++counters->rx_frames;
@@ -42,28 +38,23 @@ static __always_inline void sp_begin(const struct xdp_md *ctx)
     }
 }
 
-static __always_inline int sp_pass(void)
-{
-    struct sp_port_counters *counters = sp_counters();
+static __always_inline int sp_pass(void) {
+    struct sp_port_counters* counters = sp_counters();
 
-    if (counters)
-        ++counters->passed;
+    if (counters) ++counters->passed;
     return XDP_PASS;
 }
 
-static __always_inline int sp_drop(enum sp_drop_reason reason)
-{
-    struct sp_port_counters *counters = sp_counters();
+static __always_inline int sp_drop(enum sp_drop_reason reason) {
+    struct sp_port_counters* counters = sp_counters();
 
-    if (counters)
-        ++counters->dropped;
+    if (counters) ++counters->dropped;
     sp_count_drop(reason);
     return XDP_DROP;
 }
 
-static __always_inline void sp_egress_begin(const struct xdp_md *ctx)
-{
-    struct sp_port_counters *counters = sp_counters();
+static __always_inline void sp_egress_begin(const struct xdp_md* ctx) {
+    struct sp_port_counters* counters = sp_counters();
 
     if (counters) {
         ++counters->egress_frames;
@@ -72,18 +63,15 @@ static __always_inline void sp_egress_begin(const struct xdp_md *ctx)
 }
 
 /* In a devmap program XDP_PASS lets the frame out. */
-static __always_inline int sp_egress_send(void)
-{
-    struct sp_port_counters *counters = sp_counters();
+static __always_inline int sp_egress_send(void) {
+    struct sp_port_counters* counters = sp_counters();
 
-    if (counters)
-        ++counters->egress_sent;
+    if (counters) ++counters->egress_sent;
     return XDP_PASS;
 }
 
 /* What was not sent was dropped: port_counters.dropped belongs to the receiving side. */
-static __always_inline int sp_egress_drop(enum sp_drop_reason reason)
-{
+static __always_inline int sp_egress_drop(enum sp_drop_reason reason) {
     sp_count_drop(reason);
     return XDP_DROP;
 }

@@ -21,9 +21,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 MAY_INCLUDE = {
     "bpf": {"bpf"},
     "dataplane": {"dataplane", "bpf"},
-    "config": {"config", "dataplane"},
+    "config": {"config", "dataplane", "bpf"},
     "control": {"control", "config", "dataplane", "bpf"},
-    "cli": {"cli", "control", "config", "dataplane"},
     "bench": {"bench", "dataplane", "bpf", "config"},
     "tests": None,  # anything
 }
@@ -51,10 +50,10 @@ DOORS = [
     (r"intel-ipsec-mb\.h$", ("dataplane/crypto/", "bench/", "tests/")),
     (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "tests/")),
     (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "tests/")),
-    (r"boost/", ("control/", "cli/", "tests/")),
+    (r"boost/", ("control/", "tests/")),
     (r"toml(\+\+|plusplus)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),
-    (r"openssl/", ("tests/",)),
+    (r"openssl/", ("control/sequence_store", "tests/")),
 ]
 
 
