@@ -149,6 +149,10 @@ inline DropReason OutboundPipeline::parse_inner(Packet& packet) {
     const uint8_t ttl_needed = source_ == OutboundSource::port ? 2 : 1;
     const Frame frame = packet.frame;
     if (frame.bytes < kEthernetBytes + sizeof(wire::Ipv4)) return DropReason::truncated;
+    // MLD reports and the like, which every device with IPv6 sends.
+    if (source_ == OutboundSource::kernel && (frame.data[0] & std::byte{1}) != std::byte{0}) {
+        return DropReason::kernel_multicast;
+    }
     packet.ip = frame.data + kEthernetBytes;
     const uint32_t ip_bytes = frame.bytes - kEthernetBytes;
     const auto type = wire::read<Be16>(frame.data + 12);

@@ -339,6 +339,11 @@ class Rows {
         }
         add("A11_KernelHop0", {one(ethernet(ip(inner_, udp(1, 2), 0, 0)), R::ttl_exceeded)})
             .source = OutboundSource::kernel;
+        // By its Ethernet destination, whatever it holds.
+        Bytes multicast = ethernet(packet_);
+        multicast[0] |= std::byte{1};
+        add("KernelMulticast", {one(multicast, R::kernel_multicast)}).source =
+            OutboundSource::kernel;
     }
 
     void add_sizes() {
