@@ -86,8 +86,11 @@ void InboundPipeline::run(std::span<const Frame> frames, Clock& clock) {
     clock.mark(0);
     burst_.pass<&Self::lookup_sa>(*this, nothing);  // asks for the SA
     clock.mark(1);
-    burst_.pass<&Self::check_replay>(*this,
-                                     [](const Packet& packet) { __builtin_prefetch(packet.esp); });
+    burst_.pass<&Self::check_replay>(*this, [](const Packet& packet) {
+        __builtin_prefetch(packet.esp);
+        // Needed in the last pass only.
+        __builtin_prefetch(&packet.inbound_sa->selector);
+    });
     clock.mark(2);
     decrypt();
     clock.mark(3);
@@ -165,7 +168,6 @@ inline DropReason InboundPipeline::lookup_sa(Packet& packet) {
     if (sa == nullptr) return DropReason::unknown_spi;
     packet.inbound_sa = sa;
     __builtin_prefetch(sa, 1);
-    __builtin_prefetch(&sa->selector);
     __builtin_prefetch(sa + 1, 1);  // where the bitmap begins, for one selector
     return DropReason::none;
 }

@@ -131,10 +131,21 @@ Spd::Side::Side(const CompiledSpd& compiled) {
     for (const auto& entries : sources) {
         const auto v4 = flatten_v4(entries);
         const auto v6 = flatten_v6(entries);
-        classes.push_back({.v4_first = static_cast<uint32_t>(v4_sources.size()),
-                           .v4_count = static_cast<uint32_t>(v4.size()),
-                           .v6_first = static_cast<uint32_t>(v6_sources.size()),
-                           .v6_count = static_cast<uint32_t>(v6.size())});
+        ClassRow row{.only = {},
+                     .v4_first = static_cast<uint32_t>(v4_sources.size()),
+                     .v4_count = static_cast<uint32_t>(v4.size()),
+                     .v6_first = static_cast<uint32_t>(v6_sources.size()),
+                     .v6_count = static_cast<uint32_t>(v6.size())};
+        if (entries.size() == 1 && entries.front().prefix.address.family == Family::v4 &&
+            candidates[entries.front().value].last) {
+            const IpPrefix& source = entries.front().prefix;
+            row.only = candidates[entries.front().value];
+            row.only_v4_first =
+                load_v4(reinterpret_cast<const std::byte*>(source.address.bytes.data()));
+            row.only_v4_last =
+                row.only_v4_first | (source.bits == 0 ? ~0u : (1u << (32 - source.bits)) - 1);
+        }
+        classes.push_back(row);
         v4_sources.insert(v4_sources.end(), v4.begin(), v4.end());
         v6_sources.insert(v6_sources.end(), v6.begin(), v6.end());
     }
@@ -143,27 +154,30 @@ Spd::Side::Side(const CompiledSpd& compiled) {
 Spd::Spd(const CompiledSpd& outbound, const CompiledSpd& inbound)
     : outbound_(outbound), inbound_(inbound) {}
 
-uint32_t Spd::Side::find(const SpdKey& key) const {
+const Spd::Candidate* Spd::Side::find(const SpdKey& key) const {
     const uint32_t destination_class = destinations.lookup(key.family, key.destination);
-    if (destination_class == kPrefixMiss) return kPrefixMiss;
+    if (destination_class == kPrefixMiss) return nullptr;
     const ClassRow& row = classes[destination_class];
+    uint32_t first = kPrefixMiss;
     if (key.family == Family::v4) {
-        if (row.v4_count == 0) return kPrefixMiss;
-        return find_range(std::span(v4_sources).subspan(row.v4_first, row.v4_count),
-                          load_v4(key.source))
-            .value;
+        const uint32_t source = load_v4(key.source);
+        if (source >= row.only_v4_first && source <= row.only_v4_last) return &row.only;
+        if (row.v4_count == 0) return nullptr;
+        first = find_range(std::span(v4_sources).subspan(row.v4_first, row.v4_count), source).value;
+    } else {
+        if (row.v6_count == 0) return nullptr;
+        first = find_range(std::span(v6_sources).subspan(row.v6_first, row.v6_count),
+                           load_v6(key.source))
+                    .value;
     }
-    if (row.v6_count == 0) return kPrefixMiss;
-    return find_range(std::span(v6_sources).subspan(row.v6_first, row.v6_count),
-                      load_v6(key.source))
-        .value;
+    return first == kPrefixMiss ? nullptr : &candidates[first];
 }
 
 SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
     const Side& side = direction == SpdDirection::outbound ? outbound_ : inbound_;
-    const uint32_t first = side.find(key);
-    if (first == kPrefixMiss) return {};
-    for (const Candidate* candidate = &side.candidates[first];; ++candidate) {
+    const Candidate* candidate = side.find(key);
+    if (candidate == nullptr) return {};
+    for (;; ++candidate) {
         if (candidate->protocol == 0 || candidate->protocol == key.protocol) {
             if (!candidate->has_ports) {
                 return {.kind = SpdVerdict::Kind::matched,

@@ -114,8 +114,13 @@ class Spd {
     };
     static_assert(sizeof(Candidate) == 16);
 
-    // Source ranges of one destination class, in the Side's arrays. Value: index of a Candidate.
-    struct ClassRow {
+    // One destination class. Nearly always its entries have one IPv4 source prefix, then the row
+    // holds all there is to know: a lookup ends in this cache line.
+    struct alignas(64) ClassRow {
+        uint32_t only_v4_first = 1;  // addresses from .. to, host order; empty unless there is one
+        uint32_t only_v4_last = 0;
+        Candidate only;  // what they lead to; meaningless unless it is the last
+        // Source ranges in the Side's arrays. Their value is the index of a Candidate.
         uint32_t v4_first = 0;
         uint32_t v4_count = 0;
         uint32_t v6_first = 0;
@@ -129,7 +134,8 @@ class Spd {
         std::vector<RangeV6> v6_sources;
         std::vector<Candidate> candidates;
         explicit Side(const CompiledSpd& compiled);
-        [[nodiscard]] uint32_t find(const SpdKey& key) const;
+        // The run of candidates for these addresses; null: none.
+        [[nodiscard]] const Candidate* find(const SpdKey& key) const;
     };
     Side outbound_;
     Side inbound_;
