@@ -179,6 +179,7 @@ std::string encode_sequence_file(const SequenceFile& file) {
     text += "\nfile " + std::to_string(file.identity.inode) + " " +
             std::to_string(file.identity.birth_ns) + "\nwritten " +
             std::to_string(file.written_ns) + "\n";
+    if (file.incomplete) text += "incomplete\n";
     for (const auto& [key, record] : file.records) {
         text += "key " + key.to_hex() + " " + std::to_string(record.reserved_until) +
                 (record.suspect ? " suspect\n" : " trusted\n");
@@ -220,6 +221,8 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
             const auto written = parse_number<int64_t>(next_word(line));
             if (!written || !line.empty()) return damaged(at);
             file.written_ns = *written;
+        } else if (line_number == 4 && word == "incomplete" && line.empty()) {
+            file.incomplete = true;
         } else if (line_number > 3 && word == "key") {
             const auto key = digest_from_hex(next_word(line));
             const auto reserved = parse_number<uint64_t>(next_word(line));
@@ -265,7 +268,8 @@ SequenceStore::SequenceStore(SequenceStore&& other) noexcept
       lock_fd_(std::exchange(other.lock_fd_, -1)),
       records_(std::move(other.records_)),
       floor_(std::move(other.floor_)),
-      distrust_(std::move(other.distrust_)) {}
+      distrust_(std::move(other.distrust_)),
+      incomplete_(other.incomplete_) {}
 
 SequenceStore::~SequenceStore() {
     if (lock_fd_ >= 0) close(lock_fd_);
@@ -288,9 +292,11 @@ std::expected<void, std::string> SequenceStore::load() {
                         : std::expected<SequenceFile, std::string>(std::unexpected(text.error()));
     if (!decoded) {
         distrust_ = path.string() + " cannot be used, " + decoded.error();
+        incomplete_ = true;
         return {};
     }
     records_ = std::move(decoded->records);
+    incomplete_ = decoded->incomplete;
     // A kernel update can begin to show birth times that were not known when the file was written.
     const bool births_known = decoded->identity.birth_ns != 0 && status->identity.birth_ns != 0;
     if (decoded->identity.inode != status->identity.inode ||
@@ -304,6 +310,7 @@ std::expected<void, std::string> SequenceStore::load() {
                     "attributes changed), so its numbers may be too low";
     }
     if (!distrust_.empty()) {
+        incomplete_ = true;
         for (auto& [key, record] : records_) record.suspect = true;
     }
     return {};
@@ -344,8 +351,10 @@ std::expected<bool, std::string> SequenceStore::write_file(
     const auto status = status_of(file.get());
     if (!status) return failed("read the status of " + new_path.string());
     const int64_t written_ns = now_ns();
-    const std::string text = encode_sequence_file(
-        {.identity = status->identity, .written_ns = written_ns, .records = records});
+    const std::string text = encode_sequence_file({.identity = status->identity,
+                                                   .written_ns = written_ns,
+                                                   .incomplete = incomplete_,
+                                                   .records = records});
     if (!write_all(file.get(), text)) return failed("write " + new_path.string());
     if (fsync(file.get()) != 0) return failed("sync " + new_path.string());
     if (rename(new_path.c_str(), path.c_str()) != 0) return failed("rename " + new_path.string());
@@ -356,6 +365,12 @@ std::expected<bool, std::string> SequenceStore::write_file(
     return renamed->changed_ns > written_ns + kCtimeSlackNs;
 }
 
+std::string SequenceStore::lost_records() const {
+    if (!distrust_.empty()) return distrust_;
+    return (dir_ / kFileName).string() +
+           " has no record of this key and has lost records before, so the key may have been used";
+}
+
 std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::reserve(
     std::span<const Request> requests) {
     std::vector<std::expected<Range, std::string>> results;
@@ -364,7 +379,7 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
     for (const Request& request : requests) {
         const auto found = records.find(request.key);
         if (found == records.end()) {
-            if (distrust_.empty()) {
+            if (!incomplete_) {
                 results.emplace_back(std::unexpected(
                     "no sequence numbers are recorded for this key in " +
                     (dir_ / kFileName).string() +
@@ -372,7 +387,8 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
                     "If the file was lost: " +
                     how_to_accept()));
             } else {
-                results.emplace_back(std::unexpected(distrust_ + ". " + how_to_accept()));
+                results.emplace_back(std::unexpected(lost_records() + ". " + how_to_accept() +
+                                                     " (1 if it was never used)"));
             }
             continue;
         }
@@ -443,8 +459,8 @@ std::expected<void, std::string> SequenceStore::accept(const KeyDigest& key,
                                    " may have been used with this key: accept " + known +
                                    " or more");
         }
-    } else if (!next && !distrust_.empty()) {
-        return std::unexpected(distrust_ +
+    } else if (!next && incomplete_) {
+        return std::unexpected(lost_records() +
                                ": say NAME=SEQUENCE with a number certainly above everything ever "
                                "sent with this key (1 if it was never used)");
     }

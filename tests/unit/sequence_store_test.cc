@@ -281,6 +281,34 @@ TEST_F(SequenceStoreTest, AcceptingOneKeyDoesNotBlessTheOthers) {
     EXPECT_TRUE(other.error().contains("At least 10 were reserved")) << other.error();
 }
 
+// The record of key 2 went with the damaged file: accepting key 1 must not make key 2 look new.
+TEST_F(SequenceStoreTest, LostRecordsAreRememberedAfterAnotherKeyIsAccepted) {
+    {
+        auto store = open();
+        ASSERT_TRUE(store.accept(key(1), std::nullopt));
+        ASSERT_TRUE(store.accept(key(2), std::nullopt));
+        ASSERT_TRUE(reserve_one(store, 2, 10));
+    }
+    std::ofstream(file_) << "damaged\n";
+    {
+        auto store = open();
+        ASSERT_TRUE(store.accept(key(1), 500));
+    }
+    for (int restart = 0; restart < 2; ++restart) {
+        auto store = open();
+        EXPECT_EQ(store.distrust(), "");
+        EXPECT_FALSE(store.accept(key(2), std::nullopt));
+        const auto range = reserve_one(store, 2, 10);
+        ASSERT_FALSE(range);
+        EXPECT_TRUE(range.error().contains("--accept-key NAME=SEQUENCE")) << range.error();
+        EXPECT_FALSE(range.error().contains("--accept-key NAME'")) << range.error();
+        ASSERT_TRUE(reserve_one(store, 1, 10));  // writes the file again
+    }
+    auto store = open();
+    ASSERT_TRUE(store.accept(key(2), 9000));
+    EXPECT_EQ(reserve_one(store, 2, 1)->first, 9000u);
+}
+
 // ---- killed at any moment -----------------------------------------------------------------------
 
 TEST_F(SequenceStoreTest, NeverRepeatsOverRandomKillPoints) {
@@ -340,12 +368,16 @@ TEST_F(SequenceStoreTest, LeftoverOfATornWriteIsIgnored) {
 TEST(SequenceFile, TextRoundTrip) {
     SequenceFile file{.identity = {.inode = 77, .birth_ns = 123456789},
                       .written_ns = 1700000000000000000,
+                      .incomplete = false,
                       .records = {}};
     file.records[key(1)] = {.reserved_until = ~uint64_t{0}, .suspect = false};
     file.records[key(2)] = {.reserved_until = 1, .suspect = true};
-    const auto decoded = decode_sequence_file(encode_sequence_file(file));
-    ASSERT_TRUE(decoded) << decoded.error();
-    EXPECT_EQ(*decoded, file);
+    for (const bool incomplete : {false, true}) {
+        file.incomplete = incomplete;
+        const auto decoded = decode_sequence_file(encode_sequence_file(file));
+        ASSERT_TRUE(decoded) << decoded.error();
+        EXPECT_EQ(*decoded, file);
+    }
 }
 
 TEST(SequenceFile, DigestsOfKeysDiffer) {
