@@ -241,16 +241,42 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
     return file;
 }
 
+namespace {
+
+// Who may write there can put old numbers back, checksum and all.
+std::expected<void, std::string> prepare_directory(const std::filesystem::path& state_dir) {
+    const auto failed = [&](const std::string& what) {
+        return std::unexpected("cannot create the state directory " + state_dir.string() + ": " +
+                               what);
+    };
+    std::error_code error;
+    std::filesystem::create_directories(state_dir.parent_path(), error);
+    if (error) return failed(error.message());
+    if (mkdir(state_dir.c_str(), 0700) != 0 && errno != EEXIST) return failed(errno_text());
+    struct stat status{};
+    if (stat(state_dir.c_str(), &status) != 0) return failed(errno_text());
+    if (!S_ISDIR(status.st_mode)) return failed("something else has that name");
+    if (status.st_uid != 0 && status.st_uid != geteuid()) {
+        return std::unexpected("the state directory " + state_dir.string() +
+                               " belongs to another user (uid " + std::to_string(status.st_uid) +
+                               "): it must belong to root or to the user who runs this");
+    }
+    if ((status.st_mode & 022) != 0) {
+        return std::unexpected("others may write in the state directory " + state_dir.string() +
+                               ", and put old sequence numbers back: chmod 700 it");
+    }
+    return {};
+}
+
+}  // namespace
+
 std::expected<SequenceStore, std::string> SequenceStore::open(
     const std::filesystem::path& state_dir) {
-    std::error_code error;
-    std::filesystem::create_directories(state_dir, error);
-    if (error) {
-        return std::unexpected("cannot create the state directory " + state_dir.string() + ": " +
-                               error.message());
+    if (auto prepared = prepare_directory(state_dir); !prepared) {
+        return std::unexpected(prepared.error());
     }
     const std::filesystem::path lock_file = state_dir / kLockName;
-    FileDescriptor lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    FileDescriptor lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!lock.valid()) {
         return std::unexpected("cannot open " + lock_file.string() + ": " + errno_text());
     }
@@ -273,6 +299,13 @@ SequenceStore::SequenceStore(SequenceStore&& other) noexcept
 
 SequenceStore::~SequenceStore() {
     if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+bool SequenceStore::holds_lock() const {
+    struct stat held{};
+    struct stat named{};
+    return fstat(lock_fd_, &held) == 0 && lstat((dir_ / kLockName).c_str(), &named) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 std::expected<void, std::string> SequenceStore::load() {
@@ -318,6 +351,12 @@ std::expected<void, std::string> SequenceStore::load() {
 
 std::expected<void, std::string> SequenceStore::save(
     const std::map<KeyDigest, SequenceRecord>& records) {
+    if (!holds_lock()) {
+        return std::unexpected(
+            (dir_ / kLockName).string() +
+            " was removed or replaced while this sallyportd runs, so that a second one may use the "
+            "same numbers: make sure that none does, then restart sallyportd");
+    }
     // A disk that stalls longer than the slack would make the file look touched at the next start.
     constexpr int kAttempts = 3;
     for (int attempt = 0; attempt < kAttempts; ++attempt) {

@@ -150,6 +150,8 @@ class SequenceStore {
     SequenceStore(std::filesystem::path dir, int lock_fd)
         : dir_(std::move(dir)), lock_fd_(lock_fd) {}
 
+    // False: the lock file has gone from its place, and with it what keeps a second daemon out.
+    [[nodiscard]] bool holds_lock() const;
     std::expected<void, std::string> load();
     [[nodiscard]] std::string lost_records() const;  // why a key without a record may be used
     std::expected<void, std::string> save(const std::map<KeyDigest, SequenceRecord>& records);
