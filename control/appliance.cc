@@ -155,6 +155,11 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto guard = xfrm::PolicyGuard::install(std::move(*rows));
     if (!guard) return std::unexpected(guard.error());
     guard_.emplace(std::move(*guard));
+    if (guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep) {
+        log_.info(
+            "an earlier sallyportd was killed: its xfrm policies stay in place until this one has "
+            "started and is stopped by a signal");
+    }
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));

@@ -48,6 +48,8 @@ std::expected<bool, std::string> Daemon::run() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) signals_.add(number);
     wait_for_signal();
     if (auto started = start(); !started) return std::unexpected(started.error());
+    // From here on only a signal opens the kernel path again.
+    appliance_->at_end(xfrm::PolicyGuard::AtEnd::keep);
 
     log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
               std::to_string(appliance_->ports().size()) + " ports, " +
@@ -58,6 +60,7 @@ std::expected<bool, std::string> Daemon::run() {
     context_.run();
 
     log_.info("stopping");
+    appliance_->at_end(xfrm::PolicyGuard::AtEnd::remove);
     tell_service_manager("STOPPING=1");
     rpc_.reset();
     if (next_hops_) next_hops_->stop();
