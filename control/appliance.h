@@ -119,7 +119,7 @@ class Appliance {
     std::optional<io::PacketMemory> memory_;
     std::optional<xfrm::PolicyGuard> guard_;
     std::optional<xfrm::SaRegistry> registry_;
-    Sysctls sysctls_;
+    Sysctls sysctls_{config_.state_dir / "sysctls"};
     uint32_t tap_mtu_ = 1500;
     std::optional<io::Tap> tap_;
     std::vector<RunningPort> ports_;
