@@ -193,9 +193,18 @@ void Daemon::audit_programs() {
         }
     }
     uint64_t suppressed = 0;
+    uint64_t lost = 0;
     for (const auto& worker : appliance_->workers()) {
         suppressed += worker->counters().audits_suppressed.read();
+        lost += worker->counters().events_lost.read();
     }
+    if (lost != events_lost_) {
+        log_.warning(
+            std::to_string(lost - events_lost_) +
+            " events of workers were lost: the control thread could not keep up (a stalled "
+            "disk or log, or no CPU left for it)");
+    }
+    events_lost_ = lost;
     if (suppressed != audits_suppressed_) {
         log_.audit("suppressed events=" + std::to_string(suppressed - audits_suppressed_));
     }
