@@ -14,6 +14,8 @@
 #include <cstring>
 #include <utility>
 
+#include "dataplane/base/unique_fd.h"
+
 namespace sallyport::control {
 
 namespace {
@@ -112,22 +114,6 @@ std::expected<FileStatus, std::string> status_of(int fd) {
     out.bytes = status.stx_size;
     return out;
 }
-
-// Closes on every way out.
-class FileDescriptor {
-  public:
-    explicit FileDescriptor(int fd) : fd_(fd) {}
-    FileDescriptor(const FileDescriptor&) = delete;
-    ~FileDescriptor() {
-        if (fd_ >= 0) close(fd_);
-    }
-    [[nodiscard]] int get() const { return fd_; }
-    [[nodiscard]] bool valid() const { return fd_ >= 0; }
-    int release() { return std::exchange(fd_, -1); }
-
-  private:
-    int fd_;
-};
 
 bool write_all(int fd, std::string_view text) {
     while (!text.empty()) {
@@ -276,8 +262,8 @@ std::expected<SequenceStore, std::string> SequenceStore::open(
         return std::unexpected(prepared.error());
     }
     const std::filesystem::path lock_file = state_dir / kLockName;
-    FileDescriptor lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!lock.valid()) {
+    UniqueFd lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!lock) {
         return std::unexpected("cannot open " + lock_file.string() + ": " + errno_text());
     }
     if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -313,8 +299,8 @@ std::expected<void, std::string> SequenceStore::load() {
     std::filesystem::remove(dir_ / kNewFileName,
                             ignored);  // of a run that was killed while writing
     const std::filesystem::path path = dir_ / kFileName;
-    const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-    if (!file.valid()) {
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (!file) {
         if (errno == ENOENT) return {};
         return std::unexpected("cannot open " + path.string() + ": " + errno_text());
     }
@@ -384,9 +370,8 @@ std::expected<bool, std::string> SequenceStore::write_file(
     };
     // A new file each time: its inode and birth time then belong to this content alone.
     unlink(new_path.c_str());
-    const FileDescriptor file(
-        ::open(new_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-    if (!file.valid()) return failed("create " + new_path.string());
+    const UniqueFd file(::open(new_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (!file) return failed("create " + new_path.string());
     const auto status = status_of(file.get());
     if (!status) return failed("read the status of " + new_path.string());
     const int64_t written_ns = now_ns();
@@ -397,8 +382,8 @@ std::expected<bool, std::string> SequenceStore::write_file(
     if (!write_all(file.get(), text)) return failed("write " + new_path.string());
     if (fsync(file.get()) != 0) return failed("sync " + new_path.string());
     if (rename(new_path.c_str(), path.c_str()) != 0) return failed("rename " + new_path.string());
-    const FileDescriptor directory(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory.valid() || fsync(directory.get()) != 0) return failed("sync " + dir_.string());
+    const UniqueFd directory(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory || fsync(directory.get()) != 0) return failed("sync " + dir_.string());
     const auto renamed = status_of(file.get());
     if (!renamed) return failed("read the status of " + path.string());
     return renamed->changed_ns > written_ns + kCtimeSlackNs;
