@@ -10,6 +10,8 @@
 #include <cstring>
 #include <span>
 
+#include "dataplane/base/unique_fd.h"
+
 namespace sallyport::config {
 
 namespace {
@@ -25,20 +27,6 @@ struct ScratchSecret {
     ScratchSecret(const ScratchSecret&) = delete;
     ScratchSecret& operator=(const ScratchSecret&) = delete;
     ~ScratchSecret() { wipe(bytes.data(), bytes.size()); }
-};
-
-class FileDescriptor {
-  public:
-    explicit FileDescriptor(int fd) : fd_(fd) {}
-    FileDescriptor(const FileDescriptor&) = delete;
-    FileDescriptor& operator=(const FileDescriptor&) = delete;
-    ~FileDescriptor() {
-        if (fd_ >= 0) close(fd_);
-    }
-    [[nodiscard]] int get() const { return fd_; }
-
-  private:
-    int fd_;
 };
 
 std::optional<unsigned> hex_value(char c) {
@@ -142,7 +130,7 @@ std::expected<SecretBytes, std::string> read_key_file(const std::filesystem::pat
         return std::unexpected("is a symbolic link: name the file itself");
     }
     if (!S_ISREG(attributes.st_mode)) return std::unexpected("is not a regular file");
-    const FileDescriptor file(
+    const UniqueFd file(
         open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
     if (file.get() < 0 || fstat(file.get(), &attributes) != 0) {
         return std::unexpected(system_error("cannot be read"));

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <expected>
 #include <string>
+#include <vector>
 
 #include "config/config.h"
 
@@ -14,6 +15,9 @@ namespace sallyport::config {
 // Receive queues that `device` uses now (combined and receive-only channels together, as
 // ethtool -l shows them). Fails with a sentence when there is no such device or it does not say.
 std::expected<uint16_t, std::string> device_queue_count(const std::string& device);
+
+// CPUs this process may use, in ascending order. Empty when the system does not say.
+[[nodiscard]] std::vector<uint16_t> usable_cpus();
 
 // Frames that `queues` receive queues (of all ports together) and `workers` workers need so that
 // no queue runs dry. See system_check.cc for the sum.

@@ -69,17 +69,6 @@ std::optional<uint32_t> queues_by_sysfs(const std::string& device) {
     return count == 0 ? std::nullopt : std::optional(count);
 }
 
-std::vector<uint16_t> usable_cpus() {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    std::vector<uint16_t> cpus;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
-    for (uint16_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-        if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-    }
-    return cpus;
-}
-
 std::string numbers(const std::vector<uint16_t>& values) {
     std::string result;
     for (const uint16_t value : values) {
@@ -172,6 +161,17 @@ uint64_t check_workers(const Config& config, Diagnostics& diagnostics) {
 }
 
 }  // namespace
+
+std::vector<uint16_t> usable_cpus() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    std::vector<uint16_t> cpus;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
+    for (uint16_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+        if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+    }
+    return cpus;
+}
 
 std::expected<uint16_t, std::string> device_queue_count(const std::string& device) {
     if (if_nametoindex(device.c_str()) == 0) {

@@ -2,7 +2,6 @@
 #include "control/appliance.h"
 
 #include <net/if.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -23,17 +22,6 @@ namespace {
 constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
-
-std::vector<uint16_t> usable_cpus() {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    std::vector<uint16_t> cpus;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
-    for (uint16_t cpu = 0; cpu < CPU_SETSIZE && cpus.size() < SP_WORKERS_MAX; ++cpu) {
-        if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-    }
-    return cpus;
-}
 
 std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
     ifreq request{};
@@ -101,7 +89,8 @@ Appliance::~Appliance() {
 
 Appliance::Step Appliance::choose_cpus() {
     // Before DPDK starts, which pins the calling thread for a while.
-    cpus_ = config_.workers.cpus.empty() ? usable_cpus() : config_.workers.cpus;
+    cpus_ = config_.workers.cpus.empty() ? config::usable_cpus() : config_.workers.cpus;
+    cpus_.resize(std::min<size_t>(cpus_.size(), SP_WORKERS_MAX));
     if (cpus_.empty()) return std::unexpected("this process may use no CPU at all");
     return {};
 }
@@ -155,6 +144,11 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto guard = xfrm::PolicyGuard::install(std::move(*rows));
     if (!guard) return std::unexpected(guard.error());
     guard_.emplace(std::move(*guard));
+    if (guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep) {
+        log_.info(
+            "an earlier sallyportd was killed: its xfrm policies stay in place until this one has "
+            "started and is stopped by a signal");
+    }
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));

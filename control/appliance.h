@@ -8,7 +8,8 @@
 //   sequence store   lock of the state directory; numbers of the keys
 //   namespace lock   one daemon per network namespace
 //   packet memory    DPDK's EAL and the pool
-//   policy guard     from here on the kernel path lets nothing pass that PROTECT covers
+//   policy guard     from here on the kernel path lets nothing pass that PROTECT covers; it goes
+//                    when the end was asked for, or when the start failed and no gateway ran before
 //   SA registry      what a killed run left in xfrm goes
 //   sysctls          forwarding on
 //   sp0              the TAP, and its own settings
@@ -69,6 +70,8 @@ class Appliance {
     ~Appliance();
     Appliance(const Appliance&) = delete;
 
+    // Whether the kernel path stays blocked for what PROTECT covers when the object has gone.
+    void at_end(xfrm::PolicyGuard::AtEnd what) { guard_->at_end(what); }
     // Stops the workers, checks that no frame was lost and writes the sequence numbers back. False:
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
@@ -116,7 +119,7 @@ class Appliance {
     std::optional<io::PacketMemory> memory_;
     std::optional<xfrm::PolicyGuard> guard_;
     std::optional<xfrm::SaRegistry> registry_;
-    Sysctls sysctls_;
+    Sysctls sysctls_{config_.state_dir / "sysctls"};
     uint32_t tap_mtu_ = 1500;
     std::optional<io::Tap> tap_;
     std::vector<RunningPort> ports_;

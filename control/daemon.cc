@@ -48,6 +48,8 @@ std::expected<bool, std::string> Daemon::run() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) signals_.add(number);
     wait_for_signal();
     if (auto started = start(); !started) return std::unexpected(started.error());
+    // From here on only a signal opens the kernel path again.
+    appliance_->at_end(xfrm::PolicyGuard::AtEnd::keep);
 
     log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
               std::to_string(appliance_->ports().size()) + " ports, " +
@@ -58,6 +60,7 @@ std::expected<bool, std::string> Daemon::run() {
     context_.run();
 
     log_.info("stopping");
+    appliance_->at_end(xfrm::PolicyGuard::AtEnd::remove);
     tell_service_manager("STOPPING=1");
     rpc_.reset();
     if (next_hops_) next_hops_->stop();
@@ -190,9 +193,18 @@ void Daemon::audit_programs() {
         }
     }
     uint64_t suppressed = 0;
+    uint64_t lost = 0;
     for (const auto& worker : appliance_->workers()) {
         suppressed += worker->counters().audits_suppressed.read();
+        lost += worker->counters().events_lost.read();
     }
+    if (lost != events_lost_) {
+        log_.warning(
+            std::to_string(lost - events_lost_) +
+            " events of workers were lost: the control thread could not keep up (a stalled "
+            "disk or log, or no CPU left for it)");
+    }
+    events_lost_ = lost;
     if (suppressed != audits_suppressed_) {
         log_.audit("suppressed events=" + std::to_string(suppressed - audits_suppressed_));
     }

@@ -61,6 +61,7 @@ class Daemon {
     std::optional<rpc::Server> rpc_;
     std::vector<ProgramAudit> program_audits_;
     uint64_t audits_suppressed_ = 0;
+    uint64_t events_lost_ = 0;
     uint32_t ticks_ = 0;
 };
 

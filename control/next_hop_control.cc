@@ -59,13 +59,18 @@ void NextHopControl::on_readable() {
     const auto effect = socket_.receive(mirror_);
     if (effect && *effect == route::Effect::none) return;
     if (!effect) log_.warning("routes are read again: " + effect.error());
-    if (!effect || *effect == route::Effect::resync) {
-        if (const auto dumped = socket_.dump(mirror_); !dumped) {
-            log_.error("routes for direct egress may be out of date: " + dumped.error());
-            return;
-        }
-    }
+    if (!effect || *effect == route::Effect::resync) return read_again();
     publish_soon();
+}
+
+void NextHopControl::read_again() {
+    const auto dumped = socket_.dump(mirror_);
+    if (!dumped) {
+        log_.error("routes for direct egress may be out of date, they are read again in " +
+                   std::to_string(kRefreshSeconds) + " s: " + dumped.error());
+    }
+    read_again_due_ = !dumped.has_value();
+    if (dumped) publish_soon();
 }
 
 void NextHopControl::publish_soon() {
@@ -102,6 +107,7 @@ void NextHopControl::refresh_later() {
     refresh_.expires_after(std::chrono::seconds(kRefreshSeconds));
     refresh_.async_wait([this](ErrorCode error) {
         if (error) return;
+        if (read_again_due_) read_again();
         if (const auto refreshed = socket_.refresh_used(mirror_); !refreshed) {
             log_.warning("neighbours are not refreshed: " + refreshed.error());
         }

@@ -49,6 +49,7 @@ class NextHopControl {
 
     void wait_for_changes();
     void on_readable();
+    void read_again();
     void publish_soon();
     void publish();
     void refresh_later();
@@ -68,6 +69,7 @@ class NextHopControl {
     boost::asio::steady_timer coalesce_;
     boost::asio::steady_timer refresh_;
     bool publish_due_ = false;
+    bool read_again_due_ = false;  // the picture has a hole until a dump succeeds
 };
 
 }  // namespace sallyport::control

@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <cstdio>
 
+#include "config/key_material.h"
 #include "dataplane/io/egress.h"
 
 namespace sallyport::control {
@@ -25,18 +26,6 @@ json::string spi_text(Spi spi) {
     char out[16];
     std::snprintf(out, sizeof out, "0x%08x", to_index(spi));
     return out;
-}
-
-std::string_view name_of(config::Suite suite) {
-    switch (suite) {
-        case config::Suite::aes_gcm_16_128:
-            return "aes-gcm-16-128";
-        case config::Suite::aes_gcm_16_192:
-            return "aes-gcm-16-192";
-        case config::Suite::aes_gcm_16_256:
-            return "aes-gcm-16-256";
-    }
-    return "";
 }
 
 std::string_view name_of(config::SpdAction action) {
@@ -286,7 +275,7 @@ json::value Report::sas() const {
                             {"spi", spi_text(config.spi)},
                             {"source", text(to_string(config.source))},
                             {"destination", text(to_string(config.destination))},
-                            {"suite", text(name_of(config.suite))},
+                            {"suite", text(config::suite_name(config.suite))},
                             {"esn", config.esn},
                             {"policy", text(config.policy)},
                             {"worker", to_index(sa.owner)},

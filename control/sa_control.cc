@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 #include "control/policy_control.h"
 
@@ -273,9 +274,15 @@ void SaControl::extend(ManagedSa& sa, SequenceStore& store,
             .key = sa.key, .count = sequence_block(sa.config->esn), .end = end};
         const auto range = store.reserve(std::span(&request, 1)).front();
         if (!range) {
-            log_.error("SA '" + sa.config->name +
-                       "' will stop when its sequence numbers are used up: " + range.error());
+            if (range.error() != sa.extension_error) {
+                log_.error("SA '" + sa.config->name +
+                           "' will stop when its sequence numbers are used up: " + range.error());
+            }
+            sa.extension_error = range.error();
             return;  // tried again
+        }
+        if (!std::exchange(sa.extension_error, {}).empty()) {
+            log_.info("SA '" + sa.config->name + "' has sequence numbers again");
         }
         sa.sequence_reserved = range->end;
     }
@@ -292,6 +299,13 @@ void SaControl::extend(ManagedSa& sa, SequenceStore& store,
 void SaControl::retry_extensions(SequenceStore& store,
                                  std::span<const std::unique_ptr<Worker>> workers) {
     for (ManagedSa& sa : sas_) {
+        // A worker asks once. Where its event ring was full, the numbers themselves tell: those
+        // left of what it has been given.
+        if (sa.outbound && sa.active() && sa.sequence_told < sequence_end(sa.config->esn)) {
+            const uint64_t next = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED);
+            const uint64_t left = sa.sequence_told - std::min(next, sa.sequence_told);
+            if (left < sequence_block(sa.config->esn) / 4) sa.extension_due = true;
+        }
         if (sa.extension_due) extend(sa, store, workers);
     }
 }

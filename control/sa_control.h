@@ -49,7 +49,8 @@ struct ManagedSa {
     // Outbound: first numbers that are not reserved on disk, and that the worker does not know of.
     uint64_t sequence_reserved = 0;
     uint64_t sequence_told = 0;
-    bool extension_due = false;  // asked for by the worker, which does not have it yet
+    bool extension_due = false;   // asked for by the worker, which does not have it yet
+    std::string extension_error;  // why it does not: said once, not at every attempt
 
     [[nodiscard]] bool active() const { return refusal.empty(); }
 };
@@ -75,7 +76,8 @@ class SaControl {
     // Events about SAs. Others are none of its business.
     void handle(const Event& event, SequenceStore& store,
                 std::span<const std::unique_ptr<Worker>> workers);
-    // Tries again what could not be extended. Call about once a second.
+    // Tries again what could not be extended, also where the worker's event was lost. Call about
+    // once a second.
     void retry_extensions(SequenceStore& store, std::span<const std::unique_ptr<Worker>> workers);
 
     // After the workers have stopped: writes the exact next numbers.

@@ -14,6 +14,8 @@
 #include <cstring>
 #include <utility>
 
+#include "dataplane/base/unique_fd.h"
+
 namespace sallyport::control {
 
 namespace {
@@ -113,22 +115,6 @@ std::expected<FileStatus, std::string> status_of(int fd) {
     return out;
 }
 
-// Closes on every way out.
-class FileDescriptor {
-  public:
-    explicit FileDescriptor(int fd) : fd_(fd) {}
-    FileDescriptor(const FileDescriptor&) = delete;
-    ~FileDescriptor() {
-        if (fd_ >= 0) close(fd_);
-    }
-    [[nodiscard]] int get() const { return fd_; }
-    [[nodiscard]] bool valid() const { return fd_ >= 0; }
-    int release() { return std::exchange(fd_, -1); }
-
-  private:
-    int fd_;
-};
-
 bool write_all(int fd, std::string_view text) {
     while (!text.empty()) {
         const ssize_t written = write(fd, text.data(), text.size());
@@ -179,6 +165,7 @@ std::string encode_sequence_file(const SequenceFile& file) {
     text += "\nfile " + std::to_string(file.identity.inode) + " " +
             std::to_string(file.identity.birth_ns) + "\nwritten " +
             std::to_string(file.written_ns) + "\n";
+    if (file.incomplete) text += "incomplete\n";
     for (const auto& [key, record] : file.records) {
         text += "key " + key.to_hex() + " " + std::to_string(record.reserved_until) +
                 (record.suspect ? " suspect\n" : " trusted\n");
@@ -220,6 +207,8 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
             const auto written = parse_number<int64_t>(next_word(line));
             if (!written || !line.empty()) return damaged(at);
             file.written_ns = *written;
+        } else if (line_number == 4 && word == "incomplete" && line.empty()) {
+            file.incomplete = true;
         } else if (line_number > 3 && word == "key") {
             const auto key = digest_from_hex(next_word(line));
             const auto reserved = parse_number<uint64_t>(next_word(line));
@@ -238,17 +227,43 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
     return file;
 }
 
+namespace {
+
+// Who may write there can put old numbers back, checksum and all.
+std::expected<void, std::string> prepare_directory(const std::filesystem::path& state_dir) {
+    const auto failed = [&](const std::string& what) {
+        return std::unexpected("cannot create the state directory " + state_dir.string() + ": " +
+                               what);
+    };
+    std::error_code error;
+    std::filesystem::create_directories(state_dir.parent_path(), error);
+    if (error) return failed(error.message());
+    if (mkdir(state_dir.c_str(), 0700) != 0 && errno != EEXIST) return failed(errno_text());
+    struct stat status{};
+    if (stat(state_dir.c_str(), &status) != 0) return failed(errno_text());
+    if (!S_ISDIR(status.st_mode)) return failed("something else has that name");
+    if (status.st_uid != 0 && status.st_uid != geteuid()) {
+        return std::unexpected("the state directory " + state_dir.string() +
+                               " belongs to another user (uid " + std::to_string(status.st_uid) +
+                               "): it must belong to root or to the user who runs this");
+    }
+    if ((status.st_mode & 022) != 0) {
+        return std::unexpected("others may write in the state directory " + state_dir.string() +
+                               ", and put old sequence numbers back: chmod 700 it");
+    }
+    return {};
+}
+
+}  // namespace
+
 std::expected<SequenceStore, std::string> SequenceStore::open(
     const std::filesystem::path& state_dir) {
-    std::error_code error;
-    std::filesystem::create_directories(state_dir, error);
-    if (error) {
-        return std::unexpected("cannot create the state directory " + state_dir.string() + ": " +
-                               error.message());
+    if (auto prepared = prepare_directory(state_dir); !prepared) {
+        return std::unexpected(prepared.error());
     }
     const std::filesystem::path lock_file = state_dir / kLockName;
-    FileDescriptor lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (!lock.valid()) {
+    UniqueFd lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!lock) {
         return std::unexpected("cannot open " + lock_file.string() + ": " + errno_text());
     }
     if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -265,10 +280,18 @@ SequenceStore::SequenceStore(SequenceStore&& other) noexcept
       lock_fd_(std::exchange(other.lock_fd_, -1)),
       records_(std::move(other.records_)),
       floor_(std::move(other.floor_)),
-      distrust_(std::move(other.distrust_)) {}
+      distrust_(std::move(other.distrust_)),
+      incomplete_(other.incomplete_) {}
 
 SequenceStore::~SequenceStore() {
     if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+bool SequenceStore::holds_lock() const {
+    struct stat held{};
+    struct stat named{};
+    return fstat(lock_fd_, &held) == 0 && lstat((dir_ / kLockName).c_str(), &named) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 std::expected<void, std::string> SequenceStore::load() {
@@ -276,8 +299,8 @@ std::expected<void, std::string> SequenceStore::load() {
     std::filesystem::remove(dir_ / kNewFileName,
                             ignored);  // of a run that was killed while writing
     const std::filesystem::path path = dir_ / kFileName;
-    const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-    if (!file.valid()) {
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (!file) {
         if (errno == ENOENT) return {};
         return std::unexpected("cannot open " + path.string() + ": " + errno_text());
     }
@@ -288,9 +311,11 @@ std::expected<void, std::string> SequenceStore::load() {
                         : std::expected<SequenceFile, std::string>(std::unexpected(text.error()));
     if (!decoded) {
         distrust_ = path.string() + " cannot be used, " + decoded.error();
+        incomplete_ = true;
         return {};
     }
     records_ = std::move(decoded->records);
+    incomplete_ = decoded->incomplete;
     // A kernel update can begin to show birth times that were not known when the file was written.
     const bool births_known = decoded->identity.birth_ns != 0 && status->identity.birth_ns != 0;
     if (decoded->identity.inode != status->identity.inode ||
@@ -304,6 +329,7 @@ std::expected<void, std::string> SequenceStore::load() {
                     "attributes changed), so its numbers may be too low";
     }
     if (!distrust_.empty()) {
+        incomplete_ = true;
         for (auto& [key, record] : records_) record.suspect = true;
     }
     return {};
@@ -311,6 +337,12 @@ std::expected<void, std::string> SequenceStore::load() {
 
 std::expected<void, std::string> SequenceStore::save(
     const std::map<KeyDigest, SequenceRecord>& records) {
+    if (!holds_lock()) {
+        return std::unexpected(
+            (dir_ / kLockName).string() +
+            " was removed or replaced while this sallyportd runs, so that a second one may use the "
+            "same numbers: make sure that none does, then restart sallyportd");
+    }
     // A disk that stalls longer than the slack would make the file look touched at the next start.
     constexpr int kAttempts = 3;
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
@@ -338,22 +370,29 @@ std::expected<bool, std::string> SequenceStore::write_file(
     };
     // A new file each time: its inode and birth time then belong to this content alone.
     unlink(new_path.c_str());
-    const FileDescriptor file(
-        ::open(new_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-    if (!file.valid()) return failed("create " + new_path.string());
+    const UniqueFd file(::open(new_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (!file) return failed("create " + new_path.string());
     const auto status = status_of(file.get());
     if (!status) return failed("read the status of " + new_path.string());
     const int64_t written_ns = now_ns();
-    const std::string text = encode_sequence_file(
-        {.identity = status->identity, .written_ns = written_ns, .records = records});
+    const std::string text = encode_sequence_file({.identity = status->identity,
+                                                   .written_ns = written_ns,
+                                                   .incomplete = incomplete_,
+                                                   .records = records});
     if (!write_all(file.get(), text)) return failed("write " + new_path.string());
     if (fsync(file.get()) != 0) return failed("sync " + new_path.string());
     if (rename(new_path.c_str(), path.c_str()) != 0) return failed("rename " + new_path.string());
-    const FileDescriptor directory(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory.valid() || fsync(directory.get()) != 0) return failed("sync " + dir_.string());
+    const UniqueFd directory(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory || fsync(directory.get()) != 0) return failed("sync " + dir_.string());
     const auto renamed = status_of(file.get());
     if (!renamed) return failed("read the status of " + path.string());
     return renamed->changed_ns > written_ns + kCtimeSlackNs;
+}
+
+std::string SequenceStore::lost_records() const {
+    if (!distrust_.empty()) return distrust_;
+    return (dir_ / kFileName).string() +
+           " has no record of this key and has lost records before, so the key may have been used";
 }
 
 std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::reserve(
@@ -364,7 +403,7 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
     for (const Request& request : requests) {
         const auto found = records.find(request.key);
         if (found == records.end()) {
-            if (distrust_.empty()) {
+            if (!incomplete_) {
                 results.emplace_back(std::unexpected(
                     "no sequence numbers are recorded for this key in " +
                     (dir_ / kFileName).string() +
@@ -372,7 +411,8 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
                     "If the file was lost: " +
                     how_to_accept()));
             } else {
-                results.emplace_back(std::unexpected(distrust_ + ". " + how_to_accept()));
+                results.emplace_back(std::unexpected(lost_records() + ". " + how_to_accept() +
+                                                     " (1 if it was never used)"));
             }
             continue;
         }
@@ -443,8 +483,8 @@ std::expected<void, std::string> SequenceStore::accept(const KeyDigest& key,
                                    " may have been used with this key: accept " + known +
                                    " or more");
         }
-    } else if (!next && !distrust_.empty()) {
-        return std::unexpected(distrust_ +
+    } else if (!next && incomplete_) {
+        return std::unexpected(lost_records() +
                                ": say NAME=SEQUENCE with a number certainly above everything ever "
                                "sent with this key (1 if it was never used)");
     }

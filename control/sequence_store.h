@@ -41,7 +41,9 @@
 // or two machines running from copies of one disk. Change the keys of static SAs then.
 //
 // Distrusted records become *suspect* and stay so until the operator accepts a number for that key
-// (sallyportd --accept-key NAME=SEQUENCE); so does a key without a record (--accept-key NAME).
+// (sallyportd --accept-key NAME=SEQUENCE); so does a key without a record (--accept-key NAME). A
+// file that was distrusted once may lack records too. The next one written remembers that for ever
+// ("incomplete"): from then on no key without a record begins at 1 without the number being said.
 //
 // One key, one SA: who gives a key to two SAs must not use give_back(). Control refuses such SAs.
 //
@@ -90,6 +92,7 @@ struct SequenceRecord {
 struct SequenceFile {
     FileIdentity identity;
     int64_t written_ns = 0;
+    bool incomplete = false;  // records were lost once: a key without one may have been used
     std::map<KeyDigest, SequenceRecord> records;
 
     friend bool operator==(const SequenceFile&, const SequenceFile&) = default;
@@ -136,7 +139,8 @@ class SequenceStore {
     std::expected<void, std::string> give_back(std::span<const Next> exact);
 
     // The operator's word for a key: sending goes on at `next` (at least 1). Without a number a key
-    // that was never seen begins at 1. A number below what is known to be used is refused.
+    // that was never seen begins at 1, unless records were lost. A number below what is known to be
+    // used is refused.
     std::expected<void, std::string> accept(const KeyDigest& key, std::optional<uint64_t> next);
 
     // Why the file as a whole is not believed; empty when it is.
@@ -146,7 +150,10 @@ class SequenceStore {
     SequenceStore(std::filesystem::path dir, int lock_fd)
         : dir_(std::move(dir)), lock_fd_(lock_fd) {}
 
+    // False: the lock file has gone from its place, and with it what keeps a second daemon out.
+    [[nodiscard]] bool holds_lock() const;
     std::expected<void, std::string> load();
+    [[nodiscard]] std::string lost_records() const;  // why a key without a record may be used
     std::expected<void, std::string> save(const std::map<KeyDigest, SequenceRecord>& records);
     // True: it is on disk, but took longer than the slack.
     std::expected<bool, std::string> write_file(const std::map<KeyDigest, SequenceRecord>& records);
@@ -156,6 +163,7 @@ class SequenceStore {
     std::map<KeyDigest, SequenceRecord> records_;
     std::map<KeyDigest, uint64_t> floor_;  // where this run's first range of the key began
     std::string distrust_;
+    bool incomplete_ = false;
 };
 
 }  // namespace sallyport::control

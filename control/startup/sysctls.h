@@ -3,21 +3,27 @@
 
 #include <expected>
 #include <filesystem>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace sallyport::control {
 
 // Kernel settings (/proc/sys) that the appliance needs while it runs, put back in reverse order on
-// destruction. A setting that already has the wanted value is left alone, also at the end; after a
-// kill the settings stay as they are.
+// destruction. A setting that already has the wanted value is left alone, also at the end.
+//
+// After a kill the settings stay as they are. A note in the state directory holds the original
+// values, so that the end of the next run puts them back: forwarding that was off before the first
+// run must not stay on when the policy guard has gone.
+//
+// Owner: control thread, under the lock of the state directory from the first set() on.
 class Sysctls {
   public:
     enum class Change : uint8_t { none, changed };
 
-    Sysctls() = default;
-    Sysctls(Sysctls&&) = default;
-    Sysctls& operator=(Sysctls&&) = delete;
+    explicit Sysctls(std::filesystem::path note) : note_(std::move(note)) {}
+    Sysctls(const Sysctls&) = delete;
     ~Sysctls();
 
     // `name` with slashes: "net/ipv4/ip_forward".
@@ -27,10 +33,16 @@ class Sysctls {
 
   private:
     struct Saved {
-        std::filesystem::path file;
+        std::string name;
         std::string value;
     };
+    void read_note();
+    [[nodiscard]] bool write_note() const;
+
+    std::filesystem::path note_;
+    bool note_read_ = false;
     std::vector<Saved> saved_;
+    std::map<std::string, std::string> leftover_;  // originals that a killed run noted, by name
 };
 
 }  // namespace sallyport::control

@@ -196,6 +196,9 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
     }
 
     PolicyGuard guard(std::move(*socket), rows.size());
+    // Fail closed: what is in place stays when this start fails half way.
+    const bool has_leftovers = std::ranges::any_of(*before, is_ours);
+    guard.at_end_ = AtEnd::keep;
     uint32_t next = 0;
     for (PolicyRow& row : rows) {
         do {
@@ -204,9 +207,11 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
         const auto done =
             guard.socket_.exchange(encode_update_policy(row, guard.socket_.next_sequence()));
         if (!done) {
-            guard.active_ = false;  // keep what is in place: fail closed
             return std::unexpected("cannot install the xfrm policy for " + describe(row) + ": " +
-                                   done.error().text);
+                                   done.error().text +
+                                   ". Those installed so far stay and block, so that nothing "
+                                   "leaves in clear (their index in 'ip xfrm policy' begins with "
+                                   "0x53); the next start replaces them");
         }
     }
     for (const PolicyInfo& info : *before) {
@@ -214,16 +219,17 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
             remove(guard.socket_, info.row.index);
         }
     }
+    guard.at_end_ = has_leftovers ? AtEnd::keep : AtEnd::remove;
     return guard;
 }
 
 PolicyGuard::PolicyGuard(PolicyGuard&& other) noexcept
     : socket_(std::move(other.socket_)),
       rows_(other.rows_),
-      active_(std::exchange(other.active_, false)) {}
+      at_end_(std::exchange(other.at_end_, AtEnd::keep)) {}
 
 PolicyGuard::~PolicyGuard() {
-    if (!active_) return;
+    if (at_end_ == AtEnd::keep) return;
     const auto present = dump(socket_);
     if (!present) return;
     for (const PolicyInfo& info : *present) {

@@ -20,7 +20,8 @@
 // between the gateway's own addresses and a protected remote network is blocked, never sent in
 // clear; IPv6 in transit is not affected.
 //
-// Policies are known by index 0x53xxxxxx. They are removed last at exit, and stay after a kill.
+// Policies are known by index 0x53xxxxxx. They are removed last at an exit that was asked for, and
+// stay after a kill and after any other end of a gateway that ran: also when the next start fails.
 
 #include <cstdint>
 #include <expected>
@@ -55,11 +56,15 @@ class PolicyGuard {
   public:
     // Installs `rows` over whatever a killed run left, then removes what is left over of that, so
     // that there is no moment without protection. Refuses to touch another program's policies.
+    // Until at_end() says otherwise they go with the object, unless a killed run left some.
     static std::expected<PolicyGuard, std::string> install(std::vector<PolicyRow> rows);
     PolicyGuard(PolicyGuard&& other) noexcept;
     PolicyGuard& operator=(PolicyGuard&&) = delete;
-    ~PolicyGuard();  // removes all
+    ~PolicyGuard();  // removes all, or keeps them
 
+    enum class AtEnd : uint8_t { remove, keep };
+    void at_end(AtEnd what) { at_end_ = what; }
+    [[nodiscard]] AtEnd at_end() const { return at_end_; }
     [[nodiscard]] size_t row_count() const { return rows_; }
 
   private:
@@ -67,7 +72,7 @@ class PolicyGuard {
 
     NetlinkSocket socket_;
     size_t rows_ = 0;
-    bool active_ = true;
+    AtEnd at_end_ = AtEnd::remove;
 };
 
 }  // namespace sallyport::xfrm

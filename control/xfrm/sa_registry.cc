@@ -39,13 +39,6 @@ bool write_line(const std::filesystem::path& file, const std::string& line) {
     return out.good();
 }
 
-// Names this boot and this network namespace: a note of another one says nothing about this one.
-std::string namespace_identity() {
-    struct stat status{};
-    if (stat("/proc/thread-self/ns/net", &status) != 0) return "unknown";
-    return first_line("/proc/sys/kernel/random/boot_id") + " " + std::to_string(status.st_ino);
-}
-
 std::string name_of(const StateId& id) {
     char spi[16];
     std::snprintf(spi, sizeof spi, "0x%08x", to_index(id.spi));
@@ -57,6 +50,12 @@ bool is_ours(const StateInfo& info) {
 }
 
 }  // namespace
+
+std::string namespace_identity() {
+    struct stat status{};
+    if (stat("/proc/thread-self/ns/net", &status) != 0) return "unknown";
+    return first_line("/proc/sys/kernel/random/boot_id") + " " + std::to_string(status.st_ino);
+}
 
 std::expected<NamespaceLock, std::string> NamespaceLock::acquire() {
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -49,6 +49,9 @@ class NamespaceLock {
     int fd_ = -1;
 };
 
+// Names this boot and this network namespace: a note of another one says nothing about this one.
+std::string namespace_identity();
+
 // Raises net.core.xfrm_acq_expires for as long as the object lives.
 class RaisedAcquireExpiry {
   public:

@@ -171,12 +171,49 @@ TEST_F(SequenceStoreTest, FailedWriteHandsOutNothing) {
     auto store = open();
     ASSERT_TRUE(store.accept(key(1), std::nullopt));
     ASSERT_TRUE(reserve_one(store, 1, 10));
-    std::filesystem::remove_all(dir_);
+    std::filesystem::create_directory(dir_ / "sequences.new");  // in the way of the new file
     const auto range = reserve_one(store, 1, 10);
     ASSERT_FALSE(range);
     EXPECT_TRUE(range.error().contains("cannot create")) << range.error();
-    std::filesystem::create_directories(dir_);
+    std::filesystem::remove(dir_ / "sequences.new");
     EXPECT_EQ(reserve_one(store, 1, 10)->first, 11u);
+}
+
+// Who deletes the lock of a running daemon lets a second one hand out the same numbers.
+TEST_F(SequenceStoreTest, NothingIsHandedOutOnceTheLockIsGone) {
+    auto first = open();
+    ASSERT_TRUE(first.accept(key(1), std::nullopt));
+    ASSERT_TRUE(reserve_one(first, 1, 10));
+    std::filesystem::remove(dir_ / "lock");
+    const auto without = reserve_one(first, 1, 10);
+    ASSERT_FALSE(without);
+    EXPECT_TRUE(without.error().contains("restart sallyportd")) << without.error();
+
+    auto second = open();
+    EXPECT_EQ(reserve_one(second, 1, 10)->first, 11u);
+    EXPECT_FALSE(reserve_one(first, 1, 10));
+    const SequenceStore::Next low{.key = key(1), .next = 5};
+    EXPECT_FALSE(first.give_back(std::span(&low, 1)));
+    EXPECT_EQ(reserve_one(second, 1, 10)->first, 21u);
+}
+
+TEST_F(SequenceStoreTest, DirectoryThatOthersMayWriteIsRefused) {
+    for (const auto mode :
+         {std::filesystem::perms::group_write, std::filesystem::perms::others_write}) {
+        std::filesystem::permissions(dir_, std::filesystem::perms::owner_all | mode);
+        const auto store = SequenceStore::open(dir_);
+        ASSERT_FALSE(store);
+        EXPECT_TRUE(store.error().contains("chmod")) << store.error();
+    }
+    std::filesystem::permissions(dir_, std::filesystem::perms::owner_all);
+    EXPECT_TRUE(SequenceStore::open(dir_));
+}
+
+TEST_F(SequenceStoreTest, DirectoryItMakesIsPrivate) {
+    ASSERT_TRUE(SequenceStore::open(dir_ / "a" / "b"));
+    struct stat status{};
+    ASSERT_EQ(stat((dir_ / "a" / "b").c_str(), &status), 0);
+    EXPECT_EQ(status.st_mode & 0777u, 0700u);
 }
 
 // ---- a file that is not the last one written ----------------------------------------------------
@@ -281,6 +318,34 @@ TEST_F(SequenceStoreTest, AcceptingOneKeyDoesNotBlessTheOthers) {
     EXPECT_TRUE(other.error().contains("At least 10 were reserved")) << other.error();
 }
 
+// The record of key 2 went with the damaged file: accepting key 1 must not make key 2 look new.
+TEST_F(SequenceStoreTest, LostRecordsAreRememberedAfterAnotherKeyIsAccepted) {
+    {
+        auto store = open();
+        ASSERT_TRUE(store.accept(key(1), std::nullopt));
+        ASSERT_TRUE(store.accept(key(2), std::nullopt));
+        ASSERT_TRUE(reserve_one(store, 2, 10));
+    }
+    std::ofstream(file_) << "damaged\n";
+    {
+        auto store = open();
+        ASSERT_TRUE(store.accept(key(1), 500));
+    }
+    for (int restart = 0; restart < 2; ++restart) {
+        auto store = open();
+        EXPECT_EQ(store.distrust(), "");
+        EXPECT_FALSE(store.accept(key(2), std::nullopt));
+        const auto range = reserve_one(store, 2, 10);
+        ASSERT_FALSE(range);
+        EXPECT_TRUE(range.error().contains("--accept-key NAME=SEQUENCE")) << range.error();
+        EXPECT_FALSE(range.error().contains("--accept-key NAME'")) << range.error();
+        ASSERT_TRUE(reserve_one(store, 1, 10));  // writes the file again
+    }
+    auto store = open();
+    ASSERT_TRUE(store.accept(key(2), 9000));
+    EXPECT_EQ(reserve_one(store, 2, 1)->first, 9000u);
+}
+
 // ---- killed at any moment -----------------------------------------------------------------------
 
 TEST_F(SequenceStoreTest, NeverRepeatsOverRandomKillPoints) {
@@ -340,12 +405,16 @@ TEST_F(SequenceStoreTest, LeftoverOfATornWriteIsIgnored) {
 TEST(SequenceFile, TextRoundTrip) {
     SequenceFile file{.identity = {.inode = 77, .birth_ns = 123456789},
                       .written_ns = 1700000000000000000,
+                      .incomplete = false,
                       .records = {}};
     file.records[key(1)] = {.reserved_until = ~uint64_t{0}, .suspect = false};
     file.records[key(2)] = {.reserved_until = 1, .suspect = true};
-    const auto decoded = decode_sequence_file(encode_sequence_file(file));
-    ASSERT_TRUE(decoded) << decoded.error();
-    EXPECT_EQ(*decoded, file);
+    for (const bool incomplete : {false, true}) {
+        file.incomplete = incomplete;
+        const auto decoded = decode_sequence_file(encode_sequence_file(file));
+        ASSERT_TRUE(decoded) << decoded.error();
+        EXPECT_EQ(*decoded, file);
+    }
 }
 
 TEST(SequenceFile, DigestsOfKeysDiffer) {

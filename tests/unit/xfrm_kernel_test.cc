@@ -337,6 +337,13 @@ TEST_F(XfrmKernel, GuardOfAKilledRunStaysAndIsReplacedWithoutAGap) {
             EXPECT_TRUE(shown.contains("10.9.0.0/24")) << shown;
             EXPECT_TRUE(shown.contains("src 10.1.0.0/24 dst 10.2.0.0/24")) << shown;
         }
+        // That start went no further: the gateway that was killed still may not be walked past.
+        EXPECT_TRUE(output_of("ip xfrm policy").contains("src 10.1.0.0/24 dst 10.2.0.0/24"));
+        {
+            auto guard = PolicyGuard::install(*guard_rows(current, {}));
+            ASSERT_TRUE(guard) << guard.error();
+            guard->at_end(PolicyGuard::AtEnd::remove);  // started, and stopped in good order
+        }
         EXPECT_EQ(output_of("ip xfrm policy"), "");
     });
 }

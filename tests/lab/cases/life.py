@@ -93,6 +93,50 @@ def closed_after_kill(bench):
         gateway.stop()
 
 
+@case("forwarding that was off is off again after kill -9, a restart and a clean exit")
+def forwarding_put_back(bench):
+    lab = bench.lab
+    gateway = bench.prepare()
+    settings = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+
+    def forwarding():
+        return lab.gw.sh("sysctl", "-n", *settings).split()
+
+    try:
+        for name in settings:
+            lab.gw.sysctl(name, 0)
+        for _ in range(2):
+            gateway.start()
+            equal(forwarding(), ["1", "1"], "forwarding while it runs")
+            gateway.kill()
+        gateway.start()
+        equal(gateway.stop(), 0, "exit status")
+        equal(forwarding(), ["0", "0"], "forwarding after the clean exit")
+        check("sysctls" not in os.listdir(f"{gateway.folder}/state"), "the note is still there")
+    finally:
+        for name in settings:
+            lab.gw.sysctl(name, 1)
+
+
+@case("A2 a start that fails after kill -9 opens nothing")
+def closed_after_failed_restart(bench):
+    lab = bench.lab
+    gateway = bench.prepare().start()
+    gateway.kill()
+    lab.gw.ip("tuntap add dev sp0 mode tap")  # in the way
+    try:
+        status, said = gateway.run(check=False)
+        equal(status, 1, f"exit status; it said: {said}")
+        policies = lab.gw.ip("xfrm policy")
+        check("src 10.1.0.0/24 dst 10.2.0.0/24" in policies and "action block" in policies,
+              f"the policies that block cleartext are gone: {policies!r}; it said: {said}")
+    finally:
+        lab.gw.ip("link del sp0")
+        gateway.start()
+        equal(gateway.stop(), 0, "exit status")
+    equal(lab.gw.ip("xfrm policy").count("action block"), 0, "policies after a clean exit")
+
+
 @case("D1 no (SPI, IV) pair repeats on the wire over three crashes under load", seconds=120)
 def iv_never_repeats(bench):
     lab = bench.lab

@@ -90,6 +90,8 @@ class Daemon:
         os.makedirs(os.path.join(self.folder, "state"), mode=0o700, exist_ok=True)
         self.config = os.path.join(self.folder, "sallyport.toml")
         self._process = None
+        self._bpffs = os.path.join(lab.folder, "bpffs")
+        self._mount_bpffs()
         self.write_config()
         if accept_keys:
             self.accept_keys()
@@ -99,15 +101,16 @@ class Daemon:
         with os.fdopen(fd, "w") as f:
             f.write(config_text(self._lab, self.folder, **self.options))
 
-    def _argv(self, *arguments):
+    def _mount_bpffs(self):
         # ip netns exec mounts a fresh /sys; the gateway's BPF filesystem outlives one daemon,
         # as it does on a real host.
-        bpffs = os.path.join(self._lab.folder, "bpffs")
-        if not os.path.ismount(bpffs):
-            os.makedirs(bpffs, exist_ok=True)
-            netns.sh("mount", "-t", "bpf", "bpf", bpffs)
-        return self._lab.gw.argv("sh", "-c", 'mount --bind "$0" /sys/fs/bpf && exec "$@"', bpffs,
-                                 self._program, *arguments)
+        if not os.path.ismount(self._bpffs):
+            os.makedirs(self._bpffs, exist_ok=True)
+            netns.sh("mount", "-t", "bpf", "bpf", self._bpffs)
+
+    def _argv(self, *arguments):
+        return self._lab.gw.argv("sh", "-c", 'mount --bind "$0" /sys/fs/bpf && exec "$@"',
+                                 self._bpffs, self._program, *arguments)
 
     def accept_keys(self):
         """Starts the sequence state of every outbound SA whose key has none yet."""
