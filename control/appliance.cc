@@ -300,7 +300,10 @@ std::expected<std::unique_ptr<io::Egress>, std::string> Appliance::make_egress(u
     io::DirectEgressSetup setup;
     setup.worker = WorkerId{worker};
     setup.memory = &*memory_;
-    for (const RunningPort& port : ports_) setup.ports.push_back(port.sockets.get());
+    for (const RunningPort& port : ports_) {
+        setup.ports.push_back(port.sockets.get());
+        setup.protected_side.push_back(!is_unprotected(port));
+    }
     setup.fallback = std::move(*tap);
     setup.wake = [board = &*wake_board_](WorkerId other) { board->wake(other); };
     return io::make_direct_egress(std::move(setup));

@@ -118,6 +118,10 @@ class DirectEgress final : public Egress {
     QueueId queue_of(const PortSockets& port) const {
         return QueueId{static_cast<uint16_t>(to_index(setup_.worker) % port.queues())};
     }
+    bool leads_inside(PortId port) const {
+        return to_index(port) < setup_.protected_side.size() &&
+               setup_.protected_side[to_index(port)];
+    }
     void transmit(size_t port);
     void push(size_t port);
     void drop(const Frame& frame, DropReason reason) {
@@ -152,6 +156,8 @@ DirectEgress::Way DirectEgress::decide(const OutgoingFrame& out, const NextHop*&
     }
     const bool transit = out.kind == FrameKind::transit;
     if (!hop->resolved || (transit && packet.ttl <= 1)) return Way::kernel;
+    // One tunnel's traffic must not continue in clear where another one belongs (RFC 4301 5.1).
+    if (transit && !leads_inside(hop->port)) return Way::kernel;
     if (packet.total_bytes > hop->mtu) {
         if (transit || !packet.dont_fragment) return Way::kernel;
         reason = DropReason::too_big;
