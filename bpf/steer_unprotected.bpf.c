@@ -2,9 +2,10 @@
 /*
  * XDP program of unprotected ports: ESP to the worker that owns its SA.
  *
- *   not IP, multicast, link-local               -> kernel
+ *   not IP, multicast                           -> kernel
+ *   IP behind a priority tag                    -> dropped
  *   ESP, ESP in UDP 4500                        -> owner's socket | unknown_spi
- *   IKE, neighbour discovery for this host      -> kernel
+ *   IKE, ND and link-local for this host        -> kernel
  *   other cleartext                             -> inbound SPD
  */
 #include <linux/bpf.h>
@@ -112,7 +113,8 @@ int steer_unprotected(struct xdp_md* ctx) {
     if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */
-    if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet)) &&
+    if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet) ||
+         sp_is_link_local_ipv4(&packet)) &&
         sp_is_local(ctx, &packet))
         return sp_pass();
     return sp_check_cleartext(ctx, &packet);
