@@ -61,19 +61,6 @@ static __always_inline enum sp_payload sp_classify(const struct xdp_md* ctx,
     return SP_PAYLOAD_ESP;
 }
 
-static __always_inline int sp_steer_esp(struct xdp_md* ctx, const struct sp_packet* packet,
-                                        __u32 spi) {
-    __u32 owner;
-
-    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
-    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
-    owner = sp_find_owner(ctx, packet, spi);
-    if (owner == SP_OWNER_KERNEL) return sp_pass();
-    if (owner == SP_OWNER_UNKNOWN_SA)
-        return tune.punt_unknown_spi ? sp_pass() : sp_drop(SP_DROP_unknown_spi);
-    return sp_steer(ctx, owner, XDP_PASS);
-}
-
 /* RFC 4301 5.2: what arrives in clear must be what the SPD lets arrive in clear. */
 static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_packet* packet) {
     int found = sp_spd_find(packet, SP_SPD_INBOUND);
@@ -92,6 +79,22 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
         default:
             return sp_drop(SP_DROP_policy_discard);
     }
+}
+
+static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* packet, __u32 spi) {
+    __u32 owner;
+
+    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
+    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
+    owner = sp_find_owner(ctx, packet, spi);
+    if (owner == SP_OWNER_KERNEL) return sp_pass();
+    if (owner == SP_OWNER_UNKNOWN_SA) {
+        if (!tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
+        /* The kernel would forward what is not for this host: to it, ESP is one protocol of many.
+         */
+        return sp_is_local(ctx, packet) ? sp_pass() : sp_check_cleartext(ctx, packet);
+    }
+    return sp_steer(ctx, owner, XDP_PASS);
 }
 
 SEC("xdp")
