@@ -55,11 +55,6 @@ bool in_prefix(const std::byte* address, const uint8_t* prefix, uint8_t bits) {
     return ((byte_at(address + whole) ^ prefix[whole]) & mask) == 0;
 }
 
-bool is_extension_header(uint8_t protocol) {
-    return protocol == wire::kProtocolHopByHop || protocol == wire::kProtocolRouting ||
-           protocol == wire::kProtocolFragment || protocol == wire::kProtocolDestinationOptions;
-}
-
 // The same rules as in bpf/filter.h: a later fragment passes rules with ports, because without the
 // first one, which carries the ports and is denied, nobody can reassemble it. `ip` is the IP header
 // that `packet` was read from.
@@ -67,8 +62,9 @@ bool matches(const sp_egress_rule& rule, const wire::IpPacket& packet, const std
     const bool v4 = packet.family == Family::v4;
     if (rule.family != 0 && rule.family != (v4 ? AF_INET : AF_INET6)) return false;
     // A later fragment that begins inside extension headers does not show its protocol.
-    const bool protocol_known = !packet.later_fragment || !is_extension_header(packet.protocol);
-    if (rule.protocol != 0 && protocol_known && rule.protocol != packet.protocol) return false;
+    if (rule.protocol != 0 && packet.protocol_known && rule.protocol != packet.protocol) {
+        return false;
+    }
     if (rule.dst_port_lo != 0 || rule.dst_port_hi != 65535) {
         if (packet.later_fragment) return false;
         if (packet.ports_known && (packet.destination_port < rule.dst_port_lo ||

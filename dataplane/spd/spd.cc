@@ -164,6 +164,9 @@ SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
     const uint32_t first = side.find(key);
     if (first == kPrefixMiss) return {};
     for (const Candidate* candidate = &side.candidates[first];; ++candidate) {
+        if (candidate->protocol != 0 && !key.protocol_known) {
+            return {.kind = SpdVerdict::Kind::ports_unknown};
+        }
         if (candidate->protocol == 0 || candidate->protocol == key.protocol) {
             if (!candidate->has_ports) {
                 return {.kind = SpdVerdict::Kind::matched,
