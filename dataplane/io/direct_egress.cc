@@ -100,6 +100,10 @@ class DirectEgress final : public Egress {
     void set_next_hops(const NextHops* next_hops) override { next_hops_ = next_hops; }
     // What stands on a TX ring is the kernel's (PortSockets::frames_in_kernel).
     uint32_t in_flight() const override { return setup_.fallback->in_flight(); }
+    bool has_unsent() const override {
+        return setup_.fallback->has_unsent() ||
+               std::ranges::any_of(port_states_, [](const PortState& port) { return port.kick; });
+    }
 
   private:
     enum class Way : uint8_t { port, kernel, drop };
