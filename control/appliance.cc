@@ -400,8 +400,11 @@ bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     bool ok = true;
-    bpf_.reset();  // frames take the kernel path again, where the policy guard stands
+    // Frames take the kernel path again, where the policy guard stands. What workers still have in
+    // hand meets the program on sp0 and the egress filters to the last.
+    if (bpf_) bpf_->detach_ports();
     for (const auto& worker : workers_) worker->stop();
+    bpf_.reset();
     if (!workers_.empty()) {
         const FrameCensus frames = census();
         const std::string numbers = std::to_string(frames.total) +
