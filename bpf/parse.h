@@ -59,6 +59,26 @@ static __always_inline __u32 sp_upper_bytes(const struct sp_packet* packet) {
     return packet->ip_bytes - (packet->upper_offset - ETH_HLEN);
 }
 
+static __always_inline int sp_is_vlan_type(__be16 type) {
+    return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* A priority tag (802.1Q, VLAN 0) around IP or around a further tag. The kernel takes the tag off
+   and routes what is in it like an untagged packet, which no program would have judged. Other VLANs
+   are devices of their own, or end in the kernel. */
+static __always_inline enum sp_drop_reason sp_refuse_priority_tag(const struct xdp_md* ctx) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const __be16* tag = data + ETH_HLEN; /* VLAN id and priority, then the type within */
+
+    if ((const void*)(tag + 2) > data_end) return SP_DROP_truncated;
+    if (tag[0] & bpf_htons(0x0fff)) return SP_DROP_none;
+    return tag[1] == bpf_htons(ETH_P_IP) || tag[1] == bpf_htons(ETH_P_IPV6) ||
+                   sp_is_vlan_type(tag[1])
+               ? SP_DROP_unsupported_packet
+               : SP_DROP_none;
+}
+
 /* A frame that is not IP is no error: family stays 0. */
 static __always_inline enum sp_drop_reason sp_parse_ip(const struct xdp_md* ctx,
                                                        struct sp_packet* packet) {
@@ -101,7 +121,7 @@ static __always_inline enum sp_drop_reason sp_parse_ip(const struct xdp_md* ctx,
         packet->flowinfo = *(const __u32*)ip & bpf_htonl(0x0fffffff);
         packet->upper_offset = ETH_HLEN + sizeof(*ip);
     } else {
-        return SP_DROP_none;
+        return sp_is_vlan_type(ethernet->h_proto) ? sp_refuse_priority_tag(ctx) : SP_DROP_none;
     }
     if (ETH_HLEN + packet->ip_bytes > (__u64)(data_end - data)) return SP_DROP_malformed_ip;
     packet->protocol_known = 1;
@@ -179,8 +199,13 @@ static __always_inline enum sp_drop_reason sp_parse_upper(const struct xdp_md* c
     return SP_DROP_none;
 }
 
-/* Multicast, broadcast and link-local destinations are the host's own affairs: no router forwards
-   them by its unicast table. */
+/* RFC 3927 2.7 says not to forward these. Linux does, by any route that covers them. */
+static __always_inline int sp_is_link_local_ipv4(const struct sp_packet* packet) {
+    return packet->family == SP_AF_INET && bpf_ntohl(packet->dst[0]) >> 16 == 0xa9fe;
+}
+
+/* Multicast, broadcast and IPv6 link-local destinations are the host's own affairs: Linux does not
+   forward them by its unicast table, or not off the link. */
 static __always_inline int sp_is_host_scope(const struct xdp_md* ctx,
                                             const struct sp_packet* packet) {
     void* data = (void*)(long)ctx->data;
@@ -191,8 +216,7 @@ static __always_inline int sp_is_host_scope(const struct xdp_md* ctx,
     /* RFC 1812 5.3.4: what came as a link-layer broadcast or multicast is not forwarded; the kernel
        takes such frames in and does not route them. */
     if ((void*)(ethernet + 1) > data_end || (ethernet->h_dest[0] & 1)) return 1;
-    if (packet->family == SP_AF_INET)
-        return first >> 28 == 0xe || first == 0xffffffff || first >> 16 == 0xa9fe;
+    if (packet->family == SP_AF_INET) return first >> 28 == 0xe || first == 0xffffffff;
     return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;
 }
 

@@ -2,7 +2,8 @@
 /*
  * XDP program of protected ports: what a PROTECT policy covers goes to a worker.
  *
- *   not IP, multicast, link-local, ND for this host   -> kernel
+ *   not IP, multicast, ND and link-local for this host -> kernel
+ *   IP behind a priority tag                           -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow
  *   BYPASS    -> FIB and devmap
  *   DISCARD, no policy -> dropped
@@ -37,7 +38,11 @@ int steer_protected(struct xdp_md* ctx) {
     if (packet.family == 0 || sp_is_host_scope(ctx, &packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);
-    if (sp_is_neighbour_discovery(ctx, &packet) && sp_is_local(ctx, &packet)) return sp_pass();
+    /* Only what ends here: an exception for packets on their way through would be a hole in the
+       SPD. */
+    if ((sp_is_neighbour_discovery(ctx, &packet) || sp_is_link_local_ipv4(&packet)) &&
+        sp_is_local(ctx, &packet))
+        return sp_pass();
 
     found = sp_spd_find(&packet, SP_SPD_OUTBOUND);
     if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);

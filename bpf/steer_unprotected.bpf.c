@@ -2,9 +2,10 @@
 /*
  * XDP program of unprotected ports: ESP to the worker that owns its SA.
  *
- *   not IP, multicast, link-local               -> kernel
+ *   not IP, multicast                           -> kernel
+ *   IP behind a priority tag                    -> dropped
  *   ESP, ESP in UDP 4500                        -> owner's socket | unknown_spi
- *   IKE, neighbour discovery for this host      -> kernel
+ *   IKE, ND and link-local for this host        -> kernel
  *   other cleartext                             -> inbound SPD
  */
 #include <linux/bpf.h>
@@ -60,19 +61,6 @@ static __always_inline enum sp_payload sp_classify(const struct xdp_md* ctx,
     return SP_PAYLOAD_ESP;
 }
 
-static __always_inline int sp_steer_esp(struct xdp_md* ctx, const struct sp_packet* packet,
-                                        __u32 spi) {
-    __u32 owner;
-
-    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
-    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
-    owner = sp_find_owner(ctx, packet, spi);
-    if (owner == SP_OWNER_KERNEL) return sp_pass();
-    if (owner == SP_OWNER_UNKNOWN_SA)
-        return tune.punt_unknown_spi ? sp_pass() : sp_drop(SP_DROP_unknown_spi);
-    return sp_steer(ctx, owner, XDP_PASS);
-}
-
 /* RFC 4301 5.2: what arrives in clear must be what the SPD lets arrive in clear. */
 static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_packet* packet) {
     int found = sp_spd_find(packet, SP_SPD_INBOUND);
@@ -91,6 +79,22 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
         default:
             return sp_drop(SP_DROP_policy_discard);
     }
+}
+
+static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* packet, __u32 spi) {
+    __u32 owner;
+
+    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
+    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
+    owner = sp_find_owner(ctx, packet, spi);
+    if (owner == SP_OWNER_KERNEL) return sp_pass();
+    if (owner == SP_OWNER_UNKNOWN_SA) {
+        if (!tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
+        /* The kernel would forward what is not for this host: to it, ESP is one protocol of many.
+         */
+        return sp_is_local(ctx, packet) ? sp_pass() : sp_check_cleartext(ctx, packet);
+    }
+    return sp_steer(ctx, owner, XDP_PASS);
 }
 
 SEC("xdp")
@@ -112,7 +116,8 @@ int steer_unprotected(struct xdp_md* ctx) {
     if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */
-    if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet)) &&
+    if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet) ||
+         sp_is_link_local_ipv4(&packet)) &&
         sp_is_local(ctx, &packet))
         return sp_pass();
     return sp_check_cleartext(ctx, &packet);

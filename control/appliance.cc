@@ -294,7 +294,10 @@ std::expected<std::unique_ptr<io::Egress>, std::string> Appliance::make_egress(u
     io::DirectEgressSetup setup;
     setup.worker = WorkerId{worker};
     setup.memory = &*memory_;
-    for (const RunningPort& port : ports_) setup.ports.push_back(port.sockets.get());
+    for (const RunningPort& port : ports_) {
+        setup.ports.push_back(port.sockets.get());
+        setup.protected_side.push_back(!is_unprotected(port));
+    }
     setup.fallback = std::move(*tap);
     setup.wake = [board = &*wake_board_](WorkerId other) { board->wake(other); };
     return io::make_direct_egress(std::move(setup));
@@ -391,8 +394,11 @@ bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     bool ok = true;
-    bpf_.reset();  // frames take the kernel path again, where the policy guard stands
+    // Frames take the kernel path again, where the policy guard stands. What workers still have in
+    // hand meets the program on sp0 and the egress filters to the last.
+    if (bpf_) bpf_->detach_ports();
     for (const auto& worker : workers_) worker->stop();
+    bpf_.reset();
     if (!workers_.empty()) {
         const FrameCensus frames = census();
         const std::string numbers = std::to_string(frames.total) +

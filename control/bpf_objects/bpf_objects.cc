@@ -89,8 +89,11 @@ struct BpfObjects::Impl {
 
     ~Impl() {
         // Nothing comes in any more before anything that forwards is taken apart.
-        for (auto& [id, port] : ports) port.attachment.reset();
+        detach_ports();
         injector.reset();
+    }
+    void detach_ports() {
+        for (auto& [id, port] : ports) port.attachment.reset();
     }
 
     std::expected<Port*, std::string> find(PortId id) {
@@ -280,6 +283,10 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
     if (!attachment) return std::unexpected(attachment.error());
     port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
     return port.attachment->report();
+}
+
+void BpfObjects::detach_ports() {
+    impl_->detach_ports();
 }
 
 std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSetup& setup) {

@@ -112,6 +112,9 @@ class BpfObjects {
     std::expected<void, std::string> set_socket(PortId port, QueueId queue, WorkerId worker,
                                                 int socket_fd);
     std::expected<Attachment, std::string> attach_port(PortId port);
+    // Takes the steering programs off all ports: nothing new comes in, and what workers still write
+    // to sp0 goes its way until the end of this object.
+    void detach_ports();
     // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
     // Loads the program that chooses the worker for what the kernel routes into sp0, for

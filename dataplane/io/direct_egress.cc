@@ -55,11 +55,6 @@ bool in_prefix(const std::byte* address, const uint8_t* prefix, uint8_t bits) {
     return ((byte_at(address + whole) ^ prefix[whole]) & mask) == 0;
 }
 
-bool is_extension_header(uint8_t protocol) {
-    return protocol == wire::kProtocolHopByHop || protocol == wire::kProtocolRouting ||
-           protocol == wire::kProtocolFragment || protocol == wire::kProtocolDestinationOptions;
-}
-
 // The same rules as in bpf/filter.h: a later fragment passes rules with ports, because without the
 // first one, which carries the ports and is denied, nobody can reassemble it. `ip` is the IP header
 // that `packet` was read from.
@@ -67,8 +62,9 @@ bool matches(const sp_egress_rule& rule, const wire::IpPacket& packet, const std
     const bool v4 = packet.family == Family::v4;
     if (rule.family != 0 && rule.family != (v4 ? AF_INET : AF_INET6)) return false;
     // A later fragment that begins inside extension headers does not show its protocol.
-    const bool protocol_known = !packet.later_fragment || !is_extension_header(packet.protocol);
-    if (rule.protocol != 0 && protocol_known && rule.protocol != packet.protocol) return false;
+    if (rule.protocol != 0 && packet.protocol_known && rule.protocol != packet.protocol) {
+        return false;
+    }
     if (rule.dst_port_lo != 0 || rule.dst_port_hi != 65535) {
         if (packet.later_fragment) return false;
         if (packet.ports_known && (packet.destination_port < rule.dst_port_lo ||
@@ -104,6 +100,10 @@ class DirectEgress final : public Egress {
     void set_next_hops(const NextHops* next_hops) override { next_hops_ = next_hops; }
     // What stands on a TX ring is the kernel's (PortSockets::frames_in_kernel).
     uint32_t in_flight() const override { return setup_.fallback->in_flight(); }
+    bool has_unsent() const override {
+        return setup_.fallback->has_unsent() ||
+               std::ranges::any_of(port_states_, [](const PortState& port) { return port.kick; });
+    }
 
   private:
     enum class Way : uint8_t { port, kernel, drop };
@@ -117,6 +117,10 @@ class DirectEgress final : public Egress {
     Way decide(const OutgoingFrame& out, const NextHop*& hop, DropReason& reason) const;
     QueueId queue_of(const PortSockets& port) const {
         return QueueId{static_cast<uint16_t>(to_index(setup_.worker) % port.queues())};
+    }
+    bool leads_inside(PortId port) const {
+        return to_index(port) < setup_.protected_side.size() &&
+               setup_.protected_side[to_index(port)];
     }
     void transmit(size_t port);
     void push(size_t port);
@@ -152,6 +156,8 @@ DirectEgress::Way DirectEgress::decide(const OutgoingFrame& out, const NextHop*&
     }
     const bool transit = out.kind == FrameKind::transit;
     if (!hop->resolved || (transit && packet.ttl <= 1)) return Way::kernel;
+    // One tunnel's traffic must not continue in clear where another one belongs (RFC 4301 5.1).
+    if (transit && !leads_inside(hop->port)) return Way::kernel;
     if (packet.total_bytes > hop->mtu) {
         if (transit || !packet.dont_fragment) return Way::kernel;
         reason = DropReason::too_big;

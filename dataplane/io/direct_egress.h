@@ -12,7 +12,9 @@
 //
 // What goes to the fallback, unchanged: destinations on no route through a port (this host
 // included), next hops the kernel must still resolve, transit packets whose TTL ends here or that
-// do not fit the link (the kernel fragments them or answers with ICMP). Our own outer packets that
+// do not fit the link (the kernel fragments them or answers with ICMP), and transit packets towards
+// an unprotected port: whether those may leave in clear is for the outbound SPD to say, which the
+// program on sp0 asks (bpf/forward.h, sp_refuse_in_clear). Our own outer packets that
 // do not fit and must not be fragmented would only make the kernel complain to ourselves: too_big.
 // The filter of a port decides before any of that, so a denied packet does not get out through
 // the kernel either.
@@ -36,7 +38,8 @@ namespace sallyport::io {
 struct DirectEgressSetup {
     WorkerId worker{};
     PacketMemory* memory = nullptr;
-    std::vector<PortSockets*> ports;  // by PortId; outlive the egress
+    std::vector<PortSockets*> ports;   // by PortId; outlive the egress
+    std::vector<bool> protected_side;  // by PortId; a port that is missing counts as unprotected
     std::unique_ptr<Egress> fallback;
     // Ends the sleep of another worker, whose queue's COMPLETION ring fills up.
     std::function<void(WorkerId)> wake;

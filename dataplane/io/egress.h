@@ -38,6 +38,8 @@ class Egress {
     virtual void send(std::span<OutgoingFrame> frames) = 0;
     // Pushes out what send() collected and reclaims what is done. Called once per loop.
     virtual void flush() = 0;
+    // Frames wait for another flush(): come back soon.
+    [[nodiscard]] virtual bool has_unsent() const { return in_flight() != 0; }
     // Takes a new mirror of the kernel's routes into use. Direct egress reads it in every send()
     // until the next call; devmap egress leaves routing to the kernel.
     virtual void set_next_hops(const NextHops* /*next_hops*/) {}

@@ -175,6 +175,7 @@ inline DropReason OutboundPipeline::lookup_policy(Packet& packet) {
                      .source = packet.ip + (is_v4 ? 12 : 8),
                      .destination = packet.ip + (is_v4 ? 16 : 24),
                      .protocol = packet.inner.protocol,
+                     .protocol_known = packet.inner.protocol_known,
                      .ports_known = packet.inner.ports_known,
                      .source_port = packet.inner.source_port,
                      .destination_port = packet.inner.destination_port};

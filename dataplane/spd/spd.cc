@@ -178,6 +178,9 @@ SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
     const Candidate* candidate = side.find(key);
     if (candidate == nullptr) return {};
     for (;; ++candidate) {
+        if (candidate->protocol != 0 && !key.protocol_known) {
+            return {.kind = SpdVerdict::Kind::ports_unknown};
+        }
         if (candidate->protocol == 0 || candidate->protocol == key.protocol) {
             if (!candidate->has_ports) {
                 return {.kind = SpdVerdict::Kind::matched,

@@ -75,8 +75,9 @@ struct SpdKey {
     const std::byte* source = nullptr;
     const std::byte* destination = nullptr;
     uint8_t protocol = 0;
-    bool ports_known = false;  // false: a later fragment, or a protocol without ports
-    uint16_t source_port = 0;  // host order
+    bool protocol_known = true;  // false: a later fragment that begins inside extension headers
+    bool ports_known = false;    // false: a later fragment, or a protocol without ports
+    uint16_t source_port = 0;    // host order
     uint16_t destination_port = 0;
 };
 
@@ -84,7 +85,8 @@ struct SpdVerdict {
     enum class Kind : uint8_t {
         matched,
         no_match,       // the list's implicit end
-        ports_unknown,  // a fragment met an entry with port selectors (RFC 4301 7)
+        ports_unknown,  // a fragment met an entry whose protocol or ports it does not show
+                        // (RFC 4301 7)
     };
     Kind kind = Kind::no_match;
     SpdAction action = SpdAction::discard;

@@ -21,6 +21,7 @@ struct IpPacket {
     bool dont_fragment = false;   // IPv6: always
     bool fragment = false;        // any fragment, also the first
     bool later_fragment = false;  // does not begin with the upper header
+    bool protocol_known = true;   // false: a later fragment that begins inside extension headers
     bool ports_known = false;     // TCP, UDP, SCTP and not a later fragment
     uint16_t source_port = 0;     // host order
     uint16_t destination_port = 0;
@@ -30,6 +31,11 @@ struct IpPacket {
 
 constexpr bool has_port_numbers(uint8_t protocol) {
     return protocol == kProtocolTcp || protocol == kProtocolUdp || protocol == kProtocolSctp;
+}
+
+constexpr bool is_extension_header(uint8_t protocol) {
+    return protocol == kProtocolHopByHop || protocol == kProtocolRouting ||
+           protocol == kProtocolFragment || protocol == kProtocolDestinationOptions;
 }
 
 // Extension headers we are ready to walk; more is a sign of an attack, not of a packet.
@@ -64,6 +70,7 @@ inline bool parse_ipv4(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     out.dont_fragment = (flags_offset & kIpv4DontFragment) != 0;
     out.fragment = (flags_offset & (kIpv4MoreFragments | kIpv4OffsetMask)) != 0;
     out.later_fragment = (flags_offset & kIpv4OffsetMask) != 0;
+    out.protocol_known = true;
     out.ports_known = false;
     out.total_bytes = total_bytes;
     out.transport_offset = header_bytes;
@@ -90,9 +97,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     auto next_header = read<uint8_t>(packet + offsetof(Ipv6, next_header));
     uint32_t offset = sizeof(Ipv6);
     for (int walked = 0; !out.later_fragment; ++walked) {
-        const bool optional = next_header == kProtocolHopByHop || next_header == kProtocolRouting ||
-                              next_header == kProtocolDestinationOptions;
-        if (!optional && next_header != kProtocolFragment) break;
+        if (!is_extension_header(next_header)) break;
         if (walked == kExtensionHeadersMax || offset + 8 > total_bytes) return false;
         const auto following = static_cast<uint8_t>(packet[offset]);
         if (next_header == kProtocolFragment) {
@@ -107,6 +112,7 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
         next_header = following;
     }
     out.protocol = next_header;
+    out.protocol_known = !is_extension_header(next_header);
     out.transport_offset = offset;
     read_ports(packet, out, out.later_fragment);
     return true;

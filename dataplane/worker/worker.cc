@@ -35,6 +35,10 @@ constexpr uint32_t kCommandRingSize = 1024;
 constexpr uint32_t kEventRingSize = 16384;
 // A lost wake-up costs at most this; an idle worker turns its loop four times a second.
 constexpr int kSleepMs = 250;
+// As long, while something waits for us that no descriptor tells of: a queue of this home is short
+// of FILL buffers, because none were free at the last look (and on an empty queue nobody receives
+// who would wake us), or frames stand on a TX ring that could not take more.
+constexpr int kShortSleepMs = 1;
 // While busy, the TAP is read only now and then unless it had something: each try is a system call.
 constexpr uint32_t kTapEveryLoops = 64;
 constexpr uint32_t kTapBurst = 32;
@@ -288,13 +292,28 @@ struct Worker::Impl {
         }
     }
 
+    [[nodiscard]] bool a_home_starves() const {
+        for (const auto& port : setup.ports) {
+            for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
+                const QueueId queue{q};
+                if (port.sockets->home(queue) == setup.id &&
+                    port.sockets->fill_level(queue) < port.sockets->fill_low_water(queue)) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
     void sleep() {
         seat.asleep.store(true, std::memory_order_relaxed);
-        // See WakeBoard::wake(). Sockets need no second look: poll() returns at once for them.
+        // See WakeBoard::wake(). Sockets need no second look: poll() returns at once for them. FILL
+        // levels do: a call that came since our refill found us awake.
         std::atomic_thread_fence(std::memory_order_seq_cst);
         if (commands.empty() && !stopping.load(std::memory_order_relaxed)) {
             counters.sleeps.add(1);
-            poll(poll_set.data(), poll_set.size(), kSleepMs);
+            const bool soon = a_home_starves() || setup.egress->has_unsent();
+            poll(poll_set.data(), poll_set.size(), soon ? kShortSleepMs : kSleepMs);
             const size_t tap_index = poll_set.size() - 2;
             tap_has_more = (poll_set[tap_index].revents & POLLIN) != 0;
         }

@@ -288,6 +288,16 @@ class Rows {
               {ethernet(later), R::fragment_without_ports},
               {ethernet(ip(inner_, raw(17, repeated(3, 0)))), R::fragment_without_ports}}})
             .policies = {dns};
+        if (inner_ == Family::v4) return;
+        // A later fragment that begins inside extension headers does not show its protocol: an
+        // entry that asks for one must not be passed over in favour of the next.
+        const Bytes hidden =
+            ipv6({.extensions = {fragment(9, false), destination_options()}}, udp(1000, 53));
+        SpdEntry discard_udp = discard;
+        discard_udp.protocol = 17;
+        add("A10_HiddenProtocol", {one(ethernet(hidden), R::fragment_without_ports)}).policies = {
+            discard_udp, protect_};
+        add("A10_HiddenProtocolOfNoConcern", {one(ethernet(hidden), one_hop_on(hidden))});
     }
 
     void add_sequences() {

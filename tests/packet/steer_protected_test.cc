@@ -177,13 +177,59 @@ TEST_F(SteerProtected, the_hosts_own_packets_go_to_the_kernel) {
                                 flow_owner(kHost6, "2001:db8:b::9", AF_INET6, 58, 0, 0))});
 }
 
+// Linux forwards IPv4 link-local destinations by any route that covers them, so only those that end
+// here are the host's own.
+TEST_F(SteerProtected, link_local_v4_on_its_way_through_meets_the_SPD) {
+    run("ip route replace 169.254.169.254/32 via 192.0.2.2");
+    run("ip addr replace 169.254.7.7/32 dev lan0");
+    const Instance program = load();
+    const Bytes stranger =
+        eth(ip4({.src = "10.9.0.1", .dst = "169.254.169.254"}, tcp({.dst = 80})));
+    drop(program, "no policy", stranger, SP_DROP_no_policy);
+    pass(program, "ours", v4("169.254.7.7", tcp({.dst = 179})));
+    rig.publish({entry(0, SpdAction::protect, "0.0.0.0/0", "0.0.0.0/0")}, {}, kOwners);
+    EXPECT_EQ(rig.verdict(program, v4("169.254.169.254", tcp({.dst = 80}))),
+              static_cast<uint32_t>(XDP_REDIRECT));
+    pass(program, "ours, whatever the SPD says", v4("169.254.7.7", tcp({.dst = 179})));
+    run("ip addr del 169.254.7.7/32 dev lan0");
+    run("ip route del 169.254.169.254/32");
+}
+
+// The kernel takes a tag of VLAN 0 off and routes the packet like an untagged one.
+TEST_F(SteerProtected, a_priority_tag_hides_no_packet) {
+    const Instance program = load();
+    const auto tagged = [](uint16_t type, uint16_t tci, const Network& network) {
+        Bytes bytes;
+        put16(bytes, tci);
+        put16(bytes, network.ethertype);
+        append(bytes, network.bytes);
+        return eth({type, bytes});
+    };
+    const Network v4_packet = ip4({.src = kHost4, .dst = "203.0.113.9"}, tcp({.dst = 80}));
+    const Network v6_packet = ip6({.src = kHost6, .dst = "2001:db8:9::9"}, tcp({.dst = 80}));
+    Bytes inner_tag;
+    put16(inner_tag, 0);
+    put16(inner_tag, v4_packet.ethertype);
+    append(inner_tag, v4_packet.bytes);
+    for (const uint16_t type : {uint16_t{0x8100}, uint16_t{0x88a8}}) {
+        drop(program, "v4", tagged(type, 0, v4_packet), SP_DROP_unsupported_packet);
+        drop(program, "v6, with a priority", tagged(type, 0xe000, v6_packet),
+             SP_DROP_unsupported_packet);
+        drop(program, "two tags", tagged(type, 0, {0x8100, inner_tag}), SP_DROP_unsupported_packet);
+        drop(program, "cut short", eth({type, Bytes(3)}), SP_DROP_truncated);
+        pass(program, "ARP", tagged(type, 0, arp()));
+        pass(program, "another VLAN", tagged(type, 5, v4_packet));
+        pass(program, "the last VLAN", tagged(type, 0x0fff, v4_packet));
+    }
+}
+
 // Whatever the policies say.
 TEST_F(SteerProtected, host_scope_comes_before_the_SPD) {
     rig.publish({entry(0, SpdAction::protect, "0.0.0.0/0", "0.0.0.0/0"),
                  entry(0, SpdAction::protect, "::/0", "::/0")},
                 {}, kOwners);
     const Instance program = load();
-    pass(program, "link-local v4", v4("169.254.169.254", tcp({.dst = 80})));
+    pass(program, "link-local v4, no route", v4("169.254.169.254", tcp({.dst = 80})));
     pass(program, "multicast v4", v4("224.0.0.251", udp({.dst = 5353})));
     pass(program, "broadcast v4", v4("255.255.255.255", udp({.dst = 67})));
     pass(program, "link-local v6", v6("fe80::1", tcp({.dst = 80})));

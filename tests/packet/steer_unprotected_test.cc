@@ -176,6 +176,16 @@ TEST_P(SteerUnprotected, ESP_of_unknown_SA) {
         rig.check(drops, {name, frame, dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
         rig.check(punts, {name + ", punted", frame, passed(kWan, frame.size())});
     }
+    // Towards a protected host the kernel would forward it: that is for the SPD to allow.
+    const auto through = [&](const char* name, const char* source, sp_drop_reason reason) {
+        for (const Upper& upper : {esp(kUnknown), udp({.dst = 4500}, esp_bytes(kUnknown))}) {
+            const Bytes frame = eth(ip4({.src = source, .dst = "10.1.0.10"}, upper));
+            rig.check(punts, {name, frame, dropped(kWan, frame.size(), reason)});
+        }
+    };
+    through("punted, PROTECT", "10.2.0.9", SP_DROP_cleartext_for_protect);
+    through("punted, DISCARD", "10.5.0.9", SP_DROP_policy_discard);
+    through("punted, no policy", "198.51.100.9", SP_DROP_no_policy);
     // The SA of one address is not that of another.
     const Bytes elsewhere = eth(ip4({.src = kPeer4, .dst = "192.0.2.77"}, esp(kOnCpu0)));
     rig.check(drops, {"other destination", elsewhere,

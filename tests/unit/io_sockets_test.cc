@@ -442,13 +442,7 @@ class DirectEgressTest : public IoTest {
         auto tap = Tap::create("sp0", 1, 1500);
         ASSERT_TRUE(tap) << tap.error();
         tap_.emplace(std::move(*tap));
-        auto fallback = make_tap_egress(tap_->queue(0), tap_->mac(), *memory_);
-        ASSERT_TRUE(fallback) << fallback.error();
-        egress_ = make_direct_egress({.worker = WorkerId{1},
-                                      .memory = &*memory_,
-                                      .ports = {port_.get()},
-                                      .fallback = std::move(*fallback),
-                                      .wake = {}});
+        ASSERT_NO_FATAL_FAILURE(make_egress({true}));
         wire_.emplace("vb");
         kernel_.emplace("sp0");
     }
@@ -458,6 +452,16 @@ class DirectEgressTest : public IoTest {
         if (memory_) memory_->recover();
     }
 
+    void make_egress(std::vector<bool> protected_side) {
+        auto fallback = make_tap_egress(tap_->queue(0), tap_->mac(), *memory_);
+        ASSERT_TRUE(fallback) << fallback.error();
+        egress_ = make_direct_egress({.worker = WorkerId{1},
+                                      .memory = &*memory_,
+                                      .ports = {port_.get()},
+                                      .protected_side = std::move(protected_side),
+                                      .fallback = std::move(*fallback),
+                                      .wake = {}});
+    }
     void publish(std::vector<sp_egress_rule> deny = {}) {
         const auto prefix = [](const char* text) { return parse_ip_prefix(text).value(); };
         const std::vector<PrefixTable::Entry> routes = {
@@ -595,6 +599,21 @@ TEST_F(DirectEgressTest, WhatOnlyTheKernelCanAnswerGoesThere) {
     EXPECT_EQ(egress_->sent().read(), 8u);
     send(v4("10.2.3.4", 64, 1300, true), FrameKind::transit);
     expect_on_wire(on_wire(v4("10.2.3.4", 63, 1300, true)));
+}
+
+// RFC 4301 5.1: what one tunnel brought must not continue in clear where another one belongs. The
+// program on sp0 asks the outbound SPD; the TX ring of a port asks nobody.
+TEST_F(DirectEgressTest, TransitTowardsAnUnprotectedPortMeetsTheProgramOnSp0) {
+    for (const std::vector<bool>& protected_side : {std::vector<bool>{false}, {}}) {
+        make_egress(protected_side);
+        publish();
+        send(v4("10.2.3.4", 64), FrameKind::transit);
+        expect_in_kernel(through_kernel(v4("10.2.3.4", 64), FrameKind::transit));
+        send(v6("2001:db8:2::1", 64), FrameKind::transit);
+        expect_in_kernel(through_kernel(v6("2001:db8:2::1", 64), FrameKind::transit));
+        send(v4("10.2.3.4", 64), FrameKind::originated);
+        expect_on_wire(on_wire(v4("10.2.3.4", 64)));
+    }
 }
 
 TEST_F(DirectEgressTest, OwnFramesThatDoNotFitAreDropped) {

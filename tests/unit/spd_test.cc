@@ -109,7 +109,10 @@ SpdVerdict walk(const std::vector<SpdEntry>& ordered, const IpAddress& source,
                 const IpAddress& destination, const SpdKey& key) {
     for (const SpdEntry& entry : ordered) {
         if (!entry.source.contains(source) || !entry.destination.contains(destination)) continue;
-        if (entry.protocol != 0 && entry.protocol != key.protocol) continue;
+        if (entry.protocol != 0) {
+            if (!key.protocol_known) return {.kind = SpdVerdict::Kind::ports_unknown};
+            if (entry.protocol != key.protocol) continue;
+        }
         if (entry.has_ports) {
             if (!key.ports_known) return {.kind = SpdVerdict::Kind::ports_unknown};
             if (key.source_port < entry.source_port_lo || key.source_port > entry.source_port_hi ||
@@ -157,6 +160,7 @@ TEST(ConformanceA6, CompiledSpdEqualsTheOrderedList) {
                              .source = bytes(source),
                              .destination = bytes(destination),
                              .protocol = static_cast<uint8_t>(random() % 2 == 0 ? 6 : 1),
+                             .protocol_known = random() % 8 != 0,
                              .ports_known = random() % 4 != 0,
                              .source_port = static_cast<uint16_t>(random() % 12),
                              .destination_port = static_cast<uint16_t>(random() % 12)};
