@@ -51,7 +51,7 @@ WHAT_TO_DO = {
                      "CPUs at their limit.",
     "no_frame": "Raise `memory.frames`.",
     "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`): restart it after a change.",
-    "unsupported_packet": "Only untagged IPv4 and IPv6 pass: make VLANs end before the gateway.",
+    "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump shows what they are.",
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
     "kernel_multicast": "Nothing.",
