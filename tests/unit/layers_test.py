@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 
-SOURCES = {".cc", ".h", ".c", ".py", ".sh", ".build"}
+SOURCES = {".cc", ".h", ".c", ".py", ".sh", ".build", ".toml", ".service"}
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 
 # Folder of the including file -> folders of this project that it may include from.
@@ -51,7 +51,7 @@ DOORS = [
     (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "tests/")),
     (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "tests/")),
     (r"boost/", ("control/", "tests/")),
-    (r"toml(\+\+|plusplus)", ("config/", "tests/")),
+    (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),
     (r"openssl/", ("control/sequence_store", "tests/")),
 ]

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Prints docs/drops.md: every drop reason of bpf/abi.h, and what an operator can do about it.
+
+Usage: make_drops.py [--check]     --check: compare with docs/drops.md instead, exit status 1 if they differ
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+WHAT_TO_DO = {
+    "truncated": "Single ones: nothing. Many: look for a broken sender or cable on the port that counts them.",
+    "malformed_ip": "Find the sender with tcpdump in front of the port. Scans and attacks look like this too.",
+    "malformed_esp": "Check that both ends use the same suite. Single ones from strangers: nothing.",
+    "unknown_spi": "Compare SPI and destination with the peer's outbound SA. If this host ends other tunnels itself: "
+                   "`unknown_spi = \"punt\"`.",
+    "outer_fragment": "Lower the tunnel MTU at the peer, so that its ESP packets fit the path in one piece.",
+    "unexpected_encapsulation": "ESP in UDP is not supported yet: switch it off (NAT traversal) at the peer.",
+    "replayed": "Single ones: the network duplicates packets. Many: somebody replays, or the peer started again with "
+                "its old key; give the SA a new key on both ends.",
+    "before_window": "If the path reorders: a larger `replay_window`. If the peer started again at 1: a new key on "
+                     "both ends.",
+    "icv_mismatch": "Every packet of an SA: compare key, salt, suite and `esn` on both ends. Some: damage or forgery "
+                    "on the path.",
+    "bad_padding": "The peer builds ESP wrongly, since the packet is authentic: report it to the peer's vendor.",
+    "dummy_packet": "Nothing: the peer hides its traffic pattern with filler.",
+    "bad_next_header": "Set the peer's SA to tunnel mode: transport mode is not supported yet.",
+    "malformed_inner": "The packet is authentic: look for a broken sender in the peer's network.",
+    "selector_mismatch": "Make `local`, `remote`, protocol and ports of the policy agree with the peer's policy.",
+    "ecn_not_capable": "Find the router on the path that sets CE, or a peer that does not follow RFC 6040 when it "
+                       "encapsulates.",
+    "cleartext_for_protect": "Check that the peer protects this traffic. If it does: somebody sends with forged "
+                             "addresses.",
+    "policy_discard": "As configured. If it is not what you mean: `show policy` has the order, the first match decides.",
+    "no_policy": "If the traffic is wanted: add a [[policy]] that covers it.",
+    "no_sa": "`show sa` says why the SA is refused; often `--accept-key` is what it waits for. Or add the outbound "
+             "[[sa]].",
+    "bypass_in_tunnel": "Correct the route into sp0: what a BYPASS policy covers must leave through a port.",
+    "sequence_exhausted": "A new key and SPI on both ends; `esn = true` there makes it last.",
+    "sequence_unreserved": "The log says why `state_dir` cannot be written. A full or slow disk is the usual reason.",
+    "ttl_exceeded": "Look for a routing loop. traceroute makes single ones.",
+    "too_big": "Lower the MTU or the TCP MSS of the hosts: no ICMP \"too big\" is sent yet. WHERE tells whether the "
+               "SA's `mtu` (a worker) or a port's MTU was too small.",
+    "fragment_without_ports": "Avoid fragments (MTU of the hosts), or use a policy without ports.",
+    "egress_denied": "As configured in [[port.NAME.deny]]. If it is not what you mean: correct the rule.",
+    "no_route": "`ip route get DESTINATION`: the route must lead through a port.",
+    "injector_full": "The way out is slower than the workers: look for `generic` in `show ports`, and for ports or "
+                     "CPUs at their limit.",
+    "no_frame": "Raise `memory.frames`.",
+    "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`): restart it after a change.",
+    "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump shows what they are.",
+    "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
+    "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
+    "kernel_multicast": "Nothing.",
+}
+
+HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Made by docs/make_drops.py from bpf/abi.h. Do not edit: change those and run it again. -->
+# Drop reasons
+
+Every dropped packet is counted under one of these reasons. `sallyportctl show drops` shows those that occurred, how often, and
+where: `port NAME` is an XDP program or a socket of that port, `worker N` a worker. `--all` shows the others too. Drops of one SA are
+in `show sa`. A policy or an SA changes by editing the file and restarting sallyportd.
+
+| reason | meaning | what to do |
+|---|---|---|
+"""
+
+
+def reasons():
+    """[(name, help)] of the X-list, without `none`, which is no drop."""
+    text = (ROOT / "bpf/abi.h").read_text(encoding="utf-8")
+    block = re.search(r"#define SP_DROP_REASONS\(X\)(.*?)\n\n", text, re.S).group(1)
+    found = re.findall(r'X\((\w+),\s*"([^"]*)"\)', block)
+    assert len(found) == len(re.findall(r"\bX\(", block)), "bpf/abi.h: an X() this script cannot read"
+    return [(name, help_text) for name, help_text in found if name != "none"]
+
+
+def main():
+    listed = reasons()
+    names = {name for name, _ in listed}
+    mistakes = [f"docs/make_drops.py: WHAT_TO_DO lacks {name}" for name in sorted(names - set(WHAT_TO_DO))]
+    mistakes += [f"docs/make_drops.py: bpf/abi.h has no reason {name}" for name in sorted(set(WHAT_TO_DO) - names)]
+    page = HEAD + "".join(f"| `{name}` | {help_text} | {WHAT_TO_DO.get(name, '')} |\n" for name, help_text in listed)
+    if sys.argv[1:] == ["--check"]:
+        path = ROOT / "docs/drops.md"
+        if not path.exists() or path.read_text(encoding="utf-8") != page:
+            mistakes.append("docs/drops.md is not what docs/make_drops.py prints: run it again")
+        print(f"{len(listed)} reasons, {len(mistakes)} mistakes")
+    elif not mistakes:
+        sys.stdout.write(page)
+    for mistake in mistakes:
+        print(mistake, file=sys.stderr)
+    return 1 if mistakes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
