@@ -243,7 +243,10 @@ def older_sequence_state(bench):
     finally:
         gateway.kill()
         shutil.rmtree(backup)
-        lab.new_keys()  # the other keys stay refused
+        # The other keys stay refused, and the file says for good that it has lost records: what
+        # follows is a new gateway with new keys.
+        shutil.rmtree(state)
+        lab.new_keys()
 
 
 def foreign_program(ns, device):
