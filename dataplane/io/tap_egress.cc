@@ -14,9 +14,9 @@ namespace {
 class TapEgress final : public Egress {
   public:
     TapEgress(MacAddress mac, PacketMemory& memory) : memory_(memory) {
-        for (uint8_t kind = 0; kind < addresses_.size(); ++kind) {
+        for (size_t kind = 0; kind < addresses_.size(); ++kind) {
             std::ranges::copy(mac, addresses_[kind].begin());
-            const MacAddress source = {0x02, 0x53, 0x50, 0x00, 0x00, kind};
+            const MacAddress source = {0x02, 0x53, 0x50, 0x00, 0x00, static_cast<uint8_t>(kind)};
             std::ranges::copy(source, addresses_[kind].begin() + mac.size());
         }
     }
