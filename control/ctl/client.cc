@@ -53,6 +53,9 @@ std::expected<boost::json::value, std::string> ask(const std::filesystem::path& 
     std::strncpy(address.sun_path, socket.c_str(), sizeof address.sun_path - 1);
 
     const Connection connection{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    if (connection.fd < 0) {
+        return std::unexpected(std::string("cannot open a socket: ") + std::strerror(errno));
+    }
     const timeval patience{.tv_sec = 5, .tv_usec = 0};
     setsockopt(connection.fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(connection.fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
