@@ -94,8 +94,9 @@ class LinkRequest {
     } message_;
 };
 
-// Without an address of its own the device sends no router solicitations and no neighbour discovery,
-// which a worker would only have to drop. A kernel without IPv6 has nothing to switch off.
+// Without an address of its own the device sends no router solicitations and no neighbour
+// discovery, which a worker would only have to drop. A kernel without IPv6 has nothing to switch
+// off.
 bool disable_ipv6_addresses(int ifindex) {
     LinkRequest request(ifindex);
     rtattr* per_family = request.begin_nested(IFLA_AF_SPEC);
