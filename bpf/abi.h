@@ -68,8 +68,7 @@
     X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")                     \
     X(rx_ring_full, "the receive ring of the owning worker was full: the worker is overloaded")    \
     X(protect_in_clear, "a PROTECT policy covers a packet that was about to leave in clear")       \
-    X(kernel_multicast, "multicast of the kernel itself on the tunnel device: nobody is behind "   \
-                        "it")
+    X(kernel_multicast, "the kernel's own multicast on the tunnel device: nobody is behind it")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
