@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bit>
+#include <compare>
 #include <cstdint>
 #include <cstring>
 #include <expected>
@@ -19,7 +20,7 @@ struct IpAddress {
     Family family = Family::v4;
     std::array<uint8_t, 16> bytes{};
 
-    friend bool operator==(const IpAddress&, const IpAddress&) = default;
+    friend auto operator<=>(const IpAddress&, const IpAddress&) = default;
 
     [[nodiscard]] constexpr unsigned bit_count() const { return family == Family::v4 ? 32 : 128; }
     // Last 32 bits of the address as they stand in memory (what bpf/abi.h hashes).

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Which SAs of the kernel's register the workers take over, and what the SPD is: a pure function of
+// the register, computed anew whenever it changed. kernel_sa_control.h carries it out.
+//
+// Policies
+// --------
+// `out` policies in the kernel's order (priority, then arrival) are the outbound SPD, `in` and
+// `fwd` policies the inbound one. A policy with a template is PROTECT, one without is BYPASS
+// (allow) or DISCARD (block). Policies of the configuration (BYPASS and DISCARD only) stand behind
+// them. All policies with the same template (reqid, tunnel addresses, mode, if_id) belong to one
+// *group*, and the PolicyId of their entries is the group: an SA serves a group, so a child SA with
+// several traffic selectors needs no more than one entry in a worker's table.
+// What the workers cannot judge (a mark, a device in the selector, several templates, ports by a
+// mask that is no range) becomes an entry that leaves the packet to the kernel: a group of its own
+// that no worker serves.
+//
+// SAs
+// ---
+// Direction: XFRMA_SA_DIR; else the policies whose template fits; else which end is an address of
+// this host. The group: that of a policy whose template fits (reqid, addresses, mode, if_id).
+// An SA that a worker cannot serve stays with the kernel, and `reason` says why, in words that
+// follow "kernel: " in `show sa`: "no keys yet", "its keys are hidden (lockdown)", "AH", "IPComp",
+// "offloaded to a device", "UDP encapsulation", "transport mode", "cipher cbc(aes) + hmac(sha256)",
+// "ICV of 64 bits", "xfrm interface 7", "mark 0x10", "no policy for it yet", ...
+// When the newest outbound SA of a group must stay with the kernel, the kernel sends for the whole
+// group: older SAs of the group are not used by workers.
+//
+// Owner: the worker whose CPU is the SA's pcpu, where it runs one; else by hash of peer and reqid,
+// so that a rekeyed SA stays where its predecessor was. RFC 9611: outbound SAs without a CPU are
+// the fallback: they rank behind the owner's own per-CPU SA, and newer ranks before older.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "control/xfrm/register_mirror.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/sa/sa.h"
+#include "dataplane/spd/spd.h"
+
+namespace sallyport::control {
+
+struct AdoptionSetup {
+    std::span<const uint16_t> cpus;  // of the workers, by WorkerId
+    std::span<const IpAddress> local_addresses;
+    std::span<const config::Policy> policies;   // of the configuration: BYPASS and DISCARD
+    std::optional<uint32_t> xfrm_interface_id;  // not used by workers yet
+};
+
+struct SaDecision {
+    std::optional<xfrm::StateDirection> direction;  // unknown: stays with the kernel
+    std::string reason;  // why the kernel keeps it; empty: a worker takes it
+    PolicyId group{};    // meaningful when adopted
+    WorkerId owner{};
+    crypto::Suite suite{};
+    uint64_t rank = 0;                // outbound: greater goes first among those of one group
+    std::vector<Selector> selectors;  // inbound
+    [[nodiscard]] bool adopted() const { return reason.empty(); }
+};
+
+// What `show policy` tells of one policy of the register.
+struct PolicyView {
+    uint32_t index = 0;
+    PolicyId group{};
+    SpdAction action = SpdAction::discard;
+    std::string reason;  // why its traffic is left to the kernel, if it is
+};
+
+struct Adoption {
+    std::vector<SpdEntry> outbound;  // SPD order
+    std::vector<SpdEntry> inbound;
+    std::map<xfrm::SaName, SaDecision> sas;
+    std::vector<PolicyView> policies;
+    uint32_t group_count = 0;
+    std::vector<uint32_t> if_id_by_group;  // 0: none
+    // By group: workers with an adopted outbound SA, sorted, without repetition.
+    std::vector<std::vector<WorkerId>> owners;
+};
+
+// Keeps a group's number for as long as the group exists, so that running SAs keep their PolicyId.
+class GroupNumbers {
+  public:
+    struct Name {
+        IpAddress source;  // of the tunnel, as an outbound packet has it
+        IpAddress destination;
+        uint32_t reqid = 0;
+        uint8_t mode = 0;
+        uint8_t protocol = 0;
+        uint32_t if_id = 0;
+        uint32_t own = 0;  // policy index of a group that consists of one policy; else 0
+        friend auto operator<=>(const Name&, const Name&) = default;
+    };
+    explicit GroupNumbers(uint32_t capacity) : capacity_(capacity) {}
+    // Starts a round; names that were not asked for until the next end() lose their number.
+    void begin();
+    // nullopt: more than `capacity` groups.
+    std::optional<PolicyId> number(const Name& name);
+    void end();
+    [[nodiscard]] uint32_t upper_bound() const { return upper_bound_; }  // numbers are below it
+
+  private:
+    uint32_t capacity_;
+    uint32_t upper_bound_ = 0;
+    std::map<Name, uint32_t> numbers_;
+    std::map<Name, uint32_t> previous_;
+    std::vector<uint32_t> free_;
+};
+
+Adoption decide_adoption(const xfrm::RegisterMirror& mirror, const AdoptionSetup& setup,
+                         GroupNumbers& numbers);
+
+}  // namespace sallyport::control
