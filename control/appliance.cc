@@ -21,6 +21,9 @@ namespace {
 // The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
 constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
+// Frames per worker, and for how long, that wait for an SA that is being taken over.
+constexpr uint32_t kHoldFrames = 512;
+constexpr uint32_t kHoldMs = 200;
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 
 std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
@@ -65,9 +68,9 @@ uint32_t outer_mtu(const std::vector<RunningPort>& ports) {
 
 }  // namespace
 
-std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(config::Config& config,
-                                                                        Log& log) {
-    std::unique_ptr<Appliance> appliance(new Appliance(config, log));
+std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
+    config::Config& config, Log& log, boost::asio::io_context& context) {
+    std::unique_ptr<Appliance> appliance(new Appliance(config, log, context));
     constexpr Step (Appliance::* kSteps[])() = {
         &Appliance::choose_cpus,    &Appliance::find_devices,      &Appliance::lock_state,
         &Appliance::prepare_memory, &Appliance::guard_kernel_path, &Appliance::enable_forwarding,
@@ -152,6 +155,9 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));
+    if (config_.follows_xfrm()) {
+        log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
+    }
     if (std::ranges::any_of(config_.policies, protects_ipv6)) {
         log_.note(
             "IPv6 between this host's own addresses and protected remote networks is "
@@ -169,6 +175,12 @@ Appliance::Step Appliance::enable_forwarding() {
         if (*change == Sysctls::Change::changed) {
             log_.note(std::string(name) + " was off and is on while sallyportd runs");
         }
+    }
+    // Packets that make the kernel ask the IKE daemon for an SA (acquire) wait for it in the
+    // kernel's own queue, one for each policy and bounded, instead of being dropped.
+    if (config_.follows_xfrm() && !Sysctls::get("net/core/xfrm_larval_drop").empty()) {
+        const auto change = sysctls_.set("net/core/xfrm_larval_drop", "0");
+        if (!change) return std::unexpected(change.error());
     }
     // The stricter of `all` and the device's own counts, and workers' frames come in on sp0
     // whatever route leads back to their source.
@@ -229,26 +241,32 @@ Appliance::Step Appliance::open_sockets() {
 }
 
 Appliance::Step Appliance::load_programs() {
-    auto compiled = compile_policies(config_.policies);
-    if (!compiled) return std::unexpected(compiled.error());
-    spd_ = std::move(*compiled);
+    bpf_objects::Limits limits;
+    limits.inbound_sas = config_.max_sas;
+    if (config_.follows_xfrm()) {
+        limits.spd_destinations = std::max(limits.spd_destinations, config_.max_sas * 4);
+        limits.spd_sources = std::max(limits.spd_sources, config_.max_sas * 4);
+        limits.spd_entries = std::max(limits.spd_entries, config_.max_sas * 4);
+    } else {
+        auto compiled = compile_policies(config_.policies);
+        if (!compiled) return std::unexpected(compiled.error());
+        spd_ = std::move(*compiled);
+        const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
+            return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
+        };
+        limits.spd_destinations = room(spd_.outbound.destinations.size(),
+                                       spd_.inbound.destinations.size(), limits.spd_destinations);
+        limits.spd_sources =
+            room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), limits.spd_sources);
+        limits.spd_entries =
+            room(spd_.outbound.entries.size(), spd_.inbound.entries.size(), limits.spd_entries);
+    }
     sa_lookup_ = bpf_objects::probe_sa_lookup();
     if (!sa_lookup_.kfunc) {
         log_.note("SA lookup in XDP is by our own owner map: " + sa_lookup_.reason);
     }
 
-    const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
-        return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
-    };
-    const bpf_objects::Limits defaults;
-    auto bpf = bpf_objects::BpfObjects::create(
-        {.inbound_sas = config_.max_sas,
-         .spd_destinations = room(spd_.outbound.destinations.size(),
-                                  spd_.inbound.destinations.size(), defaults.spd_destinations),
-         .spd_sources =
-             room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), defaults.spd_sources),
-         .spd_entries = room(spd_.outbound.entries.size(), spd_.inbound.entries.size(),
-                             defaults.spd_entries)});
+    auto bpf = bpf_objects::BpfObjects::create(limits);
     if (!bpf) return std::unexpected(bpf.error());
     bpf_.emplace(std::move(*bpf));
 
@@ -265,6 +283,7 @@ Appliance::Step Appliance::load_programs() {
                             .mtu = port.mtu,
                             .mode = port.config->xdp_mode,
                             .use_kfunc = sa_lookup_.kfunc,
+                            .register_mode = config_.follows_xfrm(),
                             .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
                             .egress_deny = port.config->egress_deny});
         if (!added) return added;
@@ -316,6 +335,12 @@ Appliance::Step Appliance::start_workers() {
         setup.spin_us = config_.workers.spin_us;
         setup.max_sas = config_.max_sas;
         setup.max_policies = static_cast<uint32_t>(config_.policies.size());
+        if (config_.follows_xfrm()) {
+            // A group of policies has at least one SA, or needs no number.
+            setup.max_policies = config_.max_sas;
+            setup.hold_frames = kHoldFrames;
+            setup.hold_ms = kHoldMs;
+        }
         setup.wake_board = &*wake_board_;
         setup.memory = &*memory_;
         for (const RunningPort& port : ports_) {
@@ -337,12 +362,20 @@ Appliance::Step Appliance::start_workers() {
 }
 
 Appliance::Step Appliance::install_sas() {
-    const auto aead = crypto::Aead::create();
+    auto aead = crypto::Aead::create();
     if (!aead) return std::unexpected(aead.error());
-    crypto_description_ = aead->description();
+    aead_.emplace(std::move(*aead));
+    crypto_description_ = aead_->description();
+    if (config_.follows_xfrm()) {
+        kernel_sas_ = std::make_unique<KernelSaControl>(
+            context_, log_, config_,
+            KernelSaControl::Setup{.cpus = cpus_, .mtu = static_cast<uint16_t>(outer_mtu(ports_))},
+            *aead_);
+        return {};
+    }
     if (!sequences_->distrust().empty()) log_.warning(sequences_->distrust());
     sas_.emplace(log_, config_, static_cast<uint16_t>(cpus_.size()));
-    sas_->build(*aead, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
+    sas_->build(*aead_, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
     sas_->announce(*registry_, *bpf_, cpus_);
     if (registry_->method() == xfrm::SaRegistry::Method::larval) {
         log_.note("inbound SAs are registered in xfrm as larval states: " + registry_->reason());
@@ -353,6 +386,7 @@ Appliance::Step Appliance::install_sas() {
 }
 
 Appliance::Step Appliance::publish_policies() {
+    if (kernel_sas_) return kernel_sas_->open(*bpf_, workers_);
     Command command;
     command.kind = Command::Kind::publish_spd;
     command.spd = spd_.spd.get();
@@ -394,6 +428,12 @@ bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     bool ok = true;
+    if (kernel_sas_) {
+        // The kernel goes on with the SAs: it must have the last numbers before it sees a packet.
+        kernel_sas_->stop();
+        for (const auto& worker : workers_) worker->stop();
+        kernel_sas_->write_back();
+    }
     // Frames take the kernel path again, where the policy guard stands. What workers still have in
     // hand meets the program on sp0 and the egress filters to the last.
     if (bpf_) bpf_->detach_ports();

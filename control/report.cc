@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "config/key_material.h"
+#include "control/report_xfrm.h"
 #include "dataplane/io/egress.h"
 
 namespace sallyport::control {
@@ -189,11 +190,27 @@ std::expected<json::value, std::string> Report::show(rpc::Show what) const {
     return std::unexpected("unknown request");
 }
 
+size_t Report::policy_count() const {
+    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
+    return appliance_.config().policies.size() +
+           (kernel_sas != nullptr ? kernel_sas->mirror().policies().size() : 0);
+}
+
+size_t Report::sa_count() const {
+    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
+    return kernel_sas != nullptr ? kernel_sas->mirror().states().size()
+                                 : appliance_.config().sas.size();
+}
+
 json::value Report::status() const {
     const config::Config& config = appliance_.config();
     const FrameCensus frames = appliance_.census();
     const uint64_t known = frames.pool + frames.in_kernel;
     const auto uptime = std::chrono::steady_clock::now() - started_;
+    size_t sas_with_kernel = 0;
+    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        sas_with_kernel = kernel_sas->counts().with_kernel;
+    }
     json::array notes;
     for (const std::string& note : log_.notes()) notes.emplace_back(text(note));
     return json::object{
@@ -208,8 +225,10 @@ json::value Report::status() const {
         {"xfrm_registration_reason", text(appliance_.registry().reason())},
         {"crypto", text(appliance_.crypto())},
         {"workers", appliance_.workers().size()},
-        {"policies", config.policies.size()},
-        {"sas", config.sas.size()},
+        {"sa_source", config.follows_xfrm() ? "xfrm" : "configuration"},
+        {"policies", policy_count()},
+        {"sas", sa_count()},
+        {"sas_with_kernel", sas_with_kernel},
         {"frames",
          {{"total", frames.total},
           {"pool", frames.pool},
@@ -245,8 +264,12 @@ json::value Report::workers() const {
     json::array out;
     for (const auto& worker : appliance_.workers()) {
         size_t sa_count = 0;
-        for (const ManagedSa& sa : appliance_.sas().sas()) {
-            if (sa.active() && sa.owner == worker->id()) ++sa_count;
+        if (const SaControl* sas = appliance_.sas()) {
+            for (const ManagedSa& sa : sas->sas()) {
+                if (sa.active() && sa.owner == worker->id()) ++sa_count;
+            }
+        } else if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+            sa_count = kernel_sas->adopted_by(worker->id());
         }
         const WorkerCounters& counters = worker->counters();
         out.push_back(json::object{{"worker", to_index(worker->id())},
@@ -266,8 +289,13 @@ json::value Report::workers() const {
 }
 
 json::value Report::sas() const {
+    if (KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        std::vector<uint16_t> cpus;
+        for (const auto& worker : appliance_.workers()) cpus.push_back(worker->cpu());
+        return xfrm_sas(*kernel_sas, cpus);
+    }
     json::array out;
-    for (const ManagedSa& sa : appliance_.sas().sas()) {
+    for (const ManagedSa& sa : appliance_.sas()->sas()) {
         const config::StaticSa& config = *sa.config;
         const bool inbound = config.direction == config::SaDirection::inbound;
         json::object object{{"name", text(config.name)},
@@ -292,6 +320,9 @@ json::value Report::sas() const {
 json::value Report::policies() const {
     const config::Config& config = appliance_.config();
     json::array out;
+    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        out = xfrm_policies(*kernel_sas);
+    }
     for (const config::Policy& policy : config.policies) {
         json::array names;
         for (const config::StaticSa& sa : config.sas) {

@@ -40,6 +40,8 @@ struct Selector {
     uint16_t source_port_hi = 65535;
     uint16_t destination_port_lo = 0;
     uint16_t destination_port_hi = 65535;
+
+    friend bool operator==(const Selector&, const Selector&) = default;
 };
 
 // A selector as a worker compares it: the address words as they stand in an IP header, masked.
