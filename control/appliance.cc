@@ -386,7 +386,7 @@ Appliance::Step Appliance::install_sas() {
 }
 
 Appliance::Step Appliance::publish_policies() {
-    if (kernel_sas_) return kernel_sas_->open(*bpf_, workers_);
+    if (kernel_sas_) return kernel_sas_->open(*bpf_, *guard_, workers_);
     Command command;
     command.kind = Command::Kind::publish_spd;
     command.spd = spd_.spd.get();

@@ -53,8 +53,10 @@ KernelSaControl::KernelSaControl(boost::asio::io_context& context, Log& log,
 KernelSaControl::~KernelSaControl() = default;
 
 std::expected<void, std::string> KernelSaControl::open(
-    bpf_objects::BpfObjects& bpf, std::span<const std::unique_ptr<Worker>> workers) {
+    bpf_objects::BpfObjects& bpf, xfrm::PolicyGuard& guard,
+    std::span<const std::unique_ptr<Worker>> workers) {
     bpf_ = &bpf;
+    guard_ = &guard;
     commands_.emplace(workers);
     auto socket = xfrm::RegisterSocket::open();
     if (!socket) return std::unexpected(socket.error());
@@ -255,6 +257,7 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
         policies_due_ = true;  // until it is done
         auto compiled = compile_entries(adoption_.outbound, adoption_.inbound);
         if (!compiled) return std::unexpected(compiled.error());
+        spd_ = compiled->spd.get();
         commands_->publish(std::move(compiled->spd));
         auto done = bpf_->publish_spd(compiled->outbound, compiled->inbound, workers);
         if (!done) return done;
@@ -263,7 +266,34 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
         if (auto done = bpf_->update_owners(workers); !done) return done;
     }
     published_owners_ = std::move(workers);
+    let_outer_packets_pass();
     return {};
+}
+
+// A worker's ESP packet that needs the kernel's help (no neighbour yet) must not be taken for
+// traffic to protect, where a policy is wide enough to cover the tunnel's own addresses.
+void KernelSaControl::let_outer_packets_pass() {
+    std::set<std::pair<IpAddress, IpAddress>> pairs;
+    for (const auto& [name, slot] : by_name_) {
+        if (slot->direction != StateDirection::outbound) continue;
+        const SpdVerdict verdict =
+            spd_->lookup(SpdDirection::outbound,
+                         {.family = name.destination.family,
+                          .source = std::as_bytes(std::span(slot->source.bytes)).data(),
+                          .destination = std::as_bytes(std::span(name.destination.bytes)).data(),
+                          .protocol = IPPROTO_ESP});
+        if (verdict.kind != SpdVerdict::Kind::no_match) {
+            pairs.emplace(slot->source, name.destination);
+        }
+    }
+    if (pairs == outer_pairs_) return;
+    const std::vector<std::pair<IpAddress, IpAddress>> rows(pairs.begin(), pairs.end());
+    if (const auto done = guard_->replace(xfrm::outer_esp_rows(rows)); !done) {
+        log_.error("ESP packets that need the kernel's help may be encrypted twice: " +
+                   done.error());
+        return;
+    }
+    outer_pairs_ = std::move(pairs);
 }
 
 // ---- into the worker ---------------------------------------------------------------------------

@@ -64,6 +64,7 @@
 #include "control/log.h"
 #include "control/sequence_memory.h"
 #include "control/worker_commands.h"
+#include "control/xfrm/policy_guard.h"
 #include "control/xfrm/register_mirror.h"
 #include "control/xfrm/register_socket.h"
 #include "dataplane/crypto/aead.h"
@@ -102,9 +103,9 @@ class KernelSaControl {
     KernelSaControl(const KernelSaControl&) = delete;
 
     // Reads the register and publishes its policies, still without any owner: attached now, the
-    // programs leave all that is protected to the kernel. `bpf` and `workers` outlive the use of
-    // this object, which ends with stop(); its memory must outlive the workers.
-    std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf,
+    // programs leave all that is protected to the kernel. `bpf`, `guard` and `workers` outlive the
+    // use of this object, which ends with stop(); its memory must outlive the workers.
+    std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf, xfrm::PolicyGuard& guard,
                                           std::span<const std::unique_ptr<Worker>> workers);
     // The programs are attached: takes SAs over, and follows the register from now on.
     void start();
@@ -172,7 +173,8 @@ class KernelSaControl {
     std::vector<Slot*> departed(const Adoption& now, const xfrm::RegisterChanges& changes);
     void refresh_slots(const Adoption& now);
     void create_slots(const Adoption& now);
-    std::expected<void, std::string> publish(const Adoption& now);
+    std::expected<void, std::string> publish(Adoption now);
+    void let_outer_packets_pass();
     void finish_later();
     void finish(bool settled);
     void finish_one(Slot& slot);
@@ -209,6 +211,9 @@ class KernelSaControl {
     Setup setup_;
     const crypto::Aead& aead_;
     bpf_objects::BpfObjects* bpf_ = nullptr;
+    xfrm::PolicyGuard* guard_ = nullptr;
+    const Spd* spd_ = nullptr;                               // published last
+    std::set<std::pair<IpAddress, IpAddress>> outer_pairs_;  // that `guard_` lets pass
     std::optional<xfrm::RegisterSocket> socket_;
     xfrm::RegisterMirror mirror_;
     xfrm::RegisterChanges changes_;

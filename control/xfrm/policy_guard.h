@@ -52,6 +52,11 @@ std::vector<PortMask> cover_port_range(uint16_t lo, uint16_t hi);
 std::expected<std::vector<PolicyRow>, std::string> guard_rows(
     std::span<const config::Policy> policies, std::span<const config::StaticSa> sas);
 
+// For a gateway whose policies come from xfrm, where nothing has to be blocked: lets the outer ESP
+// packets of workers' SAs (source, destination) pass where they take the kernel path and a wide
+// policy of the IKE daemon would cover them too.
+std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAddress>> tunnels);
+
 class PolicyGuard {
   public:
     // Installs `rows` over whatever a killed run left, then removes what is left over of that, so
@@ -62,13 +67,18 @@ class PolicyGuard {
     PolicyGuard& operator=(PolicyGuard&&) = delete;
     ~PolicyGuard();  // removes all, or keeps them
 
+    // The rows that hold from now on, in place of the earlier ones; no moment without any.
+    std::expected<void, std::string> replace(std::vector<PolicyRow> rows);
+
     enum class AtEnd : uint8_t { remove, keep };
     void at_end(AtEnd what) { at_end_ = what; }
     [[nodiscard]] AtEnd at_end() const { return at_end_; }
     [[nodiscard]] size_t row_count() const { return rows_; }
 
   private:
-    PolicyGuard(NetlinkSocket socket, size_t rows) : socket_(std::move(socket)), rows_(rows) {}
+    explicit PolicyGuard(NetlinkSocket socket) : socket_(std::move(socket)) {}
+    std::expected<void, std::string> replace(std::vector<PolicyRow> rows,
+                                             std::span<const PolicyInfo> before);
 
     NetlinkSocket socket_;
     size_t rows_ = 0;
