@@ -137,6 +137,9 @@ struct Config {
     }
 };
 
+// Frames of each direction that may wait in a worker for an SA that is being taken over from xfrm.
+inline constexpr uint32_t kHoldFrames = 256;
+
 // One thing that is wrong, as the operator reads it: "file:line: what is wrong, what is allowed".
 struct Error {
     std::filesystem::path file;

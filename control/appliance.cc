@@ -21,8 +21,7 @@ namespace {
 // The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
 constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
-// Frames per worker, and for how long, that wait for an SA that is being taken over.
-constexpr uint32_t kHoldFrames = 512;
+// For how long frames wait in a worker for an SA that is being taken over.
 constexpr uint32_t kHoldMs = 200;
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 
@@ -338,7 +337,7 @@ Appliance::Step Appliance::start_workers() {
         if (config_.follows_xfrm()) {
             // A group of policies has at least one SA, or needs no number.
             setup.max_policies = config_.max_sas;
-            setup.hold_frames = kHoldFrames;
+            setup.hold_frames = config::kHoldFrames;
             setup.hold_ms = kHoldMs;
         }
         setup.wake_board = &*wake_board_;
