@@ -133,6 +133,8 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
             {"egress_frames", totals.egress_frames},
             {"egress_bytes", totals.egress_bytes},
             {"egress_sent", totals.egress_sent},
+            {"passed_esp", totals.passed_esp},
+            {"passed_protect", totals.passed_protect},
             {"steered_by_queue_worker", std::move(matrix)},
             {"sockets",
              {{"rx_dropped", sockets.rx_dropped},

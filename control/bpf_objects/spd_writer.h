@@ -29,8 +29,12 @@ class SpdWriter {
                                              const CompiledSpd& inbound,
                                              std::span<const std::vector<WorkerId>> owners);
 
+    // See BpfObjects::update_owners().
+    std::expected<size_t, std::string> update_owners(std::span<const std::vector<WorkerId>> owners);
+
   private:
     struct Rows {
+        std::vector<sp_spd_entry> outbound_entries;  // as they stand in the map
         std::vector<sp_lpm_key> destinations;
         std::vector<sp_lpm_key> sources;
     };
@@ -41,6 +45,9 @@ class SpdWriter {
                                            std::span<const std::vector<WorkerId>> owners,
                                            Rows& rows) const;
     void erase(const Rows& rows) const;
+    [[nodiscard]] uint32_t first_entry(uint32_t generation) const {
+        return (generation & 1) * limits_.spd_entries;
+    }
 
     int destinations_fd_;
     int sources_fd_;

@@ -182,6 +182,8 @@ std::string format_ports(const json::value& result) {
                  {"TO WORKERS", Align::right},
                  {"TO PORTS", Align::right},
                  {"TO KERNEL", Align::right},
+                 {"KERNEL ESP", Align::right},
+                 {"KERNEL PROTECT", Align::right},
                  {"DROPPED", Align::right},
                  {"EGRESS", Align::right},
                  {"SENT", Align::right}});
@@ -192,7 +194,8 @@ std::string format_ports(const json::value& result) {
                    get(port, "mtu"), get(port, "xdp_mode") + ", " + get(port, "attached"),
                    get(port, "bind_mode"), get(port, "rx_frames"), get_bytes(port, "rx_bytes"),
                    get(port, "steered"), get(port, "redirected"), get(port, "passed"),
-                   get(port, "dropped"), get(port, "egress_frames"), get(port, "egress_sent")});
+                   get(port, "passed_esp"), get(port, "passed_protect"), get(port, "dropped"),
+                   get(port, "egress_frames"), get(port, "egress_sent")});
         const json::value* matrix = find(port, "steered_by_queue_worker");
         if (matrix != nullptr && matrix->is_array()) {
             uint32_t queue = 0;
