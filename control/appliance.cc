@@ -282,8 +282,8 @@ Appliance::Step Appliance::load_programs() {
                             .mtu = port.mtu,
                             .mode = port.config->xdp_mode,
                             .use_kfunc = sa_lookup_.kfunc,
-                            .register_mode = config_.follows_xfrm(),
                             .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
+                            .register_mode = config_.follows_xfrm(),
                             .egress_deny = port.config->egress_deny});
         if (!added) return added;
         for (uint16_t q = 0; q < port.queues; ++q) {

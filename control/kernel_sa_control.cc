@@ -263,7 +263,8 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
         if (!done) return done;
         policies_due_ = false;
     } else if (workers != published_owners_) {
-        if (auto done = bpf_->update_owners(workers); !done) return done;
+        const auto done = bpf_->update_owners(workers);
+        if (!done) return std::unexpected(done.error());
     }
     published_owners_ = std::move(workers);
     let_outer_packets_pass();

@@ -160,6 +160,7 @@ class KernelSaControl {
         uint64_t seen_packets = 0;
         uint64_t last_use = 0;  // seconds since the epoch; 0: not by a worker
         bool soft_reported = false;
+        bool hard_reported = false;
         bool rekey_asked = false;
         bool used_warned = false;
     };

@@ -110,7 +110,7 @@ void KernelSaControl::check_limits(Slot& slot) {
     const xfrm::Usage usage = usage_of(slot);
     const bool hard = usage.bytes >= limits.hard_bytes || usage.packets >= limits.hard_packets;
     const bool soft = usage.bytes >= limits.soft_bytes || usage.packets >= limits.soft_packets;
-    if (!hard && (!soft || slot.soft_reported)) return;
+    if (hard ? slot.hard_reported : !soft || slot.soft_reported) return;
     const xfrm::KernelSa* state = mirror_.find(slot.name);
     if (state == nullptr) return;
     write_counters(slot);  // the IKE daemon reads them
@@ -119,15 +119,8 @@ void KernelSaControl::check_limits(Slot& slot) {
         log_.error(name_of(slot.name) +
                    ": the end of its lifetime cannot be reported: " + told.error().text);
     }
-    if (!hard) {
-        slot.soft_reported = true;
-        return;
-    }
-    // The kernel has deleted it, and says so to others only.
-    const xfrm::SaName name = slot.name;
-    mirror_.forget(name);
-    changes_.removed.insert(name);
-    settle_soon(0);
+    slot.soft_reported = true;
+    slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
 }
 
 void KernelSaControl::write_counters(Slot& slot) {
