@@ -97,12 +97,12 @@ class Net(dict):
         for ns, device in (end for link in ends for end in link):
             by_ns.setdefault(ns, []).append(device)
         for ns, devices in by_ns.items():
-            words = []
-            for d in devices:
-                words.append(f"ethtool -L {d} rx {queues} tx {queues} 2>&1 | grep -v unmodified;"
-                             f" ethtool -K {d} tx off tso off gso off gro on")
-            self[ns].sh("sh", "-c", "; ".join(words), timeout=120)
-            self[ns].batch([f"link set {d} up" for d in devices])
+            # In the order of the lab: up first, then GRO, which makes the other end a redirect target.
+            self[ns].sh("sh", "-c", "; ".join(
+                [f"ethtool -L {d} rx {queues} tx {queues} 2>&1 | grep -v unmodified" for d in devices]
+                + [f"ip link set {d} up" for d in devices]
+                + [f"ethtool -K {d} tx off tso off gso off gro off; ethtool -K {d} gro on"
+                   for d in devices]), timeout=120)
 
     def close(self):
         _batch(["-force"], [f"netns del {name}" for name in self])
