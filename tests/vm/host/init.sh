@@ -20,22 +20,22 @@ while read -r word <&3; do
 done
 exec 3<&-
 
-$b mkdir -p /host /extra /own /root
+$b mkdir -p /host /extra /own /new
 $b mount -t 9p -o $share,cache=loose,ro host /host
 $b mount -t 9p -o $share,cache=loose,ro extra /extra
 $b mount -t tmpfs t /own
 $b mkdir /own/upper /own/work
-$b mount -t overlay -o lowerdir=/extra:/host,upperdir=/own/upper,workdir=/own/work o /root
-$b mkdir -p /root/out /root/run /root/lib/modules
-$b mount -t 9p -o $share,cache=none out /root/out
-modules=$($b cat /root/out/modules)
-$b rm -f "/root/lib/modules/$($b uname -r)"
-$b ln -s "$modules" "/root/lib/modules/$($b uname -r)"
-for folder in proc sys dev; do $b mount --move /$folder /root/$folder; done
-$b mkdir -p /root/dev/pts /root/dev/shm
-$b mount -t devpts -o ptmxmode=666 d /root/dev/pts
-for folder in run dev/shm; do $b mount -t tmpfs t /root/$folder; done
-$b mount -t bpf b /root/sys/fs/bpf
-$b mount -t tracefs t /root/sys/kernel/tracing
-$b mount -t cgroup2 c /root/sys/fs/cgroup
-exec $b switch_root /root /usr/bin/busybox sh /out/start
+$b mount -t overlay -o lowerdir=/extra:/host,upperdir=/own/upper,workdir=/own/work o /new
+$b mkdir -p /new/out /new/run /new/lib/modules
+$b mount -t 9p -o $share,cache=none out /new/out
+modules=$($b cat /new/out/modules)
+$b rm -f "/new/lib/modules/$($b uname -r)"
+$b ln -s "$modules" "/new/lib/modules/$($b uname -r)"
+for folder in proc sys dev; do $b mount --move /$folder /new/$folder; done
+$b mkdir -p /new/dev/pts /new/dev/shm
+$b mount -t devpts -o ptmxmode=666 d /new/dev/pts
+for folder in run dev/shm; do $b mount -t tmpfs t /new/$folder; done
+$b mount -t bpf b /new/sys/fs/bpf
+$b mount -t tracefs t /new/sys/kernel/tracing
+$b mount -t cgroup2 c /new/sys/fs/cgroup
+exec $b switch_root /new /usr/bin/busybox sh /out/start

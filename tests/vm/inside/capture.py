@@ -14,7 +14,9 @@ class Capture:
 
     def __init__(self, guest, ns, device, words="", seconds=60):
         self.path = os.path.join(guest.folder, f"{ns.name}-{device}-{len(guest.cleanups)}.pcap")
-        self._argv = ["tcpdump", "-i", device, "-n", "-U", "-s", "0", "-B", "16384", "-w", self.path,
+        self._argv = ["tcpdump", "-i", device, "-n", "-U", "-s", "0", "-B", "8192",
+                      "--immediate-mode",  # else the last block of the ring is lost
+                      "-w", self.path,
                       *words.split()]
         self._ns, self._process, self._seconds = ns, None, seconds
         guest.later(self.stop)
