@@ -6,7 +6,6 @@ that both sides write. Its memory as it is just before it mounts anything is kep
 kernel and set of devices, and later guests go on from there: a boot takes 3 s instead of 10.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -148,9 +147,7 @@ class Guest:
         return state
 
     def _make_snapshot(self, state):
-        for old in glob.glob(f"{self.image.folder}/snapshot-*"):  # of devices no test asks for any more
-            if time.time() - os.path.getmtime(old) > 30 * 86400 or old.endswith(".part"):
-                os.unlink(old)
+        trees.drop_unused("images/*/snapshot-*")  # of devices that no test asks for any more
         monitor = f"{self.folder}/monitor"
         self._launch("-monitor", f"unix:{monitor},server=on,wait=off")
         try:

@@ -32,13 +32,13 @@ class Image:
         if not os.path.exists(self.folder):
             with trees.locked("images"):
                 if not os.path.exists(self.folder):
-                    self._build(kernel, init)
+                    self._build(init)
+        os.utime(self.folder)
 
-    def _build(self, kernel, init):
+    def _build(self, init):
         parent = os.path.dirname(self.folder)
         os.makedirs(parent, exist_ok=True)
-        for old in glob.glob(f"{parent}/{kernel}-*"):  # and with it its snapshots
-            shutil.rmtree(old)
+        trees.drop_unused("images/*")
         part = tempfile.mkdtemp(dir=parent, prefix="part-")
         self._unwrap_kernel(os.path.join(part, "vmlinux"))
         if not os.path.exists(f"{self.modules}/modules.dep"):

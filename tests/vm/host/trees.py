@@ -14,11 +14,14 @@ its name only when it is whole; what was downloaded of an unfinished one is used
 import contextlib
 import fcntl
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 SUITES = {"newest": "trixie-backports", "6.12": "bookworm-backports"}
 KERNELS = tuple(SUITES)
@@ -29,7 +32,7 @@ PACKAGES = {
     "qemu": (("qemu-system-x86/bookworm-backports", "qemu-system-common/bookworm-backports",
               "qemu-system-data/bookworm-backports", "seabios/bookworm-backports"),),
     "extra": (("busybox-static", "kmod", "zstd", "iproute2/bookworm-backports",
-               "bpftool/bookworm-backports", "tcpdump", "iperf3", "ethtool"),
+               "bpftool/bookworm-backports", "tcpdump", "iperf3", "ethtool", "xdp-tools"),
               ("strongswan-charon", "strongswan-swanctl", "strongswan-pki",
                "libstrongswan-standard-plugins", "libstrongswan-extra-plugins",
                "libcharon-extra-plugins"),
@@ -56,12 +59,27 @@ def locked(name):
         yield
 
 
+def _path(name):
+    """A tree whose list of packages has changed is another tree: an old checkout still has its own."""
+    if name in SUITES:
+        return os.path.join(cache(), name)
+    digest = hashlib.sha256(json.dumps(PACKAGES[name]).encode()).hexdigest()[:8]
+    return os.path.join(cache(), f"{name}-{digest}")
+
+
+def drop_unused(pattern):
+    """Removes folders and files of the cache that nobody has used for two weeks."""
+    for path in glob.glob(os.path.join(cache(), pattern)):
+        if time.time() - os.path.getmtime(path) > 14 * 86400:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
 _refused = {}  # tree -> why it cannot be had: it is tried once in a process
 
 
 def tree(name):
     """The folder of a tree, fetched when it is not there yet."""
-    folder = os.path.join(cache(), name)
+    folder = _path(name)
     if name in _refused:
         raise Unavailable(_refused[name])
     if not os.path.exists(folder):
@@ -72,6 +90,7 @@ def tree(name):
         except (Unavailable, OSError) as e:
             _refused[name] = f"packages for {name} cannot be had: {e}"
             raise Unavailable(_refused[name]) from None
+    os.utime(folder)
     return folder
 
 
@@ -180,6 +199,7 @@ def _fetch(name, folder):
     _merge_usr(part)
     with open(os.path.join(part, "packages"), "w", encoding="utf-8") as f:
         f.writelines(f"{os.path.basename(file)}\n" for file in sorted(set(files)))
+    drop_unused(f"{name}-*")
     os.rename(part, folder)
     for file in set(files):  # only an unfinished tree needs them again
         with contextlib.suppress(FileNotFoundError):
