@@ -145,8 +145,11 @@ RegisterMirror::Outcome RegisterMirror::dispatch(const Message& message, Registe
             request_resync(changes);
             return Outcome::applied;
         default:
-            return Outcome::ignored;
+            break;
     }
+    if (message.type <= kLastKnownType) return Outcome::ignored;
+    request_resync(changes);
+    return Outcome::applied;
 }
 
 void RegisterMirror::request_resync(RegisterChanges& changes) {
