@@ -15,6 +15,9 @@ namespace sallyport::xfrm {
 namespace {
 
 constexpr uint8_t kAnyProtocol = 255;  // IPSEC_PROTO_ANY: AH, ESP and IPComp
+// XFRM_MSG_GETDEFAULT. Later types are of newer kernels, which may change the register by them
+// (XFRM_MSG_MIGRATE_STATE of Linux 7.2 does).
+constexpr uint16_t kLastKnownType = 0x28;
 
 bool is_own_reqid(uint32_t reqid) {
     return reqid >> 16 == 0x5350;
@@ -142,8 +145,11 @@ RegisterMirror::Outcome RegisterMirror::dispatch(const Message& message, Registe
             request_resync(changes);
             return Outcome::applied;
         default:
-            return Outcome::ignored;
+            break;
     }
+    if (message.type <= kLastKnownType) return Outcome::ignored;
+    request_resync(changes);
+    return Outcome::applied;
 }
 
 void RegisterMirror::request_resync(RegisterChanges& changes) {

@@ -16,7 +16,8 @@
 // - What waits in the socket may be older than the dump, so messages only move counters up.
 // - A state without SPI (the kernel's placeholder for an acquire) has no name and is left out.
 // - XFRM_MSG_EXPIRE with hard set, DELSA, FLUSHSA take states away; DELPOLICY, POLEXPIRE with hard
-//   set, FLUSHPOLICY take policies away. MIGRATE asks for a resync.
+//   set, FLUSHPOLICY take policies away. MIGRATE, and types too new to be known here, ask for a
+//   resync.
 // - NEWAE and EXPIRE that this process caused (`own_port`: the netlink port of our requests) come
 //   back by multicast and change nothing; only a hard EXPIRE has deleted the state all the same.
 // - XFRM_MSG_NEWAE of others says that the kernel itself has used a state: counters change.
@@ -62,7 +63,8 @@ class RegisterMirror {
     // One message of the running kernel. Malformed or unknown ones change nothing and are counted.
     void apply(const Message& message, RegisterChanges& changes);
 
-    // A dump of both tables. Between begin and end apply() must not be called.
+    // A dump of both tables. Between begin and end apply() must not be called. The end makes good
+    // whatever `changes` asked a resync for.
     void begin_dump();
     void load(const Message& message);
     void end_dump(RegisterChanges& changes);

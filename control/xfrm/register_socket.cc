@@ -131,14 +131,16 @@ std::expected<void, std::string> RegisterSocket::dump(RegisterMirror& mirror,
 std::expected<void, std::string> RegisterSocket::receive(RegisterMirror& mirror,
                                                          RegisterChanges& changes) {
     Datagrams datagrams;
-    for (size_t taken = 0; taken < kDatagramsMax;) {
+    // After an overrun the kernel drops silently until all was read: a dump helps only then.
+    bool overrun = false;
+    for (size_t taken = 0; taken < kDatagramsMax || overrun;) {
         const int count = datagrams.receive(fd());
         if (count < 0) {
             if (errno == EAGAIN) break;
             if (errno == EINTR) continue;
             if (errno != ENOBUFS) return failed("cannot read changes of SAs and policies");
             mirror.request_resync(changes);
-            ++taken;
+            overrun = true;
             continue;
         }
         for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
