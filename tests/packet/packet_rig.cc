@@ -387,6 +387,12 @@ void Rig::publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEn
     if (!published) give_up(published.error());
 }
 
+size_t Rig::update_owners(const std::vector<std::vector<WorkerId>>& owners) {
+    const auto written = spd_->update_owners(owners);
+    if (!written) give_up(written.error());
+    return *written;
+}
+
 void Rig::disable_spd() {
     const uint32_t zero = 0;
     sp_spd_active active{};

@@ -108,6 +108,8 @@ class Rig {
     void set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules);
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
                  const std::vector<std::vector<WorkerId>>& owners);
+    // How many entries were written.
+    size_t update_owners(const std::vector<std::vector<WorkerId>>& owners);
     void disable_spd();
     void remove_tx_port(uint32_t port);
     void restore_tx_port(uint32_t port);
