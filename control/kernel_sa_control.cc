@@ -420,12 +420,12 @@ void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) 
                                          .sequence_reserved = range.end,
                                          .sequence_low_water = low_water(range, end),
                                          .iv_mask = *mask,
+                                         .rank = slot.decision.rank,
                                          .owner = slot.owner,
                                          .mtu = setup_.mtu,
                                          .df = slot.decision.df,
                                          .copy_dscp = slot.decision.copy_dscp,
-                                         .outer_ttl = 64,
-                                         .rank = slot.decision.rank});
+                                         .outer_ttl = 64});
     if (!made) return keep_with_kernel(slot, made.error());
     slot.outbound = std::move(*made);
     slot.reserved = range.end;
