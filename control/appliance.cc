@@ -220,21 +220,23 @@ Appliance::Step Appliance::create_tap() {
 }
 
 Appliance::Step Appliance::open_sockets() {
-    io::PortSockets* umem_owner = nullptr;
     for (RunningPort& port : ports_) {
+        // Generic XDP takes its frames after the driver has made packets of them.
+        const config::BindMode mode = port.config->xdp_mode == config::XdpMode::generic
+                                          ? config::BindMode::copy
+                                          : port.config->bind_mode;
         auto sockets =
             io::PortSockets::create({.device = port.config->device,
                                      .ifindex = port.ifindex,
                                      .queues = port.queues,
                                      .workers = static_cast<uint16_t>(cpus_.size()),
-                                     .bind = bind_of(port.config->bind_mode),
+                                     .bind = bind_of(mode),
                                      .tx_entries = config_.egress == config::EgressMode::direct
                                                        ? io::PortSocketsSetup{}.tx_entries
                                                        : 0},
-                                    *memory_, umem_owner);
+                                    *memory_);
         if (!sockets) return std::unexpected(sockets.error());
         port.sockets = std::move(*sockets);
-        if (umem_owner == nullptr) umem_owner = port.sockets.get();
     }
     return {};
 }
@@ -407,8 +409,8 @@ Appliance::Step Appliance::attach() {
         const char* mode = attachment->mode == config::XdpMode::generic ? "generic" : "native";
         log_.note("port " + port.config->name + ": " + mode + " XDP, " + attachment->attached() +
                   (attachment->reason.empty() ? "" : " (" + attachment->reason + ")") + ", " +
-                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + ", " +
-                  std::to_string(port.queues) + " queues");
+                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + " (" +
+                  port.sockets->mode_reason() + "), " + std::to_string(port.queues) + " queues");
     }
     return {};
 }

@@ -109,7 +109,7 @@ json::object direction(const DirectionCounters& counters) {
 json::object port_object(std::string_view name, std::string_view device, uint32_t ifindex,
                          std::string_view role, uint16_t queues, uint32_t mtu,
                          const bpf_objects::Attachment& attachment, std::string_view bind_mode,
-                         const bpf_objects::PortCounters& counters,
+                         std::string_view bind_reason, const bpf_objects::PortCounters& counters,
                          const io::SocketStatistics& sockets) {
     const sp_port_counters& totals = counters.totals;
     json::array matrix;
@@ -124,6 +124,7 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
             {"attached", attachment.attached()},
             {"attached_reason", text(attachment.reason)},
             {"bind_mode", text(bind_mode)},
+            {"bind_reason", text(bind_reason)},
             {"rx_frames", totals.rx_frames},
             {"rx_bytes", totals.rx_bytes},
             {"passed", totals.passed},
@@ -250,7 +251,8 @@ std::expected<json::value, std::string> Report::ports() const {
         out.push_back(port_object(port.config->name, port.config->device, port.ifindex,
                                   unprotected ? "unprotected" : "protected", port.queues, port.mtu,
                                   port.attachment.value_or(bpf_objects::Attachment{}),
-                                  port.sockets->zero_copy() ? "zero-copy" : "copy", *counters,
+                                  port.sockets->zero_copy() ? "zero-copy" : "copy",
+                                  port.sockets->mode_reason(), *counters,
                                   statistics_of(*port.sockets)));
     }
     const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
@@ -258,7 +260,8 @@ std::expected<json::value, std::string> Report::ports() const {
     const std::string& device = appliance_.config().device;
     out.push_back(port_object(device, device, appliance_.tap_ifindex(), "injector",
                               static_cast<uint16_t>(appliance_.workers().size()),
-                              appliance_.tap_mtu(), appliance_.injector(), "none", *counters, {}));
+                              appliance_.tap_mtu(), appliance_.injector(), "none", "", *counters,
+                              {}));
     return out;
 }
 

@@ -38,10 +38,10 @@ def come_and_go(guest):
     with capture.Capture(guest, t.n.peer, "wanp", "icmp") as clear:
         t.n.gw.batch([f"xfrm state delete src {register.NEAR_END} dst {register.FAR_END} proto esp"
                       f" spi {t.pair.spi_out:#x}"])
-        eventually(lambda: len(t.gw.show("sa")) == 1, 10, "the outbound SA gone")
+        eventually(lambda: len(t.gw.show("sa")) == 1, "the outbound SA is still there", 10)
         equal(traffic.ping(t.n.lan, register.HOST, register.FAR, 2), 0, "pings without an SA")
         t.policies("delete")
-        eventually(lambda: t.gw.show("policy") == [], 10, "no policies left")
+        eventually(lambda: t.gw.show("policy") == [], "policies are left", 10)
         equal(traffic.ping(t.n.lan, register.HOST, register.FAR, 2), 0, "pings without a policy")
         equal(len(clear.frames()), 0, "frames in clear")
     equal(t.gw.stop(), 0, "exit status of sallyportd")

@@ -72,7 +72,7 @@ class RegisterTunnel:
         def all_active():
             rows = self.gw.show("sa")
             return len(rows) >= 2 and all(row["state"] == "active" for row in rows)
-        eventually(all_active, seconds, "both SAs taken over")
+        eventually(all_active, "the SAs are not both taken over", seconds)
 
     def kernel_counters(self):
         """[(spi, packets)] as `ip -s xfrm state` has them."""
@@ -91,5 +91,5 @@ class RegisterTunnel:
             packets = self.rows()[direction]["packets"]
             check(packets >= least, f"{direction}: only {packets} packets")
             eventually(lambda spi=spi, direction=direction:
-                       self.kernel_counters().get(spi) == self.rows()[direction]["packets"], 10,
-                       f"the kernel's packet counter of the {direction} SA")
+                       self.kernel_counters().get(spi) == self.rows()[direction]["packets"],
+                       f"the kernel's packet counter of the {direction} SA is behind", 10)
