@@ -48,7 +48,8 @@
 //
 // Selectors of an inbound SA are those of the policies whose template fits, without what earlier
 // policies with other templates or without any take away from them: the kernel drops a decrypted
-// packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated).
+// packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated). A
+// worker cannot know whether `in` or `fwd` would be asked, so neither may forbid it; one suffices.
 // Where that takes more than kSelectorsMax selectors, the SA stays with the kernel.
 //
 // Owner: the worker whose CPU is the SA's pcpu, where it runs one; else by hash of peer and reqid,
