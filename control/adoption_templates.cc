@@ -25,7 +25,10 @@ uint32_t TemplateClasses::obtain(const GroupNumbers::Name& name, const xfrm::Tem
     const auto [known, is_new] = by_name_.try_emplace(name, static_cast<uint32_t>(classes_.size()));
     if (!is_new) return known->second;
     classes_.push_back({.wanted = wanted, .if_id = name.if_id, .obstacle = {}, .rows = {}});
-    by_end_[{wanted.reqid, far_end(wanted.source, wanted.destination)}].push_back(known->second);
+    const IpAddress& end = far_end(wanted.source, wanted.destination);
+    by_end_[{wanted.reqid, end}].push_back(known->second);
+    if (is_any(end)) some_name_no_end_ = true;
+    if (wanted.reqid == 0) some_name_no_reqid_ = true;
     return known->second;
 }
 
@@ -47,11 +50,12 @@ std::vector<uint32_t> TemplateClasses::fitting(const xfrm::KernelSa& sa) const {
     const IpAddress end = far_end(sa.source, sa.name.destination);
     const IpAddress any{.family = end.family};
     std::vector<uint32_t> found;
+    const bool ask_any_end = some_name_no_end_ && end != any;
     look({sa.reqid, end}, sa, found);
-    if (end != any) look({sa.reqid, any}, sa, found);
-    if (direction_ == xfrm::StateDirection::inbound && sa.reqid != 0) {
+    if (ask_any_end) look({sa.reqid, any}, sa, found);
+    if (direction_ == xfrm::StateDirection::inbound && some_name_no_reqid_ && sa.reqid != 0) {
         look({0, end}, sa, found);
-        if (end != any) look({0, any}, sa, found);
+        if (ask_any_end) look({0, any}, sa, found);
     }
     std::ranges::sort(found);
     return found;

@@ -55,6 +55,8 @@ class TemplateClasses {
     std::vector<TemplateClass> classes_;
     std::map<GroupNumbers::Name, uint32_t> by_name_;
     std::unordered_map<End, std::vector<uint32_t>, EndHash> by_end_;
+    bool some_name_no_end_ = false;  // rare, so most searches can be spared
+    bool some_name_no_reqid_ = false;
 };
 
 }  // namespace sallyport::control::adoption

@@ -9,9 +9,9 @@
 #include <ctime>
 #include <random>
 
-#include "adoption_support.h"
 #include "control/policy_control.h"
 #include "dataplane/wire/ip_packet.h"
+#include "tests/unit/adoption_support.h"
 
 namespace sallyport::control {
 namespace {

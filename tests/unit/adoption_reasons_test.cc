@@ -7,7 +7,7 @@
 
 #include <functional>
 
-#include "adoption_support.h"
+#include "tests/unit/adoption_support.h"
 
 namespace sallyport::control {
 namespace {
