@@ -149,6 +149,8 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     judged.entry.policy = number(name, policy.if_id, obstacle);
     if (outbound && !judged.exact()) judged.entry.action = SpdAction::protect;
 
+    // Needs no group, so it may be beyond capacity.
+    const bool is_exact_filter = !protects && judged.exact();
     auto& rows = outbound ? outbound_rows_ : inbound_rows_;
     Row row{.judged = std::move(judged), .template_class = {}, .view = out_.policies.size()};
     TemplateClasses& classes = outbound ? outbound_classes_ : inbound_classes_;
@@ -166,7 +168,7 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     out_.policies.push_back({.index = policy.row.index,
                              .group = row.judged.entry.policy,
                              .action = row.judged.entry.action,
-                             .reason = std::move(obstacle)});
+                             .reason = is_exact_filter ? std::string() : std::move(obstacle)});
     rows.push_back(std::move(row));
 }
 
@@ -246,7 +248,7 @@ std::optional<xfrm::StateDirection> Decider::direction_of(const xfrm::KernelSa& 
 }
 
 void Decider::decide_sas() {
-    out_.group_count = numbers_.upper_bound();
+    out_.group_count = std::max(numbers_.upper_bound(), 1u);  // beyond_capacity_ at least
     out_.if_id_by_group.resize(out_.group_count);
     out_.owners.resize(out_.group_count);
     members_.resize(out_.group_count);

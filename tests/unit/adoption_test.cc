@@ -415,6 +415,21 @@ TEST(GroupNumbers, KeepTheirPlaceAndAreFreedAfterTheRound) {
     EXPECT_EQ(numbers.upper_bound(), 3u);
 }
 
+TEST(Adoption, WithoutAnyCapacityTheKernelServesAll) {
+    Register reg;
+    const Tunnel tunnel;
+    reg.add_policies(tunnel);
+    reg.add_filter(PolicyDirection::out, PolicyAction::block, "10.1.0.0/16", "10.4.0.0/16", 1);
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    GroupNumbers numbers(0);
+    const Adoption adoption = reg.decide(numbers);
+    EXPECT_FALSE(adoption.sas.at(out).adopted());
+    ASSERT_EQ(adoption.outbound.size(), 2u);
+    EXPECT_EQ(adoption.outbound[0].action, SpdAction::discard);
+    EXPECT_EQ(adoption.policies[0].reason, "");
+    EXPECT_TRUE(adoption.owners.at(to_index(adoption.outbound[1].policy)).empty());
+}
+
 TEST(Adoption, GroupsBeyondCapacityAreServedByTheKernel) {
     Register reg;
     std::vector<xfrm::SaName> names;
