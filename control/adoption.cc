@@ -5,10 +5,12 @@
 #include <limits>
 #include <set>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 
+#include "control/adoption_inbound.h"
+#include "control/adoption_owners.h"
 #include "control/adoption_parts.h"
+#include "control/adoption_templates.h"
 #include "control/policy_control.h"
 
 namespace sallyport::control {
@@ -18,7 +20,6 @@ namespace {
 using namespace adoption;
 
 constexpr uint8_t kFlagNoPathMtuDiscovery = 4;
-constexpr uint8_t kFlagEsn = 128;
 constexpr uint32_t kExtraDontEncapDscp = 1;
 
 constexpr uint32_t kConfigOwn = 0x80000000;
@@ -26,102 +27,6 @@ constexpr uint8_t kOwnModeConfig = 0xfe;  // what is no group of the register
 constexpr uint8_t kOwnModeKernel = 0xff;
 // Beyond this many, every later group counts as within reach of one of them.
 constexpr size_t kPassingOnMax = 256;
-
-// What SAs are compared with: the policies of one direction that have one template. Policies that
-// only the kernel can judge are each for themselves.
-struct TemplateClass {
-    xfrm::Template wanted;
-    uint32_t if_id = 0;
-    PolicyId group{};
-    std::string obstacle;        // why no worker may serve it
-    std::vector<uint32_t> rows;  // positions in the list of its direction
-};
-
-// Finds the classes that may fit an SA by its reqid and the address that templates of the
-// direction always name, or leave out on purpose.
-class TemplateClasses {
-  public:
-    explicit TemplateClasses(xfrm::StateDirection direction) : direction_(direction) {}
-
-    uint32_t obtain(const GroupNumbers::Name& name, const xfrm::KernelPolicy& policy) {
-        const auto [known, is_new] =
-            by_name_.try_emplace(name, static_cast<uint32_t>(classes_.size()));
-        if (!is_new) return known->second;
-        const xfrm::Template& wanted = policy.templates.front();
-        classes_.push_back({.wanted = wanted, .if_id = policy.if_id, .obstacle = {}, .rows = {}});
-        by_end_[{wanted.reqid, end_of(wanted.source, wanted.destination)}].push_back(known->second);
-        return known->second;
-    }
-    TemplateClass& operator[](uint32_t index) { return classes_[index]; }
-
-    // Ascending, so in the order of their first policies.
-    [[nodiscard]] std::vector<uint32_t> fitting(const xfrm::KernelSa& sa) const {
-        const bool outbound = direction_ == xfrm::StateDirection::outbound;
-        const IpAddress end = end_of(sa.source, sa.name.destination);
-        const IpAddress any{.family = end.family};
-        std::vector<uint32_t> found;
-        const auto look = [&](uint32_t reqid, const IpAddress& address) {
-            const auto bucket = by_end_.find({reqid, address});
-            if (bucket == by_end_.end()) return;
-            for (const uint32_t index : bucket->second) {
-                const TemplateClass& one = classes_[index];
-                if (outbound ? fits_outbound(one.wanted, one.if_id, sa)
-                             : fits_inbound(one.wanted, one.if_id, sa)) {
-                    found.push_back(index);
-                }
-            }
-        };
-        look(sa.reqid, end);
-        if (end != any) look(sa.reqid, any);
-        if (!outbound && sa.reqid != 0) {
-            look(0, end);
-            if (end != any) look(0, any);
-        }
-        std::ranges::sort(found);
-        return found;
-    }
-
-  private:
-    struct End {
-        uint32_t reqid = 0;
-        IpAddress address;
-        friend bool operator==(const End&, const End&) = default;
-    };
-    struct EndHash {
-        size_t operator()(const End& end) const {
-            uint64_t words[2];
-            std::memcpy(words, end.address.bytes.data(), sizeof words);
-            uint64_t hash = (words[0] ^ end.reqid) * 0x9e3779b97f4a7c15u;
-            hash = (hash ^ hash >> 29 ^ words[1]) * 0x9e3779b97f4a7c15u;
-            return hash ^ hash >> 32;
-        }
-    };
-    // Of an outbound SA the far end, of an inbound one too.
-    [[nodiscard]] const IpAddress& end_of(const IpAddress& source,
-                                          const IpAddress& destination) const {
-        return direction_ == xfrm::StateDirection::outbound ? destination : source;
-    }
-
-    xfrm::StateDirection direction_;
-    std::vector<TemplateClass> classes_;
-    std::map<GroupNumbers::Name, uint32_t> by_name_;
-    std::unordered_map<End, std::vector<uint32_t>, EndHash> by_end_;
-};
-
-// One line of a direction's list, in kernel order.
-struct Row {
-    JudgedPolicy judged;
-    std::optional<uint32_t> template_class;
-    size_t view = 0;  // in Adoption::policies
-};
-
-auto selector_key(const SpdEntry& entry) {
-    const SpdEntry& e = entry;
-    return std::tuple(e.source.address, e.source.bits, e.destination.address, e.destination.bits,
-                      e.protocol, e.has_ports, e.source_port_lo, e.source_port_hi,
-                      e.destination_port_lo, e.destination_port_hi);
-}
-using SelectorKey = decltype(selector_key(SpdEntry{}));
 
 // A list of SPD entries; of two with the same selector the first decides, so the second is waste.
 class EntryList {
@@ -136,12 +41,16 @@ class EntryList {
     std::set<SelectorKey> known_;
 };
 
-// Stable across rekeying and restarts, and different for different peers.
-uint64_t owner_hash(const IpAddress& peer, uint32_t reqid) {
-    uint64_t hash = 0xcbf29ce484222325u ^ reqid;
-    for (const uint8_t byte : peer.bytes) hash = (hash ^ byte) * 0x100000001b3u;
-    hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15u;
-    return hash >> 32;
+// Addresses as the policy's own packets have them.
+GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Template& wanted,
+                              uint32_t own) {
+    return {.source = wanted.source,
+            .destination = wanted.destination,
+            .reqid = wanted.reqid,
+            .mode = static_cast<uint8_t>(wanted.mode),
+            .protocol = wanted.protocol,
+            .if_id = policy.if_id,
+            .own = own};
 }
 
 class Decider {
@@ -160,7 +69,6 @@ class Decider {
         make_inbound_list();
         numbers_.end();
         decide_sas();
-        hold_back_groups();
         choose_owners();
         return std::move(out_);
     }
@@ -182,20 +90,11 @@ class Decider {
     void decide_outbound(const xfrm::KernelSa& sa, std::span<const uint32_t> fitting,
                          SaDecision& decision);
     void decide_inbound(std::span<const uint32_t> fitting, SaDecision& decision);
-    bool select(std::span<const uint32_t> fitting, uint32_t position, SaDecision& decision);
-    void hold_back_groups();
     void choose_owners();
-    std::optional<WorkerId> worker_of_cpu(std::optional<uint32_t> cpu) const;
-    void choose_owners_of_group(size_t group);
 
     bool is_local(const IpAddress& address) const {
         return std::ranges::find(setup_.local_addresses, address) != setup_.local_addresses.end();
     }
-
-    struct Member {  // an outbound SA that the kernel may use for a group
-        const xfrm::KernelSa* sa;
-        SaDecision* decision;
-    };
 
     const std::map<xfrm::SaName, xfrm::KernelSa>& states_;
     const AdoptionSetup& setup_;
@@ -206,9 +105,8 @@ class Decider {
     TemplateClasses inbound_classes_{xfrm::StateDirection::inbound};
     std::vector<Row> outbound_rows_;
     std::vector<Row> inbound_rows_;
-    std::vector<SpdEntry> inbound_entries_;  // of inbound_rows_
-    std::optional<OverlapIndex> inbound_index_;
-    std::vector<std::vector<Member>> members_;  // by group
+    std::optional<InboundSelectors> inbound_selectors_;  // of inbound_rows_
+    std::vector<std::vector<Member>> members_;           // by group
 
     Adoption out_;
 };
@@ -241,13 +139,8 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     GroupNumbers::Name name{.own = policy.row.index};
     if (protects && judged.exact()) {
         const xfrm::Template& wanted = policy.templates.front();
-        name = {.source = outbound ? wanted.source : wanted.destination,
-                .destination = outbound ? wanted.destination : wanted.source,
-                .reqid = wanted.reqid,
-                .mode = static_cast<uint8_t>(wanted.mode),
-                .protocol = wanted.protocol,
-                .if_id = policy.if_id,
-                .own = to_index(wanted.spi) != 0 ? policy.row.index : 0};
+        name = class_name(policy, wanted, to_index(wanted.spi) != 0 ? policy.row.index : 0);
+        if (!outbound) std::swap(name.source, name.destination);
     }
     std::string obstacle = judged.obstacle;
     if (obstacle.empty() && policy.if_id != 0) {
@@ -256,20 +149,26 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     judged.entry.policy = number(name, policy.if_id, obstacle);
     if (outbound && !judged.exact()) judged.entry.action = SpdAction::protect;
 
+    // Needs no group, so it may be beyond capacity.
+    const bool is_exact_filter = !protects && judged.exact();
     auto& rows = outbound ? outbound_rows_ : inbound_rows_;
     Row row{.judged = std::move(judged), .template_class = {}, .view = out_.policies.size()};
+    TemplateClasses& classes = outbound ? outbound_classes_ : inbound_classes_;
     if (protects) {
-        TemplateClasses& classes = outbound ? outbound_classes_ : inbound_classes_;
-        row.template_class = classes.obtain(name, policy);
-        TemplateClass& its_class = classes[*row.template_class];
-        its_class.group = row.judged.entry.policy;
-        its_class.obstacle = obstacle;
-        its_class.rows.push_back(static_cast<uint32_t>(rows.size()));
+        // More than one is an obstacle, but SAs have to know.
+        for (const xfrm::Template& wanted : policy.templates) {
+            const uint32_t index = classes.obtain(class_name(policy, wanted, name.own), wanted);
+            TemplateClass& its_class = classes[index];
+            its_class.group = row.judged.entry.policy;
+            its_class.obstacle = obstacle;
+            its_class.rows.push_back(static_cast<uint32_t>(rows.size()));
+            row.template_class = index;
+        }
     }
     out_.policies.push_back({.index = policy.row.index,
                              .group = row.judged.entry.policy,
                              .action = row.judged.entry.action,
-                             .reason = std::move(obstacle)});
+                             .reason = is_exact_filter ? std::string() : std::move(obstacle)});
     rows.push_back(std::move(row));
 }
 
@@ -304,8 +203,9 @@ void Decider::make_inbound_list() {
     EntryList list;
     std::vector<const SpdEntry*> behind;
     for (const Row& row : inbound_rows_) {
+        // Those of an xfrm interface say nothing about what arrives by a port.
+        if (row.judged.policy->if_id != 0) continue;
         const SpdEntry& entry = row.judged.entry;
-        inbound_entries_.push_back(entry);
         if (entry.action != SpdAction::bypass) {
             list.add(entry);
         } else if (row.judged.exact()) {
@@ -319,7 +219,7 @@ void Decider::make_inbound_list() {
     for (const SpdEntry* entry : behind) list.add(*entry);
     add_config_policies(list, SpdDirection::inbound);
     out_.inbound = list.take();
-    inbound_index_.emplace(inbound_entries_);
+    inbound_selectors_.emplace(inbound_rows_);
 }
 
 void Decider::add_config_policies(EntryList& list, SpdDirection direction) {
@@ -350,7 +250,7 @@ std::optional<xfrm::StateDirection> Decider::direction_of(const xfrm::KernelSa& 
 }
 
 void Decider::decide_sas() {
-    out_.group_count = numbers_.upper_bound();
+    out_.group_count = std::max(numbers_.upper_bound(), 1u);  // beyond_capacity_ at least
     out_.if_id_by_group.resize(out_.group_count);
     out_.owners.resize(out_.group_count);
     members_.resize(out_.group_count);
@@ -415,141 +315,27 @@ void Decider::decide_inbound(std::span<const uint32_t> fitting, SaDecision& deci
         rows.insert(rows.end(), one.rows.begin(), one.rows.end());
     }
     if (!decision.adopted()) return;
-    std::ranges::sort(rows);
-    std::set<SelectorKey> known;  // `in` and `fwd` policies have the same selectors
-    for (const uint32_t position : rows) {
-        if (!known.insert(selector_key(inbound_entries_[position])).second) continue;
-        if (!select(fitting, position, decision)) break;
-    }
-    if (decision.adopted() && decision.selectors.empty()) {
-        refuse("other policies stand before its own");
-    }
-    if (!decision.adopted()) decision.selectors.clear();
-}
-
-// Adds what a packet by the SA may be to pass the policy at `position`.
-bool Decider::select(std::span<const uint32_t> fitting, uint32_t position, SaDecision& decision) {
-    std::vector<Selector> parts{selector_of(inbound_entries_[position])};
-    for (const uint32_t earlier : inbound_index_->earlier(position)) {
-        const Row& row = inbound_rows_[earlier];
-        if (row.template_class && std::ranges::binary_search(fitting, *row.template_class))
-            continue;
-        // Policies of interfaces do not apply to SAs without one.
-        if (row.judged.policy->if_id != 0) continue;
-        if (row.judged.may_pass_on) {
-            decision.reason = "a policy before its own: " + row.judged.obstacle;
-            return false;
-        }
-        std::vector<Selector> left;
-        for (const Selector& part : parts) {
-            const auto rest = without(part, row.judged.entry);
-            if (!rest) {
-                decision.reason = "a policy before its own has a protocol";
-                return false;
-            }
-            left.insert(left.end(), rest->begin(), rest->end());
-        }
-        parts = std::move(left);
-        if (parts.size() > kSelectorsMax) break;
-    }
-    decision.selectors.insert(decision.selectors.end(), parts.begin(), parts.end());
-    if (decision.selectors.size() <= kSelectorsMax) return true;
-    decision.reason = "more than " + std::to_string(kSelectorsMax) + " selectors";
-    return false;
-}
-
-void Decider::hold_back_groups() {
-    for (const auto& members : members_) {
-        const auto newest = std::ranges::max_element(
-            members, {}, [](const Member& member) { return member.sa->arrival; });
-        if (newest == members.end() || newest->decision->adopted()) continue;
-        for (const Member& member : members) {
-            if (member.decision->adopted()) {
-                member.decision->reason = "a newer SA of its policy is with the kernel";
-            }
-        }
-    }
-}
-
-std::optional<WorkerId> Decider::worker_of_cpu(std::optional<uint32_t> cpu) const {
-    if (!cpu) return std::nullopt;
-    const auto found = std::ranges::find(setup_.cpus, *cpu);
-    if (found == setup_.cpus.end()) return std::nullopt;
-    return WorkerId{static_cast<uint16_t>(found - setup_.cpus.begin())};
+    // `in` and `fwd` policies with one selector are one selector.
+    auto selectors = inbound_selectors_->of(fitting, rows);
+    if (!selectors) return refuse(selectors.error());
+    decision.selectors = std::move(*selectors);
 }
 
 void Decider::choose_owners() {
-    const uint64_t workers = std::max<uint64_t>(setup_.cpus.size(), 1);
+    for (const auto& group : members_) hold_back(group);
     auto state = states_.begin();
     for (auto& [name, decision] : out_.sas) {
-        const xfrm::KernelSa& sa = (state++)->second;
-        if (!decision.adopted() || decision.direction == xfrm::StateDirection::outbound) continue;
-        const uint64_t hashed = owner_hash(sa.source, sa.reqid) % workers;
-        decision.owner = worker_of_cpu(sa.pcpu).value_or(WorkerId{static_cast<uint16_t>(hashed)});
-    }
-    for (size_t group = 0; group < members_.size(); ++group) choose_owners_of_group(group);
-}
-
-void Decider::choose_owners_of_group(size_t group) {
-    constexpr uint64_t kRankOwnCpu = uint64_t{1} << 63;
-    constexpr uint64_t kRankFallback = uint64_t{1} << 62;
-    std::set<WorkerId> owners;
-    for (const Member& member : members_[group]) {
-        if (!member.decision->adopted()) continue;
-        if (const auto worker = worker_of_cpu(member.sa->pcpu)) {
-            member.decision->owner = *worker;
-            member.decision->rank = kRankOwnCpu | member.sa->arrival;
-            owners.insert(*worker);
+        const xfrm::KernelSa& sa = (state++)->second;  // both have all SAs, in the same order
+        if (decision.adopted() && decision.direction == xfrm::StateDirection::inbound) {
+            decision.owner = inbound_owner(sa, setup_.cpus);
         }
     }
-    std::vector<WorkerId> free;
-    for (size_t i = 0; i < setup_.cpus.size(); ++i) {
-        const WorkerId worker{static_cast<uint16_t>(i)};
-        if (!owners.contains(worker)) free.push_back(worker);
+    for (size_t group = 0; group < members_.size(); ++group) {
+        out_.owners[group] = choose_outbound_owners(members_[group], setup_.cpus);
     }
-    for (const Member& member : members_[group]) {
-        if (!member.decision->adopted() || worker_of_cpu(member.sa->pcpu)) continue;
-        const uint64_t hash = owner_hash(member.sa->name.destination, member.sa->reqid);
-        const uint64_t workers = std::max<uint64_t>(setup_.cpus.size(), 1);
-        member.decision->owner = free.empty() ? WorkerId{static_cast<uint16_t>(hash % workers)}
-                                              : free[hash % free.size()];
-        member.decision->rank = (member.sa->pcpu ? 0 : kRankFallback) | member.sa->arrival;
-        owners.insert(member.decision->owner);
-    }
-    out_.owners[group].assign(owners.begin(), owners.end());
 }
 
 }  // namespace
-
-void GroupNumbers::begin() {
-    previous_ = std::move(numbers_);
-    numbers_.clear();
-}
-
-std::optional<PolicyId> GroupNumbers::number(const Name& name) {
-    if (const auto known = numbers_.find(name); known != numbers_.end()) {
-        return PolicyId{known->second};
-    }
-    if (auto known = previous_.extract(name)) {
-        return PolicyId{numbers_.insert(std::move(known)).position->second};
-    }
-    uint32_t number = 0;
-    if (!free_.empty()) {
-        number = free_.front();
-        free_.pop_front();
-    } else if (upper_bound_ < capacity_) {
-        number = upper_bound_++;
-    } else {
-        return std::nullopt;
-    }
-    numbers_.emplace(name, number);
-    return PolicyId{number};
-}
-
-void GroupNumbers::end() {
-    for (const auto& [name, number] : previous_) free_.push_back(number);
-    previous_.clear();
-}
 
 Adoption decide_adoption(const std::map<xfrm::SaName, xfrm::KernelSa>& states,
                          const std::map<uint32_t, xfrm::KernelPolicy>& policies,

@@ -21,8 +21,9 @@
 //   in, fwd, template    PROTECT: cleartext that it may cover does not enter
 //   in, fwd, block       DISCARD
 //   in, fwd, allow       none: what nothing else lets in stays out
-// A policy of an xfrm interface is PROTECT in its group, which no worker serves; if_id_by_group
-// tells the kernel's path which interface it is.
+// An `out` policy of an xfrm interface is PROTECT in its group, which no worker serves;
+// if_id_by_group tells the kernel's path which interface it is. Its `in` and `fwd` policies apply to
+// that interface only, not to what arrives by a port.
 //
 // The kernel asks `in` for packets to the host and `fwd` for what it forwards; here is one list,
 // and XDP forwards what it lets in. So an `in` policy that allows and has no `fwd` twin stands
@@ -48,7 +49,8 @@
 //
 // Selectors of an inbound SA are those of the policies whose template fits, without what earlier
 // policies with other templates or without any take away from them: the kernel drops a decrypted
-// packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated).
+// packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated). A
+// worker cannot know whether `in` or `fwd` would be asked, so neither may forbid it; one suffices.
 // Where that takes more than kSelectorsMax selectors, the SA stays with the kernel.
 //
 // Owner: the worker whose CPU is the SA's pcpu, where it runs one; else by hash of peer and reqid,

@@ -70,8 +70,8 @@ class OverlapIndex {
   public:
     // `entries` outlives the index.
     explicit OverlapIndex(std::span<const SpdEntry> entries);
-    // Positions before `position`, ascending.
-    [[nodiscard]] std::vector<uint32_t> earlier(uint32_t position) const;
+    // Positions of all that do, itself included, in no order.
+    [[nodiscard]] std::vector<uint32_t> overlapping(uint32_t position) const;
 
   private:
     // Positions ordered by one of the two prefixes: those inside a prefix are neighbours, those

@@ -163,7 +163,7 @@ std::vector<OverlapIndex::Run> OverlapIndex::candidates(const Side& side,
     return runs;
 }
 
-std::vector<uint32_t> OverlapIndex::earlier(uint32_t position) const {
+std::vector<uint32_t> OverlapIndex::overlapping(uint32_t position) const {
     const SpdEntry& entry = entries_[position];
     const auto size = [](const std::vector<Run>& runs) {
         return std::accumulate(runs.begin(), runs.end(), size_t{0},
@@ -177,10 +177,9 @@ std::vector<uint32_t> OverlapIndex::earlier(uint32_t position) const {
     for (const Run run : source_is_narrow ? sources : destinations) {
         for (uint32_t i = run.first; i < run.last; ++i) {
             const uint32_t other = side.sorted[i];
-            if (other < position && overlap(entries_[other], entry)) found.push_back(other);
+            if (overlap(entries_[other], entry)) found.push_back(other);
         }
     }
-    std::ranges::sort(found);
     return found;
 }
 
