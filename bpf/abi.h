@@ -59,7 +59,7 @@
     X(sequence_unreserved, "no sequence numbers are reserved on disk for the outbound SA")         \
     X(ttl_exceeded, "TTL or hop limit ended here")                                                 \
     X(too_big, "larger than the path towards the destination carries")                             \
-    X(fragment_without_ports, "a later fragment met a policy with port selectors (RFC 4301 7)")    \
+    X(fragment_without_ports, "a fragment met a policy with port selectors (RFC 4301 7)")          \
     X(egress_denied, "the egress filter of the port denies it")                                    \
     X(no_route, "no route leads to the destination through a port")                                \
     X(injector_full, "the way from worker to port had no room")                                    \

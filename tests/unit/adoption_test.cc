@@ -319,6 +319,7 @@ TEST(Adoption, PoliciesOfXfrmInterfaces) {
     const auto group = to_index(adoption.outbound[0].policy);
     EXPECT_EQ(adoption.if_id_by_group.at(group), 42u);
     EXPECT_TRUE(adoption.owners.at(group).empty());
+    EXPECT_TRUE(adoption.inbound.empty());  // they say nothing of what arrives by a port
     for (const PolicyView& view : adoption.policies) EXPECT_EQ(view.reason, "xfrm interface 42");
 }
 
