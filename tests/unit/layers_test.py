@@ -23,7 +23,7 @@ MAY_INCLUDE = {
     "dataplane": {"dataplane", "bpf"},
     "config": {"config", "dataplane", "bpf"},
     "control": {"control", "config", "dataplane", "bpf"},
-    "bench": {"bench", "dataplane", "bpf", "config"},
+    "bench": {"bench", "control", "dataplane", "bpf", "config"},
     "tests": None,  # anything
 }
 # Within dataplane, lowest first: a folder includes itself and what stands before it. `spd` and
