@@ -431,8 +431,8 @@ struct Worker::Impl {
     }
     template <typename Table, typename Sa>
     void replace(Table& table, Sa* old, Sa* sa, bool& is_new) {
-        assert(old != sa);
         if (old == nullptr || !table.contains(old, *sa)) return install(table, sa, is_new);
+        assert(old != sa);
         if (!table.replace(old, sa)) return answer_retired(sa);
         sa->take_over(*old);
         answer_retired(old);
