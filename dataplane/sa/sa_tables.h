@@ -55,10 +55,11 @@ class Sad {
         return true;
     }
 
-    // Whether this object is in the table. By a look at every slot: an SA that is not there may be
-    // gone from memory too, so it is not read.
-    [[nodiscard]] bool contains(const InboundSa* sa) const {
-        return std::ranges::any_of(slots_, [sa](const Slot& slot) { return slot.sa == sa; });
+    // Whether this object is in the table. An SA that is not may be gone from memory too, so it is
+    // not read: the slot of `likely`, which mostly has its SPI and destination, then all others.
+    [[nodiscard]] bool contains(const InboundSa* sa, const InboundSa& likely) const {
+        return slots_[slot_for(likely)].sa == sa ||
+               std::ranges::any_of(slots_, [sa](const Slot& slot) { return slot.sa == sa; });
     }
 
     // `sa` instead of `old`, which is in the table. False: a third SA has the SPI and destination
@@ -167,10 +168,13 @@ class OutboundTable {
         if (*link != nullptr) *link = sa->next_of_policy;
     }
 
-    // Whether this object is in the table; as Sad::contains(), it is not read.
-    [[nodiscard]] bool contains(const OutboundSa* sa) const {
+    // Whether this object is in the table; as Sad::contains(), it is not read. `likely` mostly has
+    // the same policy.
+    [[nodiscard]] bool contains(const OutboundSa* sa, const OutboundSa& likely) const {
         bool found = false;
-        for_each([&](const OutboundSa* one) { found |= one == sa; });
+        const auto look = [&](const OutboundSa* one) { found |= one == sa; };
+        visit_list(find(likely.policy), look);
+        if (!found) for_each(look);
         return found;
     }
 
@@ -191,12 +195,14 @@ class OutboundTable {
 
     template <typename Visit>
     void for_each(Visit visit) const {
-        for (OutboundSa* head : by_policy_) {
-            for (OutboundSa* sa = head; sa != nullptr; sa = sa->next_of_policy) visit(sa);
-        }
+        for (OutboundSa* head : by_policy_) visit_list(head, visit);
     }
 
   private:
+    template <typename Visit>
+    static void visit_list(OutboundSa* head, Visit& visit) {
+        for (OutboundSa* sa = head; sa != nullptr; sa = sa->next_of_policy) visit(sa);
+    }
     // What points to `sa`, or the null pointer at the end of its policy's list.
     OutboundSa** link_to(size_t index, const OutboundSa* sa) {
         OutboundSa** link = &by_policy_[index];

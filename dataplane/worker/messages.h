@@ -26,9 +26,9 @@ struct Command {
         // The second takes the place of the first, with its replay window or sequence numbers and
         // IV mask, counters and drops; the first is answered by *_retired. Where the first is not
         // (or no longer) installed, the second is installed as it is; the first has had its answer
-        // then and is not looked at, so it may be gone. Where the second finds no place (an SA with
-        // its SPI and destination, a policy beyond the table), all stays as it was and the second
-        // is answered.
+        // then and is not looked at, so control may have freed it since it sent the command. Where
+        // the second finds no place (an SA with its SPI and destination, a policy beyond the
+        // table), all stays as it was and the second is answered.
         replace_inbound,   // old_inbound, inbound
         replace_outbound,  // old_outbound, outbound
         // outbound, number: new sequence_reserved, number2: new low water, number3: sequence_next

@@ -39,6 +39,8 @@ constexpr int kSleepMs = 250;
 // of FILL buffers, because none were free at the last look (and on an empty queue nobody receives
 // who would wake us), or frames stand on a TX ring that could not take more.
 constexpr int kShortSleepMs = 1;
+// A worker that takes a thousand commands in one go leaves its rings alone for too long.
+constexpr int kCommandsPerTurn = 64;
 // While busy, the TAP is read only now and then unless it had something: each try is a system call.
 constexpr uint32_t kTapEveryLoops = 64;
 constexpr uint32_t kTapBurst = 32;
@@ -366,7 +368,7 @@ struct Worker::Impl {
     void take_commands() {
         Command command;
         new_inbound = new_outbound = false;
-        while (commands.pop(command)) apply(command);
+        for (int i = 0; i < kCommandsPerTurn && commands.pop(command); ++i) apply(command);
         // Before newer frames are received: a flow keeps its order.
         if (new_inbound) run_held(inbound, inbound.on_hold().count(), HoldList::Round::again);
         if (new_outbound) run_held(outbound, outbound.on_hold().count(), HoldList::Round::again);
@@ -429,8 +431,8 @@ struct Worker::Impl {
     }
     template <typename Table, typename Sa>
     void replace(Table& table, Sa* old, Sa* sa, bool& is_new) {
+        if (old == nullptr || !table.contains(old, *sa)) return install(table, sa, is_new);
         assert(old != sa);
-        if (old == nullptr || !table.contains(old)) return install(table, sa, is_new);
         if (!table.replace(old, sa)) return answer_retired(sa);
         sa->take_over(*old);
         answer_retired(old);

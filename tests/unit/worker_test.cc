@@ -270,8 +270,8 @@ TEST_F(WorkerTest, ReplaceOfWhatIsGoneInstalls) {
     submit({.kind = Command::Kind::install_inbound, .inbound = stale_in});
     submit({.kind = Command::Kind::retire_inbound, .inbound = stale_in});
     ASSERT_TRUE(next_event());
+    InboundSa& next_in = makes_.make_inbound(sa);  // not in the same memory
     gone_in.reset();
-    InboundSa& next_in = makes_.make_inbound(sa);
     submit({.kind = Command::Kind::replace_inbound, .inbound = &next_in, .old_inbound = stale_in});
     wire_->send(arrivals(sa, {1}));
     ASSERT_TRUE(waits_for_kept(1));
@@ -286,8 +286,8 @@ TEST_F(WorkerTest, ReplaceOfWhatIsGoneInstalls) {
     submit({.kind = Command::Kind::install_outbound, .outbound = stale_out});
     submit({.kind = Command::Kind::retire_outbound, .outbound = stale_out});
     ASSERT_TRUE(next_event());
+    OutboundSa& next_out = makes_.make_outbound(sa);  // not in the same memory
     gone_out.reset();
-    OutboundSa& next_out = makes_.make_outbound(sa);
     submit({.kind = Command::Kind::replace_outbound,
             .outbound = &next_out,
             .old_outbound = stale_out});
