@@ -25,6 +25,12 @@ bool is_multicast(const IpAddress& address) {
                                         : address.bytes[0] == 0xff;
 }
 
+// fe80::/10 and 169.254/16.
+bool is_link_local(const IpAddress& address) {
+    if (address.family == Family::v4) return address.bytes[0] == 169 && address.bytes[1] == 254;
+    return address.bytes[0] == 0xfe && (address.bytes[1] & 0xc0) == 0x80;
+}
+
 std::string obstacle_of_flags(const xfrm::KernelSa& sa) {
     if ((sa.flags & kFlagNoEcn) != 0) return "flag noecn";
     if ((sa.flags & kFlagDecapDscp) != 0) return "flag decap-dscp";
@@ -75,6 +81,8 @@ std::string obstacle_of_addresses(const xfrm::KernelSa& sa) {
     if (is_any(sa.source)) return "no source address";
     if (sa.source.family != sa.name.destination.family) return "addresses of two families";
     if (is_multicast(sa.name.destination)) return "multicast";
+    // XDP leaves what stays on its link to the kernel before it looks for an SA.
+    if (is_link_local(sa.name.destination)) return "link-local address";
     return {};
 }
 

@@ -142,6 +142,7 @@ void KernelSaControl::settle() {
     }
     refresh_slots(now);
     create_slots(now);
+    name_marked_states();
     if (const auto published = publish(std::move(now)); !published) {
         log_.error("the policies in xfrm cannot be used, the earlier ones stay: " +
                    published.error());
@@ -193,7 +194,8 @@ void KernelSaControl::create_slots(const Adoption& now) {
         // One of that name is still on its way out: its counters are not known yet.
         if (retiring_.contains(name) || kept_.contains(name)) continue;
         const xfrm::KernelSa& state = *mirror_.find(name);
-        if (by_name_.size() >= config_.max_sas) {
+        // Those on their way out count too: a worker's table never refuses an SA.
+        if (slots_.size() - free_slots_.size() >= config_.max_sas) {
             kept_.emplace(name, "there is no room for it: raise gateway.max_sas");
             continue;
         }
@@ -229,6 +231,30 @@ void KernelSaControl::create_slots(const Adoption& now) {
         by_name_.emplace(name, slot.get());
         slots_[index] = std::move(slot);
     }
+}
+
+// XDP asks the kernel for states without a mark. One with a mark would not be found, so the owner
+// map says that it is the kernel's.
+void KernelSaControl::name_marked_states() {
+    std::set<std::pair<Spi, IpAddress>> marked;
+    for (const auto& [name, state] : mirror_.states()) {
+        if (name.mark.mask != 0 && name.protocol == xfrm::kProtocolEsp) {
+            marked.emplace(name.spi, name.destination);
+        }
+    }
+    for (const auto& [spi, destination] : marked_) {
+        if (marked.contains({spi, destination})) continue;
+        if (const auto done = bpf_->remove_owner(spi, destination); !done) {
+            log_.error(done.error());
+        }
+    }
+    for (const auto& [spi, destination] : marked) {
+        if (marked_.contains({spi, destination})) continue;
+        if (const auto done = bpf_->insert_owner(spi, destination, std::nullopt); !done) {
+            log_.error("packets of an SA with a mark do not reach the kernel: " + done.error());
+        }
+    }
+    marked_ = std::move(marked);
 }
 
 std::vector<std::vector<WorkerId>> KernelSaControl::owners() const {

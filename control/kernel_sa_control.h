@@ -174,6 +174,7 @@ class KernelSaControl {
     std::vector<Slot*> departed(const Adoption& now, const xfrm::RegisterChanges& changes);
     void refresh_slots(const Adoption& now);
     void create_slots(const Adoption& now);
+    void name_marked_states();
     std::expected<void, std::string> publish(Adoption now);
     void let_outer_packets_pass();
     void finish_later();
@@ -224,9 +225,10 @@ class KernelSaControl {
     SequenceMemory memory_;
     std::vector<std::unique_ptr<Slot>> slots_;  // by SaId; null: free
     std::vector<uint32_t> free_slots_;
-    std::map<xfrm::SaName, Slot*> by_name_;     // steered or installed
-    std::map<xfrm::SaName, size_t> retiring_;   // how many of that name are on their way out
-    std::map<xfrm::SaName, std::string> kept_;  // tried, and left to the kernel: why
+    std::map<xfrm::SaName, Slot*> by_name_;       // steered or installed
+    std::map<xfrm::SaName, size_t> retiring_;     // how many of that name are on their way out
+    std::map<xfrm::SaName, std::string> kept_;    // tried, and left to the kernel: why
+    std::set<std::pair<Spi, IpAddress>> marked_;  // in the owner map as the kernel's
     std::vector<std::vector<WorkerId>> published_owners_;
     bool policies_due_ = true;
     bool taking_over_ = false;  // start() was called

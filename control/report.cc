@@ -100,10 +100,9 @@ void add_socket_drops(Drops& drops, const io::SocketStatistics& sockets) {
 }
 
 json::object direction(const DirectionCounters& counters) {
-    return {{"frames", counters.frames.read()},
-            {"bytes", counters.bytes.read()},
-            {"delivered", counters.delivered.read()},
-            {"bursts", counters.bursts.read()}};
+    return {{"frames", counters.frames.read()},       {"bytes", counters.bytes.read()},
+            {"delivered", counters.delivered.read()}, {"bursts", counters.bursts.read()},
+            {"held", counters.held.read()},           {"on_hold", counters.on_hold.read()}};
 }
 
 json::object port_object(std::string_view name, std::string_view device, uint32_t ifindex,
