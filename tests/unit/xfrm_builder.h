@@ -72,15 +72,6 @@ class Payload {
     Buffer bytes_;
 };
 
-// A whole datagram.
-inline Buffer datagram(uint16_t type, const Payload& payload, uint32_t port = 0) {
-    const nlmsghdr header{
-        .nlmsg_len = static_cast<uint32_t>(sizeof(nlmsghdr) + payload.bytes().size()),
-        .nlmsg_type = type,
-        .nlmsg_pid = port};
-    return join(bytes_of(header), payload.bytes());
-}
-
 inline IpAddress ip(const char* text) {
     return *parse_ip_address(text);
 }

@@ -30,6 +30,19 @@ const std::string kKeys =
     " reqid 7 mode tunnel aead 'rfc4106(gcm(aes))' "
     "0x000102030405060708090a0b0c0d0e0f10111213 128";
 
+// A request that has no encoder of ours.
+RequestBuffer request(uint16_t type, const Payload& payload, uint32_t sequence) {
+    nlmsghdr header{};
+    header.nlmsg_len = static_cast<uint32_t>(sizeof header + payload.bytes().size());
+    header.nlmsg_type = type;
+    header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    header.nlmsg_seq = sequence;
+    const Buffer bytes = join(bytes_of(header), payload.bytes());
+    RequestBuffer out;
+    std::memcpy(out.extend(bytes.size()), bytes.data(), bytes.size());
+    return out;
+}
+
 class XfrmRegisterFeedback : public testing::Test {
   protected:
     // In a network namespace of its own, where `ip xfrm state add` works.
@@ -112,6 +125,51 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
             mirror = RegisterMirror(socket.own_port());
         }
     });
+}
+
+// As daemons register them with kernels that know directions: no bitmap on outbound states.
+TEST_F(XfrmRegisterFeedback, CountersOfStatesWithADirectionAreWritten) {
+    bool knows_direction = true;
+    with_states([&](RegisterSocket& socket, RegisterMirror& mirror) {
+        auto daemon = NetlinkSocket::open();
+        ASSERT_TRUE(daemon);
+        for (const bool esn : {false, true}) {
+            for (const bool inbound : {false, true}) {
+                xfrm_usersa_info body = state_body(0x2001);
+                body.flags = esn ? XFRM_STATE_ESN : 0;
+                Payload state(body);
+                state.add(XFRMA_ALG_AEAD, aead(0x42))
+                    .add(XFRMA_REPLAY_ESN_VAL,
+                         esn_replay({.words = inbound ? 4u : 0u, .window = inbound ? 128u : 0u}))
+                    .add(kSaDirection, static_cast<uint8_t>(inbound ? 1 : 2));
+                const auto made =
+                    daemon->exchange(request(XFRM_MSG_NEWSA, state, daemon->next_sequence()));
+                ASSERT_TRUE(made) << made.error().text;
+                EXPECT_EQ(receive(socket, mirror).added.size(), 1u);
+                const KernelSa* known = mirror.find(name(0x2001));
+                ASSERT_NE(known, nullptr);
+                knows_direction = known->direction.has_value();
+                if (!knows_direction) return;  // older kernels leave unknown attributes out
+                EXPECT_EQ(known->direction,
+                          inbound ? StateDirection::inbound : StateDirection::outbound);
+                EXPECT_EQ(known->replay.bitmap_words, inbound ? 4u : 0u);
+
+                const uint64_t number = (esn ? uint64_t{7} << 32 : 0) + 123;
+                Replay replay;
+                (inbound ? replay.top : replay.sent) = number;
+                const auto written = socket.write_counters(*known, {.replay = replay});
+                ASSERT_TRUE(written) << written.error().text;
+                EXPECT_TRUE(receive(socket, mirror).empty());
+                const auto now = socket.get(name(0x2001));
+                ASSERT_TRUE(now) << now.error().text;
+                EXPECT_EQ(inbound ? now->replay.top : now->replay.sent, number);
+                EXPECT_EQ(inbound ? now->replay.sent : now->replay.top, 0u);
+                ASSERT_TRUE(socket.expire(*now, true));
+                EXPECT_EQ(receive(socket, mirror).removed.size(), 1u);
+            }
+        }
+    });
+    if (!knows_direction) GTEST_SKIP() << "the kernel does not know XFRMA_SA_DIR";
 }
 
 TEST_F(XfrmRegisterFeedback, WhatOthersDoIsSeen) {
