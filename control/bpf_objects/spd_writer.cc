@@ -46,6 +46,8 @@ sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<Worker
     row.src_port_hi = entry.source_port_hi;
     row.dst_port_lo = entry.destination_port_lo;
     row.dst_port_hi = entry.destination_port_hi;
+    row.ct_mark = entry.ct_mark;
+    row.ct_mark_mask = entry.ct_mark_mask;
     if (row.policy < owners.size()) {
         for (const WorkerId worker : owners[row.policy]) {
             row.owners[row.owner_count++] = static_cast<uint8_t>(to_index(worker));
