@@ -97,6 +97,7 @@ class Appliance {
 
     using Step = std::expected<void, std::string>;
     Step choose_cpus();
+    Step find_connections();
     Step lock_state();
     Step prepare_memory();
     Step guard_kernel_path();
@@ -114,6 +115,7 @@ class Appliance {
     config::Config& config_;
     Log& log_;
     std::vector<uint16_t> cpus_;  // of the workers
+    bpf_objects::Connections connections_;
     std::optional<SequenceStore> sequences_;
     std::optional<xfrm::NamespaceLock> namespace_lock_;
     std::optional<io::PacketMemory> memory_;
