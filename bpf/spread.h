@@ -39,8 +39,8 @@ static __always_inline struct sp_spread_counters* sp_spread(void) {
 }
 
 /* Forwards in clear what a BYPASS policy covers. */
-static __always_inline int sp_bypass(struct xdp_md* ctx, struct sp_packet* packet,
-                                     enum sp_origin origin) {
+static __always_inline int sp_forward_spread(struct xdp_md* ctx, struct sp_packet* packet,
+                                             enum sp_origin origin) {
     struct sp_spread_counters* counters;
     __u32 slot;
     __u32 hash;

@@ -84,7 +84,7 @@ int steer_protected(struct xdp_md* ctx) {
         case SP_SPD_PROTECT:
             return sp_protect(ctx, &packet, entry);
         case SP_SPD_BYPASS:
-            return sp_bypass(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
+            return sp_forward_spread(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
         default:
             return sp_drop(SP_DROP_policy_discard);
     }

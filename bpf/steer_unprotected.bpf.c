@@ -79,7 +79,7 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
         case SP_SPD_PROTECT:
             return sp_drop(SP_DROP_cleartext_for_protect);
         case SP_SPD_BYPASS:
-            return sp_bypass(ctx, packet, SP_ORIGIN_BYPASS_IN);
+            return sp_forward_spread(ctx, packet, SP_ORIGIN_BYPASS_IN);
         default:
             return sp_drop(SP_DROP_policy_discard);
     }
