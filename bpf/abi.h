@@ -26,6 +26,7 @@
 #define SP_OWNERS_MAX 16       /* workers that share one policy's outbound SAs */
 #define SP_CELL_ENTRIES_MAX 16 /* SPD entries that can compete for one address pair */
 #define SP_EGRESS_RULES_MAX 32 /* deny rules of one port */
+#define SP_BYPASS_CPUS_MAX 64  /* CPUs that share the BYPASS traffic of one port */
 
 /* ---- drop reasons ------------------------------------------------------------------------- */
 
@@ -68,7 +69,8 @@
     X(unsupported_packet, "not IPv4 or IPv6, where only these can be handled")                     \
     X(rx_ring_full, "the receive ring of the owning worker was full: the worker is overloaded")    \
     X(protect_in_clear, "a PROTECT policy covers a packet that was about to leave in clear")       \
-    X(kernel_multicast, "the kernel's own multicast on the tunnel device: nobody is behind it")
+    X(kernel_multicast, "the kernel's own multicast on the tunnel device: nobody is behind it")    \
+    X(not_established, "the kernel tracks no established connection that the packet belongs to")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -97,6 +99,26 @@ struct sp_port_counters {
     __u64 passed_protect; /* of passed: for the kernel's own policies to encrypt or to block */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 88, "abi");
+
+/* PERCPU_ARRAY spread_counters, key: port id. What a port with bypass_cpus hands to other CPUs. The
+   verdict (passed, redirected, dropped) is counted there, so that for such a port
+   rx_frames = passed + steered + redirected + dropped + handed_over - taken.
+   Writer: to handed_over the steering program, to the others the cpumap program. Reader: control.
+ */
+struct sp_spread_counters {
+    __u64 handed_over; /* frames given to the cpumap */
+    __u64 taken;       /* frames its program saw; what is missing when all is quiet did not fit */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_spread_counters) == 16, "abi");
+
+/* PERCPU_ARRAY conntrack_counters, key: port id where the frame came in. Writer: every program that
+   forwards. Reader: control. Frames for which a port requires a tracked connection: */
+struct sp_conntrack_counters {
+    __u64 established; /* went past the kernel */
+    __u64 to_kernel;   /* passed: the kernel has to see them */
+    __u64 refused;     /* dropped as not_established */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_conntrack_counters) == 24, "abi");
 
 /* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. Their sum
    for a port is dropped + egress_frames - egress_sent. */
@@ -173,8 +195,10 @@ struct sp_spd_entry {
     __u16 dst_port_lo;
     __u16 dst_port_hi;
     __u8 owners[SP_OWNERS_MAX]; /* flow_hash % owner_count picks one */
+    __u32 ct_mark;              /* the mark of the packet's connection, where the mask has bits */
+    __u32 ct_mark_mask;         /* 0: no selector */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 32, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 40, "abi");
 
 /* ARRAY spd_active, one element. */
 struct sp_spd_active {
@@ -204,8 +228,19 @@ struct sp_port_info {
     __u32 mtu;     /* IP bytes */
     __u32 role;    /* enum sp_port_role */
     __u32 rule_count;
+    __u8 conntrack_in;  /* enum sp_conntrack: of cleartext that enters here */
+    __u8 conntrack_out; /* of cleartext that leaves here */
+    __u16 pad;
 };
-SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 16, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 20, "abi");
+
+/* What a port asks of cleartext that is in transit: to belong to an established connection of the
+   kernel's. Where it does not: */
+enum sp_conntrack {
+    SP_CONNTRACK_OFF = 0,  /* nothing is asked */
+    SP_CONNTRACK_PUNT = 1, /* the kernel has it: it tracks, and its firewall judges */
+    SP_CONNTRACK_DROP = 2, /* not_established */
+};
 
 /* HASH port_by_ifindex: __u32 ifindex -> __u32 port id. */
 /* DEVMAP tx_ports, key: port id, value: bpf_devmap_val with the port's egress program. */
@@ -237,10 +272,18 @@ struct sp_tunables {
     __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
     __u32 register_mode;    /* 1: SAs and policies are the kernel's, and what no worker has taken
                                over stays with it; 0: SAs and policies of the configuration */
+    __u32 conntrack;        /* 1: some port or policy asks for connections */
+    __u32 ct_marks;         /* 1: some policy selects by connection mark */
+    __u32 ct_refresh;       /* jiffies of life below which the kernel sees a connection again */
+    __u32 bypass_cpu_count; /* 0: BYPASS traffic stays on the CPU it came in on */
+    __u16 bypass_cpus[SP_BYPASS_CPUS_MAX]; /* flow_hash % bypass_cpu_count picks one */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 24, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 168, "abi");
 
 /* XSKMAP xsks, one for each port: queue * workers + worker -> socket bound to that queue. */
+
+/* CPUMAP bypass_queues, one for each port with bypass_cpus: CPU -> its queue and the program
+   bypass_cpu, which forwards there. */
 
 /* ---- hashes that programs and workers must agree on ---------------------------------------- */
 

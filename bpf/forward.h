@@ -9,6 +9,7 @@
 #ifndef SP_FORWARD_H
 #define SP_FORWARD_H
 
+#include "conntrack.h"
 #include "filter.h"
 #include "spd.h"
 #include "verdict.h"
@@ -108,7 +109,8 @@ static __always_inline int sp_rewrite(struct xdp_md* ctx, const struct bpf_fib_l
 /* RFC 4301 5.1: whatever leaves through an unprotected port is what the outbound SPD lets leave in
    clear. Packets from elsewhere than a protected port have not met it yet: one tunnel's traffic
    must not continue in clear towards another. */
-static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet* packet, __u32 port,
+static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct xdp_md* ctx,
+                                                              struct sp_packet* packet, __u32 port,
                                                               enum sp_origin origin) {
     struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
     struct sp_spd_entry* entry;
@@ -118,6 +120,7 @@ static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet* 
     if (origin == SP_ORIGIN_ORIGINATED || origin == SP_ORIGIN_BYPASS_OUT) return SP_DROP_none;
     if (!info) return SP_DROP_no_route;
     if (info->role != SP_ROLE_UNPROTECTED) return SP_DROP_none;
+    if (tune.ct_marks) sp_ct_lookup(ctx, packet);
     found = sp_spd_find(packet, SP_SPD_OUTBOUND);
     if (found == SP_SPD_NEEDS_PORTS) return SP_DROP_fragment_without_ports;
     index = (__u32)found;
@@ -127,9 +130,26 @@ static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct sp_packet* 
     return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
 }
 
+/* What the ports on both ends of the way ask of the connection. ESP of our own has none. */
+static __always_inline enum sp_ct_verdict sp_connection_verdict(struct xdp_md* ctx,
+                                                                struct sp_packet* packet,
+                                                                const __u32* port_out,
+                                                                enum sp_origin origin) {
+    enum sp_ct_verdict verdict;
+    __u8 rule;
+
+    if (!tune.conntrack || origin == SP_ORIGIN_ORIGINATED) return SP_CT_GO_ON;
+    rule = sp_ct_rule(port_out);
+    if (rule == SP_CONNTRACK_OFF) return SP_CT_GO_ON;
+    verdict = sp_ct_verdict(ctx, packet, rule);
+    sp_ct_count(verdict);
+    return verdict;
+}
+
 static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* packet,
                                       enum sp_origin origin) {
     struct bpf_fib_lookup fib;
+    enum sp_ct_verdict verdict;
     enum sp_drop_reason reason;
     __u32* port;
     long result;
@@ -162,10 +182,14 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     }
 
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (port) {
+        reason = sp_refuse_in_clear(ctx, packet, *port, origin);
+        if (reason) return sp_drop(reason);
+    }
+    verdict = sp_connection_verdict(ctx, packet, port, origin);
+    if (verdict == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);
     if (!port) return sp_pass();
-    reason = sp_refuse_in_clear(packet, *port, origin);
-    if (reason) return sp_drop(reason);
-    if (!resolved)
+    if (!resolved || verdict == SP_CT_TO_KERNEL)
         return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
     if (!sp_rewrite(ctx, &fib, packet->family, origin)) return sp_drop(SP_DROP_truncated);
     return sp_redirect(*port);
@@ -183,9 +207,13 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
         return result < 0 || result == BPF_FIB_LKUP_RET_UNSUPP_LWT ? sp_drop(SP_DROP_no_route)
                                                                    : sp_pass();
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (port) {
+        reason = sp_refuse_in_clear(ctx, packet, *port, origin);
+        if (reason) return sp_drop(reason);
+    }
+    if (sp_connection_verdict(ctx, packet, port, origin) == SP_CT_REFUSED)
+        return sp_drop(SP_DROP_not_established);
     if (!port) return sp_pass();
-    reason = sp_refuse_in_clear(packet, *port, origin);
-    if (reason) return sp_drop(reason);
     return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
 }
 

@@ -48,6 +48,18 @@ struct sp_packet {
     __u8 later_fragment; /* does not hold the upper header */
     __u8 ttl;            /* or hop limit */
     __u8 tos;            /* IPv4 */
+    __u8 ct_state;       /* enum sp_ct_state (conntrack.h) */
+    __u32 ct_mark;       /* mark of the connection, when there is one */
+};
+
+/* What the kernel's connection tracking knows of a packet; from SP_CT_NEW on it has a mark. */
+enum sp_ct_state {
+    SP_CT_NOT_ASKED,
+    SP_CT_HIDDEN,     /* a later fragment: its connection cannot be looked up */
+    SP_CT_NONE,       /* no connection, or a protocol that XDP cannot look up */
+    SP_CT_NEW,        /* tracked, and not answered yet */
+    SP_CT_WATCHED,    /* established, and the kernel must see this packet */
+    SP_CT_ESTABLISHED /* established, and the kernel needs not see this packet */
 };
 
 static __always_inline __u32 sp_last_word(const struct sp_packet* packet, const __u32* address) {

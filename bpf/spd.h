@@ -89,6 +89,12 @@ __noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
                 packet->dst_port < entry->dst_port_lo || packet->dst_port > entry->dst_port_hi)
                 continue;
         }
+        if (entry->ct_mark_mask) {
+            if (packet->ct_state == SP_CT_HIDDEN) return SP_SPD_NEEDS_PORTS;
+            if (packet->ct_state < SP_CT_NEW ||
+                (packet->ct_mark & entry->ct_mark_mask) != entry->ct_mark)
+                continue;
+        }
         return (int)index;
     }
     return SP_SPD_NO_MATCH;

@@ -62,7 +62,7 @@ static __always_inline int sp_bypass(struct xdp_md* ctx, struct sp_packet* packe
 
     if (tune.register_mode && !bpf_map_lookup_elem(&xsks, &first))
         return sp_forward_by_kernel(ctx, packet, origin);
-    return sp_forward(ctx, packet, origin);
+    return sp_forward_spread(ctx, packet, origin);
 }
 
 /* No policy covers the packet. The host's own packets need none (its sockets have their own rules);

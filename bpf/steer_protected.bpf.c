@@ -6,13 +6,14 @@
  *   IP behind a priority tag                           -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
  *                none: dropped, in register mode left to the kernel's own out policies
- *   BYPASS    -> FIB and devmap
+ *   BYPASS    -> FIB and devmap, here or on the CPU of the flow (spread.h)
  *   DISCARD, no policy -> dropped
  */
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
 
+#include "spread.h"
 #include "steer.h"
 
 /*
@@ -35,15 +36,42 @@ static __always_inline int sp_without_worker(struct sp_packet* packet, int found
     return sp_pass_protect();
 }
 
+/* Frames that a worker would encrypt and that the kernel must see: it may have them only when its
+   route leads into sp0, from where a worker reads them. */
+static __always_inline int sp_protect_by_kernel(struct xdp_md* ctx,
+                                                const struct sp_packet* packet) {
+    __u32 injector = SP_PORTS_MAX - 1;
+    struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &injector);
+    struct bpf_fib_lookup fib;
+    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    if (!info || info->ifindex == 0 || fib.ifindex != info->ifindex ||
+        (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)) {
+        sp_ct_count(SP_CT_REFUSED);
+        return sp_drop(SP_DROP_not_established);
+    }
+    sp_ct_count(SP_CT_TO_KERNEL);
+    return sp_pass();
+}
+
 static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* packet, int found,
                                       const struct sp_spd_entry* entry) {
+    enum sp_ct_verdict connection;
     int verdict;
+    __u8 rule;
 
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1) return sp_pass();
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
         return sp_without_worker(packet, found, SP_DROP_no_sa);
+    rule = tune.conntrack ? sp_ct_rule(NULL) : SP_CONNTRACK_OFF;
+    if (rule != SP_CONNTRACK_OFF) {
+        connection = sp_ct_verdict(ctx, packet, rule);
+        if (connection == SP_CT_TO_KERNEL) return sp_protect_by_kernel(ctx, packet);
+        sp_ct_count(connection);
+        if (connection == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);
+    }
     verdict = sp_steer(ctx, sp_owner_of_flow(packet, entry));
     return verdict == SP_NO_SOCKET ? sp_without_worker(packet, found, SP_DROP_steer_failed)
                                    : verdict;
@@ -69,6 +97,7 @@ int steer_protected(struct xdp_md* ctx) {
         sp_is_local(ctx, &packet))
         return sp_pass();
 
+    if (tune.ct_marks) sp_ct_lookup(ctx, &packet);
     found = sp_spd_find(&packet, SP_SPD_OUTBOUND);
     if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);
     if (found < 0) return sp_without_policy(ctx, &packet);

@@ -37,6 +37,9 @@ enum class XdpMode : uint8_t { automatic, native, generic };
 enum class BindMode : uint8_t { automatic, copy, zero_copy };
 enum class EgressMode : uint8_t { devmap, direct };
 enum class UnknownSpi : uint8_t { drop, punt };
+// What happens to cleartext in transit that belongs to no established connection of the kernel's;
+// off: nothing is asked.
+enum class Conntrack : uint8_t { off, punt, drop };
 
 // One deny rule of a port's egress filter. Absent fields match everything.
 struct EgressRule {
@@ -55,6 +58,9 @@ struct Port {
     std::optional<uint16_t> queues;  // default: what the device has
     XdpMode xdp_mode = XdpMode::automatic;
     BindMode bind_mode = BindMode::automatic;
+    Conntrack conntrack_in = Conntrack::off;   // of what enters; both are off or none is
+    Conntrack conntrack_out = Conntrack::off;  // of what leaves
+    std::vector<uint16_t> bypass_cpus;         // that share BYPASS traffic; empty: no hand-over
     std::vector<EgressRule> egress_deny;
     Location location;
 };
@@ -87,6 +93,9 @@ struct Policy {
     // Lower decides first, and before every entry without; equal ones in file order. Without:
     // the greater sum of longest local and longest remote prefix length first, then file order.
     std::optional<uint32_t> priority;
+    // Mark of the kernel's connection, where the mask has bits; bypass and discard only.
+    std::optional<uint32_t> ct_mark;
+    uint32_t ct_mark_mask = UINT32_MAX;
     Location location;
 };
 

@@ -11,6 +11,7 @@
 #include <bit>
 
 #include "bpf/abi.h"
+#include "config/connections.h"
 #include "config/draft.h"
 #include "config/key_material.h"
 #include "config/reader.h"
@@ -84,47 +85,11 @@ void read_gateway(const Node& node, Config& config, Diagnostics& diagnostics) {
     table.finish();
 }
 
-void read_cpus(TableReader& table, Workers& workers) {
-    const Node* node = table.node("cpus");
-    if (node == nullptr) return;
-    workers.location.line = table.line_of("cpus");
-    if (node->kind == Node::Kind::string && node->text == "auto") return;
-    const std::string allowed = "\"auto\" or a list of CPU numbers such as [0, 1]";
-    if (node->kind == Node::Kind::string) {
-        table.report("cpus", shown(node->text) + " is not known: allowed are " + allowed);
-        return;
-    }
-    if (node->kind != Node::Kind::array) {
-        table.report_type("cpus", *node, allowed);
-        return;
-    }
-    if (node->elements.empty() || node->elements.size() > SP_WORKERS_MAX) {
-        table.report("cpus", "names " + std::to_string(node->elements.size()) +
-                                 " CPUs: allowed are 1 to " + std::to_string(SP_WORKERS_MAX) +
-                                 ", one worker each, or \"auto\"");
-        return;
-    }
-    for (const Node& element : node->elements) {
-        if (element.kind != Node::Kind::integer || element.integer < 0 ||
-            element.integer >= SP_CPUS_MAX) {
-            table.report("cpus", "every element must be a CPU number, 0 to " +
-                                     std::to_string(SP_CPUS_MAX - 1));
-            return;
-        }
-        const auto cpu = static_cast<uint16_t>(element.integer);
-        if (std::ranges::find(workers.cpus, cpu) != workers.cpus.end()) {
-            table.report("cpus", "CPU " + std::to_string(cpu) +
-                                     " stands there twice: each worker needs its own");
-            return;
-        }
-        workers.cpus.push_back(cpu);
-    }
-}
-
 void read_workers(const Node& node, Workers& workers, Diagnostics& diagnostics) {
     TableReader table(node, "[workers]", diagnostics);
     workers.location.line = table.line();
-    read_cpus(table, workers);
+    if (table.has("cpus")) workers.location.line = table.line_of("cpus");
+    workers.cpus = read_cpus(table, "cpus", AutoCpus::allowed, SP_WORKERS_MAX, "one worker");
     assign(workers.spin_us, table.integer("spin_us", 0, kSpinMicrosecondsMax, "microseconds"));
     table.finish();
 }
@@ -256,6 +221,8 @@ PortDraft read_port(const Entry& entry, Diagnostics& diagnostics) {
             "bind_mode",
             "zero-copy needs the driver's own XDP: write xdp_mode = \"native\" or \"auto\"");
     }
+    read_conntrack(table, port);
+    read_bypass_cpus(table, port);
 
     std::vector<const Node*> rules;
     const std::string deny = "[port." + name + ".deny]";
@@ -306,6 +273,7 @@ PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
     if (const auto priority = table.integer("priority", 0, UINT32_MAX)) {
         policy.priority = static_cast<uint32_t>(*priority);
     }
+    read_ct_mark(table, policy);
     if (!policy.local.empty() && !policy.remote.empty()) {
         if (policy.local[0].address.family != policy.remote[0].address.family) {
             table.report("remote",

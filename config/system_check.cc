@@ -11,11 +11,13 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "bpf/abi.h"
@@ -135,6 +137,36 @@ uint64_t check_ports(const Config& config, Diagnostics& diagnostics) {
     return queues_total;
 }
 
+// "0-3,8" of /sys; empty where it cannot be read.
+std::set<unsigned> online_cpus() {
+    std::set<unsigned> cpus;
+    std::ifstream file("/sys/devices/system/cpu/online");
+    for (std::string range; std::getline(file, range, ',');) {
+        unsigned first = 0;
+        unsigned last = 0;
+        const int read = std::sscanf(range.c_str(), "%u-%u", &first, &last);
+        if (read < 1) continue;
+        if (read == 1) last = first;
+        for (unsigned cpu = first; cpu <= last && cpu < SP_CPUS_MAX; ++cpu) cpus.insert(cpu);
+    }
+    return cpus;
+}
+
+// Any CPU will do, whether this process may use it or not: the kernel's threads work there.
+void check_bypass_cpus(const Config& config, Diagnostics& diagnostics) {
+    const std::set<unsigned> online = online_cpus();
+    if (online.empty()) return;
+    for (const Port& port : config.ports) {
+        for (const uint16_t cpu : port.bypass_cpus) {
+            if (online.contains(cpu)) continue;
+            diagnostics.add(port.location.line, "[port." + port.name +
+                                                    "] bypass_cpus: this machine has no CPU " +
+                                                    std::to_string(cpu) + " online: allowed are " +
+                                                    numbers({online.begin(), online.end()}));
+        }
+    }
+}
+
 // Checks the CPUs; returns how many workers there will be.
 uint64_t check_workers(const Config& config, Diagnostics& diagnostics) {
     const std::vector<uint16_t> usable = usable_cpus();
@@ -202,6 +234,7 @@ std::vector<Error> check_against_system(const Config& config) {
     Diagnostics diagnostics(config.file);
     const uint64_t queues = check_ports(config, diagnostics);
     const uint64_t workers = check_workers(config, diagnostics);
+    check_bypass_cpus(config, diagnostics);
     const uint64_t needed = frames_needed(queues, workers, config.follows_xfrm());
     if (config.memory.frames < needed) {
         diagnostics.add(config.memory.location.line,

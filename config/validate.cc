@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "bpf/abi.h"
+#include "config/connections.h"
 #include "config/draft.h"
 #include "config/key_material.h"
 
@@ -213,6 +214,7 @@ unsigned longest(const std::vector<IpPrefix>& prefixes) {
 void validate(const Draft& draft, Diagnostics& diagnostics) {
     check_ports(draft, diagnostics);
     check_policies(draft, diagnostics);
+    check_connections(draft, diagnostics);
     check_sa_names(draft, diagnostics);
     check_spis(draft, diagnostics);
     check_keys(draft, diagnostics);

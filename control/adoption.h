@@ -22,8 +22,8 @@
 //   in, fwd, block       DISCARD
 //   in, fwd, allow       none: what nothing else lets in stays out
 // An `out` policy of an xfrm interface is PROTECT in its group, which no worker serves;
-// if_id_by_group tells the kernel's path which interface it is. Its `in` and `fwd` policies apply to
-// that interface only, not to what arrives by a port.
+// if_id_by_group tells the kernel's path which interface it is. Its `in` and `fwd` policies apply
+// to that interface only, not to what arrives by a port.
 //
 // The kernel asks `in` for packets to the host and `fwd` for what it forwards; here is one list,
 // and XDP forwards what it lets in. So an `in` policy that allows and has no `fwd` twin stands

@@ -71,11 +71,13 @@ std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
     config::Config& config, Log& log, boost::asio::io_context& context) {
     std::unique_ptr<Appliance> appliance(new Appliance(config, log, context));
     constexpr Step (Appliance::* kSteps[])() = {
-        &Appliance::choose_cpus,    &Appliance::find_devices,      &Appliance::lock_state,
-        &Appliance::prepare_memory, &Appliance::guard_kernel_path, &Appliance::enable_forwarding,
-        &Appliance::create_tap,     &Appliance::open_sockets,      &Appliance::load_programs,
-        &Appliance::start_workers,  &Appliance::install_sas,       &Appliance::publish_policies,
-        &Appliance::attach};
+        &Appliance::choose_cpus,       &Appliance::find_connections,
+        &Appliance::find_devices,      &Appliance::lock_state,
+        &Appliance::prepare_memory,    &Appliance::guard_kernel_path,
+        &Appliance::enable_forwarding, &Appliance::create_tap,
+        &Appliance::open_sockets,      &Appliance::load_programs,
+        &Appliance::start_workers,     &Appliance::install_sas,
+        &Appliance::publish_policies,  &Appliance::attach};
     for (const auto step : kSteps) {
         if (auto done = (appliance.get()->*step)(); !done) {
             appliance->stop();
@@ -94,6 +96,27 @@ Appliance::Step Appliance::choose_cpus() {
     cpus_ = config_.workers.cpus.empty() ? config::usable_cpus() : config_.workers.cpus;
     cpus_.resize(std::min<size_t>(cpus_.size(), SP_WORKERS_MAX));
     if (cpus_.empty()) return std::unexpected("this process may use no CPU at all");
+    return {};
+}
+
+Appliance::Step Appliance::find_connections() {
+    std::string who;
+    for (const config::Port& port : config_.ports) {
+        if (port.conntrack_in != config::Conntrack::off)
+            who = "[port." + port.name + "] conntrack_in";
+    }
+    for (const config::Policy& policy : config_.policies) {
+        if (!policy.ct_mark) continue;
+        connections_.marks = true;
+        who = "[[policy]] " + policy.name + ": ct_mark";
+    }
+    if (who.empty()) return {};
+    const bpf_objects::ConnectionLookup lookup = bpf_objects::probe_connection_lookup();
+    if (!lookup.possible) {
+        return std::unexpected(who +
+                               " needs the kernel's connection tracking in XDP: " + lookup.reason);
+    }
+    connections_.lookups = true;
     return {};
 }
 
@@ -141,7 +164,7 @@ Appliance::Step Appliance::prepare_memory() {
 }
 
 Appliance::Step Appliance::guard_kernel_path() {
-    auto rows = xfrm::guard_rows(config_.policies, config_.sas);
+    auto rows = xfrm::guard_rows(policies_without_marks(config_.policies), config_.sas);
     if (!rows) return std::unexpected(rows.error());
     auto guard = xfrm::PolicyGuard::install(std::move(*rows));
     if (!guard) return std::unexpected(guard.error());
@@ -180,6 +203,16 @@ Appliance::Step Appliance::enable_forwarding() {
     if (config_.follows_xfrm() && !Sysctls::get("net/core/xfrm_larval_drop").empty()) {
         const auto change = sysctls_.set("net/core/xfrm_larval_drop", "0");
         if (!change) return std::unexpected(change.error());
+    }
+    // Most segments of a connection go past the kernel, which would take what follows for out of
+    // its window, and the end of the connection with it.
+    const std::string liberal = "net/netfilter/nf_conntrack_tcp_be_liberal";
+    if (connections_.lookups && !Sysctls::get(liberal).empty()) {
+        const auto change = sysctls_.set(liberal, "1");
+        if (!change) return std::unexpected(change.error());
+        if (*change == Sysctls::Change::changed) {
+            log_.note(liberal + " was off and is on while sallyportd runs");
+        }
     }
     // The stricter of `all` and the device's own counts, and workers' frames come in on sp0
     // whatever route leads back to their source.
@@ -267,7 +300,7 @@ Appliance::Step Appliance::load_programs() {
         log_.note("SA lookup in XDP is by our own owner map: " + sa_lookup_.reason);
     }
 
-    auto bpf = bpf_objects::BpfObjects::create(limits);
+    auto bpf = bpf_objects::BpfObjects::create(limits, connections_);
     if (!bpf) return std::unexpected(bpf.error());
     bpf_.emplace(std::move(*bpf));
 
@@ -286,6 +319,9 @@ Appliance::Step Appliance::load_programs() {
                             .use_kfunc = sa_lookup_.kfunc,
                             .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
                             .register_mode = config_.follows_xfrm(),
+                            .conntrack_in = port.config->conntrack_in,
+                            .conntrack_out = port.config->conntrack_out,
+                            .bypass_cpus = port.config->bypass_cpus,
                             .egress_deny = port.config->egress_deny});
         if (!added) return added;
         for (uint16_t q = 0; q < port.queues; ++q) {

@@ -105,6 +105,7 @@ class Appliance {
 
     using Step = std::expected<void, std::string>;
     Step choose_cpus();
+    Step find_connections();
     Step lock_state();
     Step prepare_memory();
     Step guard_kernel_path();
@@ -123,6 +124,7 @@ class Appliance {
     Log& log_;
     boost::asio::io_context& context_;
     std::vector<uint16_t> cpus_;  // of the workers
+    bpf_objects::Connections connections_;
     std::optional<SequenceStore> sequences_;
     std::optional<xfrm::NamespaceLock> namespace_lock_;
     std::optional<io::PacketMemory> memory_;

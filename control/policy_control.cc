@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/policy_control.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace sallyport::control {
@@ -35,6 +37,13 @@ void set_ports(T& out, const config::Policy& policy, SpdDirection direction) {
     out.destination_port_hi = destination.second;
 }
 
+// The list as workers have it.
+std::expected<CompiledSpd, std::string> compile_unmarked(std::span<const SpdEntry> entries) {
+    std::vector<SpdEntry> unmarked(entries.begin(), entries.end());
+    std::erase_if(unmarked, [](const SpdEntry& entry) { return entry.ct_mark_mask != 0; });
+    return compile_spd(unmarked);
+}
+
 }  // namespace
 
 std::vector<SpdEntry> spd_entries(std::span<const config::Policy> policies,
@@ -51,11 +60,22 @@ std::vector<SpdEntry> spd_entries(std::span<const config::Policy> policies,
                 entry.source = outbound ? local : remote;
                 entry.destination = outbound ? remote : local;
                 set_ports(entry, policy, direction);
+                if (policy.ct_mark) {
+                    entry.ct_mark = *policy.ct_mark;
+                    entry.ct_mark_mask = policy.ct_mark_mask;
+                }
                 entries.push_back(entry);
             }
         }
     }
     return entries;
+}
+
+std::vector<config::Policy> policies_without_marks(std::span<const config::Policy> policies) {
+    std::vector<config::Policy> out;
+    std::ranges::copy_if(policies, std::back_inserter(out),
+                         [](const config::Policy& policy) { return !policy.ct_mark; });
+    return out;
 }
 
 std::vector<Selector> inbound_selectors(const config::Policy& policy) {
@@ -79,7 +99,13 @@ std::expected<PublishedSpd, std::string> compile_entries(
     auto inbound = compile_spd(inbound_entries);
     if (!inbound) return std::unexpected("inbound policies: " + inbound.error());
     PublishedSpd out;
-    out.spd = std::make_unique<const Spd>(*outbound, *inbound);
+    // What XDP hands to a worker has passed all entries with marks by, so that the worker finds
+    // the same entry in a list without them.
+    auto unmarked_outbound = compile_unmarked(outbound_entries);
+    if (!unmarked_outbound) return std::unexpected(unmarked_outbound.error());
+    auto unmarked_inbound = compile_unmarked(inbound_entries);
+    if (!unmarked_inbound) return std::unexpected(unmarked_inbound.error());
+    out.spd = std::make_unique<const Spd>(*unmarked_outbound, *unmarked_inbound);
     out.outbound = std::move(*outbound);
     out.inbound = std::move(*inbound);
     return out;

@@ -65,6 +65,17 @@ json::value port_range(const std::optional<std::pair<uint16_t, uint16_t>>& range
     return text(std::to_string(range->first) + "-" + std::to_string(range->second));
 }
 
+json::value mark(const config::Policy& policy) {
+    if (!policy.ct_mark) return nullptr;
+    char out[32];
+    if (policy.ct_mark_mask == UINT32_MAX) {
+        std::snprintf(out, sizeof out, "0x%x", *policy.ct_mark);
+    } else {
+        std::snprintf(out, sizeof out, "0x%x/0x%x", *policy.ct_mark, policy.ct_mark_mask);
+    }
+    return text(out);
+}
+
 uint64_t sum(const Drops& drops) {
     uint64_t total = 0;
     for (const uint64_t count : drops) total += count;
@@ -105,11 +116,49 @@ json::object direction(const DirectionCounters& counters) {
             {"held", counters.held.read()},           {"on_hold", counters.on_hold.read()}};
 }
 
+std::string_view name_of(config::Conntrack conntrack) {
+    switch (conntrack) {
+        case config::Conntrack::off:
+            return "off";
+        case config::Conntrack::punt:
+            return "punt";
+        case config::Conntrack::drop:
+            return "drop";
+    }
+    return "";
+}
+
+// `config` is null for sp0, where what is decrypted meets the rules of the port it leaves by.
+json::object conntrack_object(const config::Port* config, const sp_conntrack_counters& counters) {
+    using config::Conntrack;
+    return {{"in", text(name_of(config != nullptr ? config->conntrack_in : Conntrack::off))},
+            {"out", text(name_of(config != nullptr ? config->conntrack_out : Conntrack::off))},
+            {"established", counters.established},
+            {"to_kernel", counters.to_kernel},
+            {"refused", counters.refused}};
+}
+
+json::object spread_object(const config::Port* config, const bpf_objects::PortCounters& counters) {
+    const sp_spread_counters& spread = counters.spread;
+    json::array cpus;
+    if (config != nullptr) {
+        for (const uint16_t cpu : config->bypass_cpus) cpus.emplace_back(cpu);
+    }
+    // Read while frames are on their way, the second can be ahead of the first.
+    const uint64_t missing =
+        spread.handed_over > spread.taken ? spread.handed_over - spread.taken : 0;
+    return {{"cpus", std::move(cpus)},
+            {"handed_over", spread.handed_over},
+            {"taken", spread.taken},
+            {"taken_by_cpu", json::value_from(counters.taken_by_cpu)},
+            {"waiting_or_lost", missing}};
+}
+
 json::object port_object(std::string_view name, std::string_view device, uint32_t ifindex,
                          std::string_view role, uint16_t queues, uint32_t mtu,
                          const bpf_objects::Attachment& attachment, std::string_view bind_mode,
                          std::string_view bind_reason, const bpf_objects::PortCounters& counters,
-                         const io::SocketStatistics& sockets) {
+                         const io::SocketStatistics& sockets, const config::Port* config) {
     const sp_port_counters& totals = counters.totals;
     json::array matrix;
     for (const auto& row : counters.steered) matrix.emplace_back(json::value_from(row));
@@ -136,6 +185,8 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
             {"passed_esp", totals.passed_esp},
             {"passed_protect", totals.passed_protect},
             {"steered_by_queue_worker", std::move(matrix)},
+            {"conntrack", conntrack_object(config, counters.conntrack)},
+            {"bypass", spread_object(config, counters)},
             {"sockets",
              {{"rx_dropped", sockets.rx_dropped},
               {"rx_ring_full", sockets.rx_ring_full},
@@ -252,7 +303,7 @@ std::expected<json::value, std::string> Report::ports() const {
                                   port.attachment.value_or(bpf_objects::Attachment{}),
                                   port.sockets->zero_copy() ? "zero-copy" : "copy",
                                   port.sockets->mode_reason(), *counters,
-                                  statistics_of(*port.sockets)));
+                                  statistics_of(*port.sockets), port.config));
     }
     const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
     if (!counters) return std::unexpected(counters.error());
@@ -260,7 +311,7 @@ std::expected<json::value, std::string> Report::ports() const {
     out.push_back(port_object(device, device, appliance_.tap_ifindex(), "injector",
                               static_cast<uint16_t>(appliance_.workers().size()),
                               appliance_.tap_mtu(), appliance_.injector(), "none", "", *counters,
-                              {}));
+                              {}, nullptr));
     return out;
 }
 
@@ -341,6 +392,7 @@ json::value Report::policies() const {
                                    {"protocol", std::move(protocol)},
                                    {"local_ports", port_range(policy.local_ports)},
                                    {"remote_ports", port_range(policy.remote_ports)},
+                                   {"ct_mark", mark(policy)},
                                    {"sas", std::move(names)}});
     }
     return out;

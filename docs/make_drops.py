@@ -55,6 +55,8 @@ WHAT_TO_DO = {
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
     "kernel_multicast": "Nothing.",
+    "not_established": "As configured by `conntrack_in` and `conntrack_out`. If the traffic is wanted: `show ports` tells "
+                       "whether the kernel tracks anything at all ([docs/config.md](config.md#connection-tracking)).",
 }
 
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <map>
 
 #include "control/bpf_objects/attachment.h"
@@ -39,11 +40,43 @@ sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
     return key;
 }
 
+// Jiffies in which a connection's life is short enough for the kernel to see its packets again.
+uint32_t refresh_jiffies() {
+    constexpr uint64_t kSeconds = 20;  // within the 30 that the kernel gives to new UDP connections
+    timespec tick{};
+    // The coarse clocks count ticks.
+    if (clock_getres(CLOCK_MONOTONIC_COARSE, &tick) != 0 || tick.tv_nsec <= 0)
+        tick.tv_nsec = 1'000'000;
+    return static_cast<uint32_t>(kSeconds * 1'000'000'000 / static_cast<uint64_t>(tick.tv_nsec));
+}
+
+uint8_t conntrack_number(config::Conntrack conntrack) {
+    switch (conntrack) {
+        case config::Conntrack::off:
+            return SP_CONNTRACK_OFF;
+        case config::Conntrack::punt:
+            return SP_CONNTRACK_PUNT;
+        case config::Conntrack::drop:
+            return SP_CONNTRACK_DROP;
+    }
+    return SP_CONNTRACK_DROP;
+}
+
+// Frames that may wait for a CPU: some milliseconds of a fast port. The kernel takes up to 16384.
+constexpr uint32_t kBypassQueueFrames = 2048;
+
+// The queues to the other CPUs of one port, and the program that forwards there.
+struct Spread {
+    FileDescriptor queues;
+    std::optional<ProgramObject> program;
+};
+
 struct Port {
     PortSetup setup;
     DeviceLock lock;
     FileDescriptor xsks;
     ProgramObject egress;
+    Spread spread;
     std::unique_ptr<XdpAttachment> attachment;
 };
 
@@ -84,8 +117,59 @@ struct BpfObjects::Impl {
     std::unique_ptr<Injector> injector;
     std::optional<ProgramObject> injector_queue;
 
-    Impl(const Limits& room, SharedMaps shared)
-        : limits(room), maps(std::move(shared)), spd(maps, limits) {}
+    Connections connections;
+
+    Impl(const Limits& room, SharedMaps shared, const Connections& wanted)
+        : limits(room), maps(std::move(shared)), spd(maps, limits), connections(wanted) {}
+
+    [[nodiscard]] sp_tunables tunables(PortId port) const {
+        sp_tunables tunables{};
+        tunables.port = to_index(port);
+        tunables.workers = 1;
+        tunables.conntrack = connections.lookups ? 1 : 0;
+        tunables.ct_marks = connections.marks ? 1 : 0;
+        tunables.ct_refresh = refresh_jiffies();
+        return tunables;
+    }
+
+    [[nodiscard]] sp_tunables tunables(const PortSetup& setup) const {
+        sp_tunables tunables = this->tunables(setup.id);
+        tunables.queues = setup.queues;
+        tunables.workers = setup.workers;
+        tunables.use_kfunc = setup.use_kfunc ? 1 : 0;
+        tunables.punt_unknown_spi = setup.punt_unknown_spi ? 1 : 0;
+        tunables.register_mode = setup.register_mode ? 1 : 0;
+        tunables.bypass_cpu_count = static_cast<uint32_t>(setup.bypass_cpus.size());
+        std::ranges::copy(setup.bypass_cpus, tunables.bypass_cpus);
+        return tunables;
+    }
+
+    // Nothing for a port without bypass_cpus.
+    [[nodiscard]] std::expected<Spread, std::string> make_spread(const PortSetup& setup) const {
+        Spread spread;
+        if (setup.bypass_cpus.empty()) return spread;
+        if (setup.bypass_cpus.size() > SP_BYPASS_CPUS_MAX) {
+            return failure("BYPASS traffic can be shared by at most " +
+                           std::to_string(SP_BYPASS_CPUS_MAX) + " CPUs");
+        }
+        auto queues = create_bypass_queues();
+        if (!queues) return std::unexpected(queues.error());
+        auto program = ProgramObject::open(Program::bypass_cpu, tunables(setup), maps);
+        if (!program) return std::unexpected(program.error());
+        if (auto loaded = program->load(); !loaded) return std::unexpected(loaded.error());
+        for (const uint16_t number : setup.bypass_cpus) {
+            const uint32_t cpu = number;
+            bpf_cpumap_val value{};
+            value.qsize = kBypassQueueFrames;
+            value.bpf_prog.fd = program->fd();
+            if (bpf_map_update_elem(queues->get(), &cpu, &value, BPF_ANY) != 0) {
+                return map_failure("cannot make a queue to CPU " + std::to_string(cpu));
+            }
+        }
+        spread.queues = std::move(*queues);
+        spread.program.emplace(std::move(*program));
+        return spread;
+    }
 
     ~Impl() {
         // Nothing comes in any more before anything that forwards is taken apart.
@@ -167,10 +251,11 @@ BpfObjects::BpfObjects(BpfObjects&&) noexcept = default;
 BpfObjects& BpfObjects::operator=(BpfObjects&&) noexcept = default;
 BpfObjects::~BpfObjects() = default;
 
-std::expected<BpfObjects, std::string> BpfObjects::create(const Limits& limits) {
+std::expected<BpfObjects, std::string> BpfObjects::create(const Limits& limits,
+                                                          const Connections& connections) {
     auto maps = SharedMaps::create(limits);
     if (!maps) return std::unexpected(maps.error());
-    auto impl = std::make_unique<Impl>(limits, std::move(*maps));
+    auto impl = std::make_unique<Impl>(limits, std::move(*maps), connections);
     for (uint32_t cpu = 0; cpu < SP_CPUS_MAX; ++cpu) {
         const uint32_t none = SP_OWNER_NONE;
         if (bpf_map_update_elem(impl->maps.fd("cpu_worker"), &cpu, &none, BPF_ANY) != 0) {
@@ -208,25 +293,23 @@ std::expected<void, std::string> BpfObjects::add_port(const PortSetup& setup) {
         .mtu = setup.mtu,
         .role = role_number(setup.role),
         .rule_count = 0,
+        .conntrack_in = conntrack_number(setup.conntrack_in),
+        .conntrack_out = conntrack_number(setup.conntrack_out),
+        .pad = 0,
     };
     if (auto written = impl_->write_info(id, info); !written) return written;
 
-    const sp_tunables tunables{
-        .port = id,
-        .queues = setup.queues,
-        .workers = setup.workers,
-        .use_kfunc = setup.use_kfunc ? 1u : 0u,
-        .punt_unknown_spi = setup.punt_unknown_spi ? 1u : 0u,
-        .register_mode = setup.register_mode ? 1u : 0u,
-    };
-    auto egress = ProgramObject::open(Program::egress_port, tunables, impl_->maps, -1);
+    auto egress = ProgramObject::open(Program::egress_port, impl_->tunables(setup), impl_->maps);
     if (!egress) return std::unexpected(egress.error());
     if (auto loaded = egress->load(); !loaded) return loaded;
+    auto spread = impl_->make_spread(setup);
+    if (!spread) return failure(setup.device + ": " + spread.error());
 
     impl_->ports.emplace(id, Port{.setup = setup,
                                   .lock = std::move(*lock),
                                   .xsks = std::move(*xsks),
                                   .egress = std::move(*egress),
+                                  .spread = std::move(*spread),
                                   .attachment = nullptr});
     // The filter stands before anything can be sent.
     if (auto filtered = set_egress_deny(setup.id, setup.egress_deny); !filtered) {
@@ -271,17 +354,12 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
     const Program program = port.setup.role == config::PortRole::protected_side
                                 ? Program::steer_protected
                                 : Program::steer_unprotected;
-    const sp_tunables tunables{
-        .port = to_index(id),
-        .queues = port.setup.queues,
-        .workers = port.setup.workers,
-        .use_kfunc = port.setup.use_kfunc ? 1u : 0u,
-        .punt_unknown_spi = port.setup.punt_unknown_spi ? 1u : 0u,
-        .register_mode = port.setup.register_mode ? 1u : 0u,
-    };
-    auto attachment = XdpAttachment::attach(
-        port.setup.device, port.setup.ifindex, port.setup.mode,
-        [&] { return ProgramObject::open(program, tunables, impl_->maps, port.xsks.get()); });
+    auto attachment =
+        XdpAttachment::attach(port.setup.device, port.setup.ifindex, port.setup.mode, [&] {
+            return ProgramObject::open(
+                program, impl_->tunables(port.setup), impl_->maps,
+                {.xsks = port.xsks.get(), .bypass_queues = port.spread.queues.get()});
+        });
     if (!attachment) return std::unexpected(attachment.error());
     port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
     Attachment report = port.attachment->report();
@@ -301,27 +379,24 @@ void BpfObjects::detach_ports() {
 std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSetup& setup) {
     auto lock = DeviceLock::take(setup.device, setup.ifindex);
     if (!lock) return std::unexpected(lock.error());
-    const sp_port_info info{
-        .ifindex = setup.ifindex, .mtu = 0, .role = SP_ROLE_INJECTOR, .rule_count = 0};
+    sp_port_info info{};
+    info.ifindex = setup.ifindex;
+    info.role = SP_ROLE_INJECTOR;
     if (auto written = impl_->write_info(to_index(kInjectorPort), info); !written) {
         return std::unexpected(written.error());
     }
-    const sp_tunables tunables{.port = to_index(kInjectorPort),
-                               .queues = 0,
-                               .workers = 1,
-                               .use_kfunc = 0,
-                               .punt_unknown_spi = 0,
-                               .register_mode = 0};
-    auto attachment = XdpAttachment::attach(
-        setup.device, setup.ifindex, config::XdpMode::native,
-        [&] { return ProgramObject::open(Program::egress_route, tunables, impl_->maps, -1); });
+    auto attachment =
+        XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
+            return ProgramObject::open(Program::egress_route, impl_->tunables(kInjectorPort),
+                                       impl_->maps);
+        });
     if (!attachment) return std::unexpected(attachment.error());
     impl_->injector = std::make_unique<Injector>(std::move(*lock), std::move(*attachment));
     return impl_->injector->attachment.report();
 }
 
 std::expected<int, std::string> BpfObjects::load_injector_queue() {
-    auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps, -1);
+    auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps);
     if (!program) return std::unexpected(program.error());
     if (auto loaded = program->load(); !loaded) return std::unexpected(loaded.error());
     impl_->injector_queue = std::move(*program);
@@ -420,6 +495,22 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         result.totals.passed_protect += cpu.passed_protect;
     }
 
+    std::vector<sp_conntrack_counters> conntrack(static_cast<size_t>(cpus));
+    std::vector<sp_spread_counters> spread(static_cast<size_t>(cpus));
+    if (bpf_map_lookup_elem(impl_->maps.fd("conntrack_counters"), &port, conntrack.data()) != 0 ||
+        bpf_map_lookup_elem(impl_->maps.fd("spread_counters"), &port, spread.data()) != 0) {
+        return map_failure("cannot read the counters of connections and CPUs");
+    }
+    for (const sp_conntrack_counters& cpu : conntrack) {
+        result.conntrack.established += cpu.established;
+        result.conntrack.to_kernel += cpu.to_kernel;
+        result.conntrack.refused += cpu.refused;
+    }
+    for (const sp_spread_counters& cpu : spread) {
+        result.spread.handed_over += cpu.handed_over;
+        result.spread.taken += cpu.taken;
+    }
+
     std::vector<uint64_t> values(static_cast<size_t>(cpus));
     const auto sum = [&values](int map_fd, uint32_t key) -> uint64_t {
         if (bpf_map_lookup_elem(map_fd, &key, values.data()) != 0) return 0;
@@ -433,6 +524,9 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
     const auto found = impl_->ports.find(to_index(id));
     if (found == impl_->ports.end()) return result;
     const PortSetup& setup = found->second.setup;
+    for (const uint16_t cpu : setup.bypass_cpus) {
+        result.taken_by_cpu.push_back(cpu < spread.size() ? spread[cpu].taken : 0);
+    }
     result.steered.assign(setup.queues, std::vector<uint64_t>(setup.workers));
     for (uint32_t queue = 0; queue < setup.queues; ++queue) {
         for (uint32_t worker = 0; worker < setup.workers; ++worker) {

@@ -47,6 +47,20 @@ struct SaLookup {
 // Looks for the kfunc in the running kernel's BTF.
 SaLookup probe_sa_lookup();
 
+// Whether XDP can ask the kernel's connection tracking.
+struct ConnectionLookup {
+    bool possible = false;
+    std::string reason;
+};
+// Looks for bpf_xdp_ct_lookup() in the BTF of the kernel and of its module nf_conntrack.
+ConnectionLookup probe_connection_lookup();
+
+// What of it the configuration needs. Nothing is asked of the kernel without `lookups`.
+struct Connections {
+    bool lookups = false;  // some port or policy asks for connections
+    bool marks = false;    // some policy selects by connection mark
+};
+
 // The id sp0 has in counters. Ports of the configuration take 0 .. kPortsMax - 1.
 inline constexpr PortId kInjectorPort{SP_PORTS_MAX - 1};
 inline constexpr size_t kPortsMax = SP_PORTS_MAX - 1;
@@ -75,6 +89,9 @@ struct PortSetup {
     // unprotected port this wants native XDP: a generic program also sees what the kernel has
     // decrypted, as cleartext, and drops it (Attachment::reason says so).
     bool register_mode = false;
+    config::Conntrack conntrack_in = config::Conntrack::off;
+    config::Conntrack conntrack_out = config::Conntrack::off;
+    std::vector<uint16_t> bypass_cpus;            // at most SP_BYPASS_CPUS_MAX
     std::vector<config::EgressRule> egress_deny;  // at most SP_EGRESS_RULES_MAX
 };
 
@@ -92,12 +109,16 @@ struct Attachment {
     [[nodiscard]] const char* attached() const { return dispatcher ? "dispatcher" : "alone"; }
 };
 
-// Counters of one port, summed over CPUs. rx_frames = passed + steered + redirected + dropped;
-// egress_frames - egress_sent were dropped on the way out; `drops` has both kinds.
+// Counters of one port, summed over CPUs. rx_frames = passed + steered + redirected + dropped
+// + spread.handed_over - spread.taken (in a queue to another CPU, or lost there); egress_frames -
+// egress_sent were dropped on the way out; `drops` has both kinds.
 struct PortCounters {
     sp_port_counters totals{};
     std::array<uint64_t, SP_DROP_COUNT> drops{};
     std::vector<std::vector<uint64_t>> steered;  // [queue][worker]; empty for sp0
+    sp_conntrack_counters conntrack{};
+    sp_spread_counters spread{};
+    std::vector<uint64_t> taken_by_cpu;  // in the order of bypass_cpus
 };
 
 // A deny rule as the egress programs (and direct egress) read it.
@@ -105,7 +126,8 @@ std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressR
 
 class BpfObjects {
   public:
-    static std::expected<BpfObjects, std::string> create(const Limits& limits);
+    static std::expected<BpfObjects, std::string> create(const Limits& limits,
+                                                         const Connections& connections = {});
     BpfObjects(BpfObjects&&) noexcept;
     BpfObjects& operator=(BpfObjects&&) noexcept;
     ~BpfObjects();

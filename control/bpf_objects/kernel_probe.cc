@@ -10,9 +10,15 @@
 
 namespace sallyport::bpf_objects {
 
+namespace {
+
+using Types = std::unique_ptr<btf, decltype(&btf__free)>;
+
+}  // namespace
+
 SaLookup probe_sa_lookup() {
     capture_library_log();
-    const std::unique_ptr<btf, decltype(&btf__free)> types(btf__load_vmlinux_btf(), &btf__free);
+    const Types types(btf__load_vmlinux_btf(), &btf__free);
     if (types == nullptr) {
         return {.kfunc = false,
                 .reason = std::string("the kernel shows no BTF (") + std::strerror(errno) +
@@ -26,6 +32,28 @@ SaLookup probe_sa_lookup() {
         }
     }
     return {.kfunc = true, .reason = "the kernel has bpf_xdp_get_xfrm_state"};
+}
+
+ConnectionLookup probe_connection_lookup() {
+    capture_library_log();
+    const Types types(btf__load_vmlinux_btf(), &btf__free);
+    if (types == nullptr) {
+        return {.possible = false,
+                .reason = std::string("the kernel shows no BTF (") + std::strerror(errno) + ")"};
+    }
+    // Debian's kernels have it as a module, which must be loaded.
+    const Types module(btf__load_module_btf("nf_conntrack", types.get()), &btf__free);
+    for (const char* name : {"bpf_xdp_ct_lookup", "bpf_ct_release"}) {
+        const bool found =
+            btf__find_by_name_kind(types.get(), name, BTF_KIND_FUNC) >= 0 ||
+            (module != nullptr && btf__find_by_name_kind(module.get(), name, BTF_KIND_FUNC) >= 0);
+        if (found) continue;
+        return {.possible = false,
+                .reason = std::string("the kernel has no ") + name +
+                          " (Linux 5.18 with connection tracking has it; where that is a module, "
+                          "'modprobe nf_conntrack' loads it)"};
+    }
+    return {.possible = true, .reason = "the kernel has bpf_xdp_ct_lookup"};
 }
 
 }  // namespace sallyport::bpf_objects

@@ -15,7 +15,12 @@
 namespace sallyport::bpf_objects {
 namespace {
 
-constexpr std::string_view kPerPortMap = "xsks";
+constexpr std::string_view kSocketMap = "xsks";
+constexpr std::string_view kQueueMap = "bypass_queues";
+
+bool is_per_port(std::string_view name) {
+    return name == kSocketMap || name == kQueueMap;
+}
 
 std::expected<ObjectHandle, std::string> open_object(Program program) {
     capture_library_log();
@@ -53,7 +58,7 @@ std::expected<SharedMaps, std::string> SharedMaps::create(const Limits& limits) 
         const bpf_map* map = nullptr;
         bpf_object__for_each_map(map, object->get()) {
             const std::string name = bpf_map__name(map);
-            if (bpf_map__is_internal(map) || name == kPerPortMap || shared.maps_.contains(name)) {
+            if (bpf_map__is_internal(map) || is_per_port(name) || shared.maps_.contains(name)) {
                 continue;
             }
             LIBBPF_OPTS(bpf_map_create_opts, options);
@@ -86,9 +91,19 @@ std::expected<FileDescriptor, std::string> create_xsks(uint16_t queues, uint16_t
     return fd;
 }
 
+std::expected<FileDescriptor, std::string> create_bypass_queues() {
+    const int cpus = libbpf_num_possible_cpus();
+    FileDescriptor fd(bpf_map_create(BPF_MAP_TYPE_CPUMAP, "bypass_queues", sizeof(uint32_t),
+                                     sizeof(bpf_cpumap_val),
+                                     static_cast<uint32_t>(std::max(cpus, 1)), nullptr));
+    if (!fd) return std::unexpected(library_error("cannot create BPF map bypass_queues", errno));
+    return fd;
+}
+
 std::expected<ProgramObject, std::string> ProgramObject::open(Program program,
                                                               const sp_tunables& tunables,
-                                                              const SharedMaps& maps, int xsks_fd) {
+                                                              const SharedMaps& maps,
+                                                              const PortMaps& port_maps) {
     auto object = open_object(program);
     if (!object) return std::unexpected(object.error());
     ProgramObject opened;
@@ -108,7 +123,10 @@ std::expected<ProgramObject, std::string> ProgramObject::open(Program program,
             }
             continue;
         }
-        const int fd = name == kPerPortMap ? xsks_fd : maps.fd(name);
+        const int fd = name == kSocketMap  ? port_maps.xsks
+                       : name == kQueueMap ? port_maps.bypass_queues
+                                           : maps.fd(name);
+        if (fd < 0 && is_per_port(name)) continue;
         if (bpf_map__reuse_fd(map, fd) != 0) {
             return std::unexpected(
                 library_error("cannot share BPF map " + std::string(name), errno));

@@ -25,11 +25,12 @@ enum class Program {
     steer_protected,
     egress_route,
     egress_port,
-    injector_queue
+    injector_queue,
+    bypass_cpu
 };
 inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
-                                            Program::egress_route, Program::egress_port,
-                                            Program::injector_queue};
+                                            Program::egress_route,      Program::egress_port,
+                                            Program::injector_queue,    Program::bypass_cpu};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -43,6 +44,8 @@ constexpr const char* program_name(Program program) {
             return "egress_port";
         case Program::injector_queue:
             return "injector_queue";
+        case Program::bypass_cpu:
+            return "bypass_cpu";
     }
     return "";
 }
@@ -70,14 +73,23 @@ class SharedMaps {
 
 // The per-port map of sockets.
 std::expected<FileDescriptor, std::string> create_xsks(uint16_t queues, uint16_t workers);
+// The per-port map of queues to other CPUs, with room for every CPU that the kernel can have.
+std::expected<FileDescriptor, std::string> create_bypass_queues();
+
+// The maps that a port has for itself. -1: the program gets an empty one of its own, which its
+// tunables keep it from using.
+struct PortMaps {
+    int xsks = -1;
+    int bypass_queues = -1;
+};
 
 // One program with its tunables and maps, opened; loaded by load() or by libxdp on attaching.
 class ProgramObject {
   public:
-    // `xsks_fd`: the port's XSKMAP, for the steer programs.
     static std::expected<ProgramObject, std::string> open(Program program,
                                                           const sp_tunables& tunables,
-                                                          const SharedMaps& maps, int xsks_fd);
+                                                          const SharedMaps& maps,
+                                                          const PortMaps& port_maps = {});
     std::expected<void, std::string> load();
 
     [[nodiscard]] bpf_object* object() const { return object_.get(); }

@@ -59,6 +59,8 @@ sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<Worker
     row.src_port_hi = entry.source_port_hi;
     row.dst_port_lo = entry.destination_port_lo;
     row.dst_port_hi = entry.destination_port_hi;
+    row.ct_mark = entry.ct_mark;
+    row.ct_mark_mask = entry.ct_mark_mask;
     put_owners(row, owners);
     return row;
 }

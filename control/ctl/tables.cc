@@ -169,6 +169,30 @@ std::string format_status(const json::value& result) {
     return out;
 }
 
+// What a port asks of connections, and what came of it; sp0 only where decrypted packets met it.
+std::string connections_of(const json::value& port) {
+    const bool asks = get(port, "conntrack.in") != "off" || get(port, "conntrack.out") != "off";
+    const uint64_t counted = get_number(port, "conntrack.established") +
+                             get_number(port, "conntrack.to_kernel") +
+                             get_number(port, "conntrack.refused");
+    if (find(port, "conntrack") == nullptr || (!asks && counted == 0)) return {};
+    const std::string rules =
+        asks ? " (in " + get(port, "conntrack.in") + ", out " + get(port, "conntrack.out") + ")"
+             : "";
+    return get(port, "name") + ": connections" + rules + ": " + get(port, "conntrack.established") +
+           " frames of established ones, " + get(port, "conntrack.to_kernel") +
+           " for the kernel to see, " + get(port, "conntrack.refused") + " refused\n";
+}
+
+std::string spread_of(const json::value& port) {
+    const json::value* cpus = find(port, "bypass.cpus");
+    if (cpus == nullptr || !cpus->is_array() || cpus->get_array().empty()) return {};
+    return get(port, "name") + ": BYPASS on CPUs " + text_of(*cpus) + ": " +
+           get(port, "bypass.handed_over") + " frames handed over, taken " +
+           get(port, "bypass.taken_by_cpu") + ", " + get(port, "bypass.waiting_or_lost") +
+           " waiting or lost\n";
+}
+
 std::string format_ports(const json::value& result) {
     Table ports({{"PORT"},
                  {"DEVICE"},
@@ -189,7 +213,9 @@ std::string format_ports(const json::value& result) {
                  {"SENT", Align::right}});
     Table queues({{"PORT"}, {"QUEUE", Align::right}, {"STEERED TO WORKERS 0, 1, ..."}});
     std::string lost;
+    std::string more;
     for (const json::value& port : rows_of(result)) {
+        more += connections_of(port) + spread_of(port);
         ports.add({get(port, "name"), get(port, "device"), get(port, "role"), get(port, "queues"),
                    get(port, "mtu"), get(port, "xdp_mode") + ", " + get(port, "attached"),
                    get(port, "bind_mode"), get(port, "rx_frames"), get_bytes(port, "rx_bytes"),
@@ -215,6 +241,7 @@ std::string format_ports(const json::value& result) {
     }
     std::string out = ports.to_string();
     if (!queues.empty()) out += "\n" + queues.to_string();
+    if (!more.empty()) out += "\n" + more;
     if (!lost.empty()) out += "\n" + lost;
     return out;
 }
@@ -317,11 +344,12 @@ std::string format_policies(const json::value& result) {
                  {"PROTOCOL"},
                  {"LOCAL PORTS"},
                  {"REMOTE PORTS"},
+                 {"MARK"},
                  {"SAS"}});
     for (const json::value& policy : rows_of(result)) {
         table.add({get(policy, "name"), get(policy, "action"), get(policy, "local"),
                    get(policy, "remote"), get(policy, "protocol"), get(policy, "local_ports"),
-                   get(policy, "remote_ports"), get(policy, "sas")});
+                   get(policy, "remote_ports"), get(policy, "ct_mark"), get(policy, "sas")});
     }
     return table.to_string();
 }

@@ -57,8 +57,8 @@ class CoverIndex {
     std::set<uint8_t> lengths_;
 };
 
-bool matches_all_protocols(const SpdEntry& entry) {
-    return entry.protocol == 0 && !entry.has_ports;
+bool matches_all_packets(const SpdEntry& entry) {
+    return entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0;
 }
 
 }  // namespace
@@ -81,12 +81,12 @@ std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> or
             const auto first = static_cast<uint32_t>(compiled.entries.size());
             for (const uint32_t i : by_source.covering(source)) {
                 compiled.entries.push_back(ordered[i]);
-                if (matches_all_protocols(ordered[i])) break;
+                if (matches_all_packets(ordered[i])) break;
             }
             const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
             if (count > SP_CELL_ENTRIES_MAX) {
                 return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
-                                       " policies with protocols or ports compete for " +
+                                       " policies with protocols, ports or marks compete for " +
                                        to_string(source) + " -> " + to_string(destination) +
                                        ": merge some of them");
             }

@@ -40,6 +40,10 @@ struct SpdEntry {
     uint16_t source_port_hi = 65535;
     uint16_t destination_port_lo = 0;
     uint16_t destination_port_hi = 65535;
+    // Mark of the packet's connection, where the mask has bits. Only XDP sees connections: such
+    // entries are in the rows for the BPF maps and never in those for workers.
+    uint32_t ct_mark = 0;
+    uint32_t ct_mark_mask = 0;
 
     friend bool operator==(const SpdEntry&, const SpdEntry&) = default;
 };

@@ -24,6 +24,7 @@
 
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/bpf_objects/file_descriptor.h"
+#include "dataplane/spd/spd.h"
 #include "tests/packet/packet_builder.h"
 
 namespace sallyport::bpf_objects {
@@ -274,6 +275,141 @@ TEST_F(Loader, leaves_foreign_programs_alone) {
         ASSERT_TRUE(objects.add_port(setup(kWan)));
         EXPECT_TRUE(objects.attach_port(kWan));
     }
+}
+
+// From one wire to the other, over the queue to another CPU and its program.
+TEST_F(Loader, BYPASS_frames_leave_by_another_CPU) {
+    BpfObjects objects = make();
+    PortSetup lan = setup(kLan);
+    lan.bypass_cpus = {0};
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    const auto added = objects.add_port(lan);
+    ASSERT_TRUE(added) << added.error();
+    const SpdEntry open{.policy = PolicyId{0},
+                        .action = SpdAction::bypass,
+                        .source = prefix("10.1.0.0/24"),
+                        .destination = prefix("192.0.2.0/24")};
+    const auto outbound = compile_spd(std::span(&open, 1));
+    const auto inbound = compile_spd({});
+    ASSERT_TRUE(outbound && inbound);
+    ASSERT_TRUE(objects.publish_spd(*outbound, *inbound, {}));
+    ASSERT_TRUE(objects.attach_port(kWan));
+    ASSERT_TRUE(objects.attach_port(kLan));
+    const FileDescriptor host = tapped("lanp");
+    const FileDescriptor peer = tapped("wanp");
+    const Bytes frame = packet::eth(
+        packet::ip4({.src = "10.1.0.10", .dst = "192.0.2.2"}, packet::udp({.dst = 80})));
+    constexpr size_t kFrames = 200;
+    for (size_t i = 0; i < kFrames; ++i) {
+        ASSERT_EQ(send(host.get(), frame.data(), frame.size(), 0),
+                  static_cast<ssize_t>(frame.size()));
+    }
+    EXPECT_EQ(count_frames(peer, {0x02, 0, 0, 0, 1, 2}, kFrames), kFrames);
+    const auto counters = objects.counters(kLan);
+    ASSERT_TRUE(counters);
+    EXPECT_EQ(counters->spread.handed_over, kFrames);
+    EXPECT_EQ(counters->spread.taken, kFrames);
+    EXPECT_EQ(counters->taken_by_cpu, std::vector<uint64_t>{kFrames});
+    EXPECT_EQ(counters->totals.redirected, kFrames);
+    EXPECT_EQ(objects.counters(kWan)->totals.egress_sent, kFrames);
+}
+
+// The kernel tells no program of a full queue. Frames are fed on the CPU whose queue they go to, by
+// a thread that the queue's own thread cannot displace, so they cannot be taken in time.
+TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
+    cpu_set_t before;
+    cpu_set_t first;
+    CPU_ZERO(&first);
+    CPU_SET(0, &first);
+    const sched_param real_time{.sched_priority = 1};
+    const sched_param normal{.sched_priority = 0};
+    ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+    if (sched_setaffinity(0, sizeof first, &first) != 0 ||
+        sched_setscheduler(0, SCHED_FIFO, &real_time) != 0) {
+        GTEST_SKIP() << "SKIP: needs CPU 0 and a real-time priority";
+    }
+    BpfObjects objects = make();
+    PortSetup lan = setup(kLan);
+    lan.bypass_cpus = {0};
+    ASSERT_TRUE(objects.add_port(setup(kWan)) && objects.add_port(lan));
+    const SpdEntry open{.policy = PolicyId{0},
+                        .action = SpdAction::bypass,
+                        .source = prefix("10.1.0.0/24"),
+                        .destination = prefix("192.0.2.0/24")};
+    ASSERT_TRUE(objects.publish_spd(*compile_spd(std::span(&open, 1)), *compile_spd({}), {}));
+    ASSERT_TRUE(objects.attach_port(kWan) && objects.attach_port(kLan));
+    const FileDescriptor program(bpf_prog_get_fd_by_id(attached_id("lan0")));
+    ASSERT_TRUE(program);
+    const Bytes frame = packet::eth(
+        packet::ip4({.src = "10.1.0.10", .dst = "192.0.2.2"}, packet::udp({.dst = 80})));
+    constexpr uint32_t kFrames = 10000;
+    xdp_md context{};
+    context.data_end = static_cast<uint32_t>(frame.size());
+    context.ingress_ifindex = if_nametoindex("lan0");
+    LIBBPF_OPTS(bpf_test_run_opts, options);
+    options.data_in = frame.data();
+    options.data_size_in = static_cast<uint32_t>(frame.size());
+    options.ctx_in = &context;
+    options.ctx_size_in = sizeof context;
+    options.repeat = kFrames;
+    options.batch_size = 256;
+    options.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    const int error = bpf_prog_test_run_opts(program.get(), &options);
+    sched_setscheduler(0, SCHED_OTHER, &normal);
+    sched_setaffinity(0, sizeof before, &before);
+    ASSERT_EQ(error, 0) << std::strerror(-error);
+
+    // All that fitted is taken, and nothing more for half a second. On a busy machine the queue's
+    // thread may have to wait for its turn.
+    constexpr uint64_t kRoom = 2048;
+    uint64_t taken = 0;
+    for (int tries = 0, still = 0; tries < 200 && still < 5; ++tries, usleep(100'000)) {
+        const uint64_t now = objects.counters(kLan)->spread.taken;
+        still = now >= kRoom && now == taken ? still + 1 : 0;
+        taken = now;
+    }
+    const auto counters = objects.counters(kLan);
+    EXPECT_EQ(counters->totals.rx_frames, kFrames);
+    EXPECT_EQ(counters->spread.handed_over, kFrames);
+    EXPECT_GE(taken, kRoom);
+    EXPECT_LT(taken, kFrames);
+    EXPECT_EQ(counters->totals.redirected, taken);
+    std::printf("%u handed over, %lu taken, the rest did not fit\n", kFrames, taken);
+}
+
+TEST_F(Loader, a_CPU_that_is_not_there_is_refused) {
+    BpfObjects objects = make();
+    PortSetup lan = setup(kLan);
+    lan.bypass_cpus = {0, 1023};
+    const auto refused = objects.add_port(lan);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().find("cannot make a queue to CPU 1023"), std::string::npos)
+        << refused.error();
+}
+
+// With everything that asks for connections: the verifier takes it, and attaching works.
+TEST_F(Loader, programs_that_ask_for_connections_attach) {
+    const auto probe = probe_connection_lookup();
+    if (!probe.possible) GTEST_SKIP() << "SKIP: " << probe.reason;
+    auto objects = BpfObjects::create(
+        {.inbound_sas = 64, .spd_destinations = 64, .spd_sources = 64, .spd_entries = 64},
+        {.lookups = true, .marks = true});
+    ASSERT_TRUE(objects) << objects.error();
+    for (const PortId id : {kWan, kLan}) {
+        PortSetup port = setup(id);
+        port.conntrack_in = config::Conntrack::drop;
+        port.conntrack_out = config::Conntrack::punt;
+        port.bypass_cpus = {0};
+        const auto added = objects->add_port(port);
+        ASSERT_TRUE(added) << added.error();
+    }
+    for (const PortId id : {kWan, kLan}) {
+        const auto attachment = objects->attach_port(id);
+        ASSERT_TRUE(attachment) << attachment.error();
+    }
+    const auto injected = objects->add_injector(injector());
+    ASSERT_TRUE(injected) << injected.error();
+    EXPECT_TRUE(objects->load_injector_queue());
 }
 
 // From a worker's write to the peer's end of the wire, with the filter in the devmap.

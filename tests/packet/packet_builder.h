@@ -81,13 +81,14 @@ inline Upper udp(Ports ports, const Bytes& payload = Bytes(16)) {
     append(out, payload);
     return {17, out};
 }
-inline Upper tcp(Ports ports, const Bytes& payload = Bytes(12)) {
+// `flags`: SYN unless said otherwise.
+inline Upper tcp(Ports ports, const Bytes& payload = Bytes(12), uint8_t flags = 0x02) {
     Bytes out;
     put16(out, ports.src);
     put16(out, ports.dst);
     put32(out, 1);
     put32(out, 0);
-    out.insert(out.end(), {0x50, 0x02, 0x20, 0, 0, 0, 0, 0});
+    out.insert(out.end(), {0x50, flags, 0x20, 0, 0, 0, 0, 0});
     append(out, payload);
     return {6, out};
 }

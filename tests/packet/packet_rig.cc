@@ -216,6 +216,24 @@ Outcome egress_dropped(uint32_t port, size_t bytes, sp_drop_reason reason) {
             {}};
 }
 
+Outcome handed_over(uint32_t port, size_t bytes) {
+    return {XDP_REDIRECT,
+            {{port_counter(port, "rx_frames"), 1},
+             {port_counter(port, "rx_bytes"), bytes},
+             {port_counter(port, "handed_over"), 1}},
+            {}};
+}
+Outcome with_connection(Outcome outcome, uint32_t port, const std::string& counted) {
+    outcome.counters[port_counter(port, ("connection " + counted).c_str())] = 1;
+    return outcome;
+}
+Outcome taken(Outcome outcome, uint32_t port) {
+    outcome.counters.erase(port_counter(port, "rx_frames"));
+    outcome.counters.erase(port_counter(port, "rx_bytes"));
+    outcome.counters[port_counter(port, "taken")] = 1;
+    return outcome;
+}
+
 Rig& Rig::get() {
     static Rig rig;
     return rig;
@@ -235,7 +253,7 @@ Rig::Rig() {
     } ports[] = {{kWan, "wan0", SP_ROLE_UNPROTECTED}, {kLan, "lan0", SP_ROLE_PROTECTED}};
     for (const auto& port : ports) {
         const uint32_t index = ifindex(port.device);
-        const sp_port_info info{index, 1500, port.role, 0};
+        const sp_port_info info{index, 1500, port.role, 0, SP_CONNTRACK_OFF, SP_CONNTRACK_OFF, 0};
         const bpf_devmap_val value{.ifindex = index, .bpf_prog = {.fd = -1}};
         if (bpf_map_update_elem(maps_.fd("port_info"), &port.port, &info, BPF_ANY) != 0 ||
             bpf_map_update_elem(maps_.fd("port_by_ifindex"), &index, &port.port, BPF_ANY) != 0 ||
@@ -249,21 +267,38 @@ Rig::Rig() {
 Instance Rig::load(Program program, uint32_t port, Settings settings) {
     auto xsks = bpf_objects::create_xsks(kQueues, kWorkers);
     if (!xsks) give_up(xsks.error());
-    const sp_tunables tunables{.port = port,
-                               .queues = kQueues,
-                               .workers = kWorkers,
-                               .use_kfunc = settings.use_kfunc ? 1u : 0u,
-                               .punt_unknown_spi = settings.punt_unknown_spi ? 1u : 0u,
-                               .register_mode = settings.register_mode ? 1u : 0u};
-    auto object = ProgramObject::open(program, tunables, maps_, xsks->get());
+    sp_tunables tunables{.port = port,
+                         .queues = kQueues,
+                         .workers = kWorkers,
+                         .use_kfunc = settings.use_kfunc ? 1u : 0u,
+                         .punt_unknown_spi = settings.punt_unknown_spi ? 1u : 0u,
+                         .register_mode = settings.register_mode ? 1u : 0u,
+                         .conntrack = settings.conntrack ? 1u : 0u,
+                         .ct_marks = settings.ct_marks ? 1u : 0u,
+                         .ct_refresh = settings.ct_refresh,
+                         .bypass_cpu_count = static_cast<uint32_t>(settings.bypass_cpus.size()),
+                         .bypass_cpus = {}};
+    std::ranges::copy(settings.bypass_cpus, tunables.bypass_cpus);
+    auto queues = bpf_objects::create_bypass_queues();
+    if (!queues) give_up(queues.error());
+    for (const uint32_t cpu : settings.bypass_cpus) {
+        bpf_cpumap_val value{};
+        value.qsize = 64;
+        if (settings.with_queues && bpf_map_update_elem(queues->get(), &cpu, &value, 0) != 0) {
+            give_up("cannot make a queue to a CPU");
+        }
+    }
+    auto object = ProgramObject::open(program, tunables, maps_,
+                                      {.xsks = xsks->get(), .bypass_queues = queues->get()});
     if (!object) give_up(object.error());
-    // The kernel test-runs no programs of the devmap type; the code is the same.
+    // The kernel test-runs no programs of the devmap and cpumap types; the code is the same.
     bpf_program__set_expected_attach_type(object->program(), BPF_XDP);
     if (auto loaded = object->load(); !loaded) give_up(loaded.error());
 
     Instance instance{.program = std::move(*object),
                       .xsks = std::move(*xsks),
                       .sockets = {},
+                      .queues = std::move(*queues),
                       .device = port == kWan   ? "wan0"
                                 : port == kLan ? "lan0"
                                                : "sp0"};
@@ -324,6 +359,20 @@ Counters Rig::read_counters() const {
             }
         }
     }
+    const struct {
+        const char* map;
+        std::vector<const char*> names;
+    } more[] = {{"conntrack_counters",
+                 {"connection established", "connection to_kernel", "connection refused"}},
+                {"spread_counters", {"handed_over", "taken"}}};
+    for (const auto& [map, names] : more) {
+        const auto values = read_all(maps_.fd(map), SP_PORTS_MAX, names.size());
+        for (uint32_t i = 0; i < values.size(); ++i) {
+            if (values[i] == 0) continue;
+            const auto port = static_cast<uint32_t>(i / names.size());
+            counters.values[port_counter(port, names[i % names.size()])] = values[i];
+        }
+    }
     for (uint32_t key = 0; key < steers.size(); ++key) {
         if (steers[key] == 0) continue;
         counters.values[steer_counter(key / SP_WORKERS_MAX / SP_QUEUES_MAX,
@@ -379,6 +428,21 @@ void Rig::set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules) {
     bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);
     info.rule_count = static_cast<uint32_t>(rules.size());
     bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY);
+}
+
+void Rig::set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out) {
+    sp_port_info info{};
+    bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);
+    info.conntrack_in = static_cast<uint8_t>(in);
+    info.conntrack_out = static_cast<uint8_t>(out);
+    bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY);
+}
+
+void Rig::set_injector(uint32_t index) {
+    sp_port_info info{};
+    info.ifindex = index;
+    info.role = SP_ROLE_INJECTOR;
+    bpf_map_update_elem(maps_.fd("port_info"), &kInjector, &info, BPF_ANY);
 }
 
 void Rig::publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,

@@ -68,6 +68,11 @@ Outcome steered(uint32_t port, size_t bytes, uint32_t queue, uint32_t worker);
 Outcome redirected(uint32_t port, size_t bytes, Bytes out);
 Outcome egress_sent(uint32_t port, size_t bytes);
 Outcome egress_dropped(uint32_t port, size_t bytes, sp_drop_reason reason);
+Outcome handed_over(uint32_t port, size_t bytes);
+// The same, after a question about the frame's connection: "established", "to_kernel", "refused".
+Outcome with_connection(Outcome outcome, uint32_t port, const std::string& counted);
+// What the cpumap program does with a frame that was counted in before.
+Outcome taken(Outcome outcome, uint32_t port);
 
 struct Row {
     std::string name;
@@ -81,6 +86,7 @@ struct Instance {
     bpf_objects::ProgramObject program;
     bpf_objects::FileDescriptor xsks;
     std::vector<bpf_objects::FileDescriptor> sockets;
+    bpf_objects::FileDescriptor queues;
     std::string device;  // frames come from here
 };
 
@@ -89,6 +95,11 @@ struct Settings {
     bool punt_unknown_spi = false;
     bool with_sockets = true;
     bool register_mode = false;
+    bool conntrack = false;
+    bool ct_marks = false;
+    uint32_t ct_refresh = 0;
+    std::vector<uint16_t> bypass_cpus = {};
+    bool with_queues = true;  // to bypass_cpus
 };
 
 class Rig {
@@ -106,6 +117,8 @@ class Rig {
     void set_owner(uint32_t spi, const std::string& destination, uint32_t owner);
     void set_cpu_worker(uint32_t cpu, uint32_t worker);
     void set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules);
+    void set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out);
+    void set_injector(uint32_t ifindex);  // 0: none
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
                  const std::vector<std::vector<WorkerId>>& owners);
     // How many entries were written.

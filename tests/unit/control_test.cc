@@ -89,6 +89,46 @@ TEST(PolicyControl, CompiledSpdDecidesAsTheListDoes) {
     EXPECT_EQ(lookup("10.1.2.7", "10.2.3.4", 443).policy, PolicyId{1});
 }
 
+// XDP has judged the mark before a worker sees a packet; the worker's list goes on behind it.
+TEST(PolicyControl, WorkersHaveNoPoliciesWithMarks) {
+    config::Policy marked = web_policy();
+    marked.name = "marked";
+    marked.action = config::SpdAction::bypass;
+    marked.protocol.reset();
+    marked.remote_ports.reset();
+    marked.ct_mark = 7;
+    marked.ct_mark_mask = 0xff;
+    const std::vector<config::Policy> policies = {marked, web_policy()};
+    const auto compiled = compile_policies(policies);
+    ASSERT_TRUE(compiled) << compiled.error();
+    // In the rows for XDP both compete, though the first matches every protocol and port.
+    ASSERT_EQ(compiled->outbound.entries.size(), 4u);
+    EXPECT_EQ(compiled->outbound.entries[0].policy, PolicyId{0});
+    EXPECT_EQ(compiled->outbound.entries[0].ct_mark, 7u);
+    EXPECT_EQ(compiled->outbound.entries[0].ct_mark_mask, 0xffu);
+    EXPECT_EQ(compiled->outbound.entries[1].policy, PolicyId{1});
+    EXPECT_EQ(compiled->outbound.entries[1].ct_mark_mask, 0u);
+    ASSERT_EQ(compiled->inbound.entries.size(), 4u);
+    EXPECT_EQ(compiled->inbound.entries[0].ct_mark, 7u);
+
+    const IpAddress from = *parse_ip_address("10.1.1.7");
+    const IpAddress to = *parse_ip_address("10.2.3.4");
+    const SpdVerdict verdict = compiled->spd->lookup(
+        SpdDirection::outbound, {.family = Family::v4,
+                                 .source = std::as_bytes(std::span(from.bytes)).data(),
+                                 .destination = std::as_bytes(std::span(to.bytes)).data(),
+                                 .protocol = 6,
+                                 .ports_known = true,
+                                 .source_port = 5555,
+                                 .destination_port = 443});
+    EXPECT_EQ(verdict.action, SpdAction::protect);
+    EXPECT_EQ(verdict.policy, PolicyId{1}) << "ids are those of the whole list";
+
+    const auto unmarked = policies_without_marks(policies);
+    ASSERT_EQ(unmarked.size(), 1u);
+    EXPECT_EQ(unmarked[0].name, "web");
+}
+
 // The worker checks the end of its reservation only from the low water on.
 TEST(SequenceBlocks, LowWaterIsNeverBehindTheEndOfTheReservation) {
     EXPECT_EQ(low_water({.first = 1, .end = 1 + kSequenceBlock32}, kSequenceEnd32),

@@ -39,8 +39,13 @@ def _port_tables(name, values):
             *(_table(f"[[port.{name}.deny]]", rule) for rule in deny)]
 
 
-def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0"):
-    """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600."""
+def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
+                lan_keys=None, outside_keys=None, policies=()):
+    """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
+
+    lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
+    policies: stand before the others.
+    """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
                              "control_socket": f"{folder}/control.sock", "max_sas": 64}),
@@ -48,7 +53,11 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
         _table("[memory]", {"frames": 16384, "hugepages": False}),
         *_port_tables("wan0", {"role": "unprotected", "xdp_mode": xdp_mode,
                                "deny": list(deny_wan)}),
-        *_port_tables("lan0", {"role": "protected", "device": lan_device, "xdp_mode": xdp_mode}),
+        *_port_tables("lan0", {"role": "protected", "device": lan_device, "xdp_mode": xdp_mode,
+                               **(lan_keys or {})}),
+        *([] if outside_keys is None else
+          _port_tables("net0", {"role": "unprotected", "xdp_mode": xdp_mode, **outside_keys})),
+        *(_table("[[policy]]", policy) for policy in policies),
         _table("[[policy]]", {"name": "open", "action": "bypass", "local": "10.1.0.0/16",
                               "remote": "192.0.2.0/24"}),
         _table("[[policy]]", {"name": "closed", "action": "discard", "local": "10.1.0.0/16",
@@ -84,7 +93,7 @@ class Daemon:
     def __init__(self, lab, build_dir, accept_keys=True, **options):
         self.options = options
         self._lab = lab
-        self._program = _built(build_dir, "sallyportd")
+        self.program = _built(build_dir, "sallyportd")
         self._ctl = _built(build_dir, "sallyportctl")
         self.folder = os.path.join(lab.folder, "gateway")
         self.log_path = os.path.join(self.folder, "log")
@@ -111,7 +120,7 @@ class Daemon:
 
     def _argv(self, *arguments):
         return self._lab.gw.argv("sh", "-c", 'mount --bind "$0" /sys/fs/bpf && exec "$@"',
-                                 self._bpffs, self._program, *arguments)
+                                 self._bpffs, self.program, *arguments)
 
     def accept_keys(self):
         """Starts the sequence state of every outbound SA whose key has none yet."""
