@@ -5,7 +5,7 @@
 #ifndef SP_STEER_H
 #define SP_STEER_H
 
-#include "forward.h"
+#include "spread.h"
 #include "spd.h"
 
 /* Writer: every steer program. Reader: control. */

@@ -13,7 +13,6 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "spread.h"
 #include "steer.h"
 
 /*

@@ -15,7 +15,6 @@
 #include <bpf/bpf_helpers.h>
 
 #include "owner.h"
-#include "spread.h"
 
 #define SP_PORT_IKE 500
 #define SP_PORT_NAT_T 4500
