@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs Sallyport in guests: what needs a kernel that this machine may not have. See README.md.
 
-    run_vm.py [--build DIR] [--slow FACTOR] [--list] [case or file ...]
+    run_vm.py [--build DIR] [--slow FACTOR] [--jobs N] [--list] [case or file ...]
     run_vm.py [--kernel newest] --exec 'COMMAND'
 
 Prints TAP. Needs root, for the namespaces of tests/lab/lab/enclosure.py, in which QEMU runs, and to
@@ -26,6 +26,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(HERE, "..", "..", "build"),
                         help="meson's build directory (default: build)")
     parser.add_argument("--slow", type=int, default=1, help="factor on all time limits")
+    parser.add_argument("--jobs", type=int, default=2, help="guests at a time (default: 2)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--kernel", default="newest", choices=trees.KERNELS, help="for --exec")
     parser.add_argument("--exec", metavar="COMMAND", help="run one shell command in a guest")
@@ -39,7 +40,7 @@ def main():
     if args.exec:
         return enclosure.run(lambda: runner.execute(args.kernel, args.exec))
     build = os.path.abspath(args.build)
-    return enclosure.run(lambda: runner.run(build, args.cases, args.slow))
+    return enclosure.run(lambda: runner.run(build, args.cases, args.slow, args.jobs))
 
 
 if __name__ == "__main__":

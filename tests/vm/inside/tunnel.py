@@ -29,7 +29,8 @@ class StaticTunnel:
     link: called with the namespaces to make the links, if these are not to be veth.
     """
 
-    def __init__(self, guest, esn=False, mtu=1500, wan="", lan="", link=None):
+    def __init__(self, guest, esn=False, mtu=1500, wan="", lan="", link=None,
+                 egress="devmap"):
         self.n = n = net.Net(guest, "lan", "gw", "peer")
         if link:
             link(n)
@@ -45,7 +46,7 @@ class StaticTunnel:
         n.peer.batch(["addr add 192.0.2.2/24 dev wanp", f"addr add {FAR}/32 dev lo",
                       f"route add 10.1.0.0/24 via 192.0.2.1 src {FAR}", *self.pair.peer_lines()])
         self.gw = gateway.Gateway(
-            guest, n.gw, lambda folder: gateway.head(folder) + self.pair.toml() +
+            guest, n.gw, lambda folder: gateway.head(folder, egress=egress) + self.pair.toml() +
             PORTS.format(wan=wan, lan=lan), accept_keys=["branch-out"])
 
     def ping(self, count=5):
