@@ -31,13 +31,17 @@ class Job:
         return [case.name + self.suffix for case in self.cases]
 
 
-def jobs():
+def jobs(kernel=None):
+    """One for each file and kernel, or only for `kernel`."""
     found = []
     for path in sorted(glob.glob(f"{HERE}/cases/*.py")):
         spec = importlib.util.spec_from_file_location("vm_case", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += [Job(path, module.BOOT, kernel) for kernel in module.BOOT.kernels]
+        found += [Job(path, module.BOOT, k) for k in module.BOOT.kernels]
+    if kernel:
+        found = [Job(path, job.boot, kernel)
+                 for path, job in {job.path: job for job in found}.items()]
     return found
 
 
@@ -121,8 +125,8 @@ def run_job(job, build, slow, report):
                        f"{time.monotonic() - began:.1f} s")
 
 
-def run(build, wanted, slow, at_once=2):
-    chosen = choose(jobs(), wanted)
+def run(build, wanted, slow, at_once=2, kernel=None):
+    chosen = choose(jobs(kernel), wanted)
     if not chosen:
         print("no such case: see --list", file=sys.stderr)
         return 2
