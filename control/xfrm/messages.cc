@@ -147,16 +147,16 @@ void put_direction_and_cpu(Writer& writer, const NewState& state, StateAttribute
     }
 }
 
-// Replay state of a new SA. The kernel wants the bitmap's length to fit the window. An outbound SA
-// has its numbers used up, and a window although it needs none: it carries no direction.
-void put_replay_state(Writer& writer, const NewState& state) {
+// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and for an
+// outbound SA no window at all, unless it is too old to know directions.
+void put_replay_state(Writer& writer, const NewState& state, StateAttributes attributes) {
     xfrm_replay_state_esn replay{};
     if (state.direction == StateDirection::inbound) {
         replay.replay_window = state.esn ? std::max(state.replay_window, 32u) : state.replay_window;
     } else {
         replay.oseq = 0xffffffff;
         replay.oseq_hi = state.esn ? 0xffffffff : 0;
-        replay.replay_window = 32;
+        replay.replay_window = attributes == StateAttributes::none ? 32 : 0;
     }
     if (replay.replay_window == 0 && state.direction == StateDirection::inbound) return;
     replay.bmp_len = (replay.replay_window + 31) / 32;
@@ -211,13 +211,8 @@ RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes
     algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
     algorithm.alg_icv_len = 128;
     writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key);
-    put_replay_state(writer, state);
-    // Of a state that says it is outbound the kernel (6.12 and later) refuses used-up numbers.
-    // Without a direction it takes them; and only inbound states are looked up by direction and
-    // CPU.
-    if (state.direction == StateDirection::inbound) {
-        put_direction_and_cpu(writer, state, attributes);
-    }
+    put_replay_state(writer, state, attributes);
+    put_direction_and_cpu(writer, state, attributes);
     return writer.take();
 }
 
