@@ -147,16 +147,16 @@ void put_direction_and_cpu(Writer& writer, const NewState& state, StateAttribute
     }
 }
 
-// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and for an
-// outbound SA no window at all, unless it is too old to know directions.
-void put_replay_state(Writer& writer, const NewState& state, StateAttributes attributes) {
+// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and kernels
+// that do not know directions want a window on outbound SAs too.
+void put_replay_state(Writer& writer, const NewState& state) {
     xfrm_replay_state_esn replay{};
     if (state.direction == StateDirection::inbound) {
         replay.replay_window = state.esn ? std::max(state.replay_window, 32u) : state.replay_window;
     } else {
         replay.oseq = 0xffffffff;
         replay.oseq_hi = state.esn ? 0xffffffff : 0;
-        replay.replay_window = attributes == StateAttributes::none ? 32 : 0;
+        replay.replay_window = 32;
     }
     if (replay.replay_window == 0 && state.direction == StateDirection::inbound) return;
     replay.bmp_len = (replay.replay_window + 31) / 32;
@@ -211,8 +211,12 @@ RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes
     algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
     algorithm.alg_icv_len = 128;
     writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key);
-    put_replay_state(writer, state, attributes);
-    put_direction_and_cpu(writer, state, attributes);
+    put_replay_state(writer, state);
+    // Since Linux 6.17 (and 6.12 with its updates) a state with the direction "out" may not have
+    // its numbers used up, so an outbound one has no direction.
+    put_direction_and_cpu(
+        writer, state,
+        state.direction == StateDirection::outbound ? StateAttributes::none : attributes);
     return writer.take();
 }
 
