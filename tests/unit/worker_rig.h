@@ -114,7 +114,7 @@ class WorkerTest : public ::testing::Test {
                                              .fill_entries = 256,
                                              .rx_entries = 256,
                                              .tx_entries = 0},
-                                            *memory_, nullptr);
+                                            *memory_);
         ASSERT_TRUE(port) << port.error();
         port_ = std::move(*port);
         auto tap = io::Tap::create("sp0", 1, 1500);

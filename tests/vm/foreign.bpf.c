@@ -1,7 +1,7 @@
-// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Somebody else's XDP program, for the dispatcher's tests: counts what it sees, by what it is, drops
- * UDP to one port, and lets the rest go on to the next program. Built for each PRIORITY of libxdp (a
- * lower one runs earlier; ours has the default, 50) and with or without `xdp.frags`.
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* Somebody else's XDP program, for the dispatcher's tests: counts what it sees, by what it is,
+ * drops UDP to one port, and lets the rest go on to the next program. Built for each PRIORITY of
+ * libxdp (a lower one runs earlier; ours has the default, 50) and with or without `xdp.frags`.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -58,4 +58,4 @@ int foreign(struct xdp_md* ctx) {
     return XDP_PASS;
 }
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

@@ -87,6 +87,7 @@ def before(guest):
     t.gw.start()
     equal(foreign.order(), ["foreign", OURS], "programs on wan0")
     t.ping()
+    t.check_registered()
     seen = foreign.seen()
     check(seen["esp"] >= 5, f"the foreign program saw {seen}")
     ours = t.gw.ports()["wan0"]["rx_frames"]

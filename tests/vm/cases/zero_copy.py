@@ -80,6 +80,14 @@ def sources(t, port):
     return [sum(row) for row in t.gw.ports()[port]["steered_by_queue_worker"]]
 
 
+def send(ns, device, to, frames):
+    own = ns.mac(device)
+    with ns.packet_socket(device, protocol=0) as s:
+        for frame in frames:
+            s.send(wire.ethernet(to, own, frame))
+            time.sleep(0.02)  # igb's emulation loses frames of bursts
+
+
 @BOOT.case("zero-copy: chosen on virtio-net and igb, both queues of each bring frames", seconds=90)
 def chosen(guest):
     t = tunnel.StaticTunnel(guest, link=cards)
@@ -109,14 +117,6 @@ def chosen(guest):
     return f"frames by queue: {spread}"
 
 
-def send(ns, device, to, frames):
-    own = ns.mac(device)
-    with ns.packet_socket(device, protocol=0) as s:
-        for frame in frames:
-            s.send(wire.ethernet(to, own, frame))
-            time.sleep(0.02)  # igb's emulation loses frames of bursts
-
-
 @BOOT.case("zero-copy: a driver that refuses is copied from, beside a port with zero-copy", seconds=90)
 def refused(guest):
     def swapped(n):  # the cards of the other ends become the gateway's unprotected side
@@ -144,3 +144,18 @@ def refused(guest):
     except daemon.DaemonFailed as e:
         check("wan0" in str(e), str(e))
     return said[0].removeprefix("info: ")
+
+
+@BOOT.case("zero-copy: direct egress sends from the same memory on both cards", seconds=90)
+def direct(guest):
+    t = tunnel.StaticTunnel(guest, link=cards, egress="direct")
+    t.gw.start()
+    equal(modes(t), {"wan0": ("zero-copy", 2), "lan0": ("zero-copy", 2)}, "bind modes and queues")
+    wait_for_carrier(t)
+    t.ping(20)
+    sent = sum(worker["egress_frames"] for worker in t.gw.show("workers"))
+    check(sent >= 40, f"frames sent by workers: {sent}")
+    equal(t.n.peer.xfrm_statistics(), {}, "what the peer's kernel refused")
+    equal(t.gw.stop(), 0, "exit status")
+    check("frames are conserved" in t.gw.log(), "frames are not conserved")
+    return f"{sent} frames sent"

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boots guests for files of cases and reports their verdicts in the TAP format."""
 
+import contextlib
 import glob
 import importlib.util
 import json
 import os
 import secrets
 import sys
+import threading
 import time
+import traceback
 
 from lab import checks
 
@@ -28,13 +31,17 @@ class Job:
         return [case.name + self.suffix for case in self.cases]
 
 
-def jobs():
+def jobs(kernel=None):
+    """One for each file and kernel, or only for `kernel`."""
     found = []
     for path in sorted(glob.glob(f"{HERE}/cases/*.py")):
         spec = importlib.util.spec_from_file_location("vm_case", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += [Job(path, module.BOOT, kernel) for kernel in module.BOOT.kernels]
+        found += [Job(path, module.BOOT, k) for k in module.BOOT.kernels]
+    if kernel:
+        found = [Job(path, job.boot, kernel)
+                 for path, job in {job.path: job for job in found}.items()]
     return found
 
 
@@ -51,10 +58,19 @@ class Report:
     """Lines of TAP; meson shows the error stream of what failed."""
 
     def __init__(self, count):
-        self.number, self.failed = 0, 0
+        self.planned = count
+        self.number, self.failed, self._lock = 0, 0, threading.Lock()
         print(f"1..{count}", flush=True)
 
     def line(self, title, verdict, notes=(), seconds=None):
+        with self._lock:
+            self._line(title, verdict, notes, seconds)
+
+    def comment(self, text):
+        with self._lock:
+            print(f"# {text}", flush=True)
+
+    def _line(self, title, verdict, notes, seconds):
         self.number += 1
         reason = f" # {verdict}" if verdict.startswith("SKIP") else ""
         print(f"{'not ok' if verdict == 'FAIL' else 'ok'} {self.number} - {title}{reason}")
@@ -105,19 +121,41 @@ def run_job(job, build, slow, report):
             report.line(case.name + job.suffix, "FAIL", [str(e)])
     finally:
         g.kill()
-        print(f"# {os.path.basename(job.path)} on {g.release}: {time.monotonic() - began:.1f} s",
-              flush=True)
+        report.comment(f"{os.path.basename(job.path)} on {g.release}: "
+                       f"{time.monotonic() - began:.1f} s")
 
 
-def run(build, wanted, slow):
-    chosen = choose(jobs(), wanted)
+def run(build, wanted, slow, at_once=2, kernel=None):
+    chosen = choose(jobs(kernel), wanted)
     if not chosen:
         print("no such case: see --list", file=sys.stderr)
         return 2
     report = Report(sum(len(job.cases) for job in chosen))
-    for job in chosen:
-        run_job(job, build, slow, report)
-    return 1 if report.failed else 0
+    # The longest first; from the end of this list.
+    waiting = sorted(chosen, key=lambda job: sum(case.seconds for case in job.cases))
+    network = threading.Lock()  # the host's side of cards: one guest at a time has it
+
+    def work():
+        while True:
+            try:
+                job = waiting.pop()
+            except IndexError:
+                return
+            try:
+                with network if job.boot.network else contextlib.nullcontext():
+                    run_job(job, build, slow, report)
+            except Exception:
+                report.line(f"{os.path.basename(job.path)}{job.suffix}", "FAIL",
+                            [traceback.format_exc()])
+
+    # A guest keeps about one CPU busy. Daemons: should we be stopped, the enclosure ends them.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.5)
+    return 1 if report.failed or report.number != report.planned else 0
 
 
 def execute(kernel, command, modules=()):

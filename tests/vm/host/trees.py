@@ -110,7 +110,7 @@ def _run(*argv, cwd=None):
                           env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"})
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
-        raise Unavailable(f"{argv[0]}: {'; '.join(said[-3:])}")
+        raise Unavailable(next((line for line in said if line.startswith("E: ")), said[-1]))
     return done.stdout
 
 
@@ -136,13 +136,17 @@ class _Apt:
 
     @staticmethod
     def _sources():
-        found = _run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        # The codename is known once the machine's lists were fetched; before, there is only what
+        # the machine's sources say, which may be "stable".
+        found = _run("apt-get", "indextargets", "--format",
+                     "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)",
                      "Created-By: Packages").splitlines()
-        own = sorted({tuple(line.split()) for line in found if line.endswith(" main")})
-        mirror = next((uri for uri, release, _ in own if release == "bookworm"), None)
+        own = sorted({tuple(line.split("|")[:3]) for line in found if line.endswith("|main")})
+        mirror = next((uri for uri, *names in own if "bookworm" in names), None)
         if mirror is None:
             raise Unavailable("this machine's apt has no source for Debian 12 (bookworm)")
-        wanted = [(uri, release) for uri, release, _ in own if re.match("bookworm", release)]
+        wanted = [(uri, names[0]) for uri, *names in own
+                  if any(name.startswith("bookworm") for name in names)]
         wanted += [(mirror, suite) for suite in SUITES.values()]
         return [f"deb [signed-by={KEYRING}] {uri} {release} main"
                 for uri, release in dict.fromkeys(wanted)]

@@ -12,6 +12,7 @@ daemon.STOP_SECONDS = 90
 
 HEAD = """
 [gateway]
+egress = "{egress}"
 state_dir = "{folder}/state"
 control_socket = "{folder}/control.sock"
 max_sas = 64
@@ -25,9 +26,10 @@ hugepages = false
 """
 
 
-def head(folder, cpus=(0, 1)):
+def head(folder, cpus=(0, 1), egress="devmap"):
     """The tables that say nothing about the tunnels; `folder` is the gateway's own."""
-    return HEAD.format(folder=folder, cpus=", ".join(map(str, cpus)))
+    return HEAD.format(folder=folder, egress=egress,
+                       cpus=", ".join(map(str, cpus)))
 
 
 class Gateway(daemon.Daemon):

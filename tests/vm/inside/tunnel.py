@@ -5,7 +5,7 @@
 """
 
 from lab import traffic
-from lab.checks import equal
+from lab.checks import check, equal
 
 from . import gateway, kernel_esp, net
 
@@ -29,7 +29,8 @@ class StaticTunnel:
     link: called with the namespaces to make the links, if these are not to be veth.
     """
 
-    def __init__(self, guest, esn=False, mtu=1500, wan="", lan="", link=None):
+    def __init__(self, guest, esn=False, mtu=1500, wan="", lan="", link=None,
+                 egress="devmap"):
         self.n = n = net.Net(guest, "lan", "gw", "peer")
         if link:
             link(n)
@@ -45,8 +46,18 @@ class StaticTunnel:
         n.peer.batch(["addr add 192.0.2.2/24 dev wanp", f"addr add {FAR}/32 dev lo",
                       f"route add 10.1.0.0/24 via 192.0.2.1 src {FAR}", *self.pair.peer_lines()])
         self.gw = gateway.Gateway(
-            guest, n.gw, lambda folder: gateway.head(folder) + self.pair.toml() +
+            guest, n.gw, lambda folder: gateway.head(folder, egress=egress) + self.pair.toml() +
             PORTS.format(wan=wan, lan=lan), accept_keys=["branch-out"])
+
+    def check_registered(self):
+        """The gateway's kernel holds both states, and can send nothing with the outbound one."""
+        equal([line for line in self.gw.log().splitlines() if line.startswith("warning")], [],
+              "warnings in the log")
+        equal(self.gw.show("status")["xfrm_registration"], "full", "how SAs are registered in xfrm")
+        states = self.n.gw.sh("ip", "-s", "xfrm", "state")
+        for wanted in (f"{self.pair.spi_in:#010x}", f"{self.pair.spi_out:#010x}",
+                       "oseq-hi 0xffffffff" if self.pair.esn else "oseq 0xffffffff"):
+            check(wanted in states, f"{wanted} is not in:\n{states}")
 
     def ping(self, count=5):
         equal(traffic.ping(self.n.lan, HOST, FAR, count), count, "pings answered")
