@@ -272,14 +272,14 @@ class World {
     }
     ProgramObject load(Way way) const {
         const bool register_mode = way == Way::registered || way == Way::kept;
-        const sp_tunables tunables{.port = kPort,
-                                   .queues = 1,
-                                   .workers = 1,
-                                   .use_kfunc = way == Way::owner_map ? 0u : 1u,
-                                   .punt_unknown_spi = 0,
-                                   .register_mode = register_mode ? 1u : 0u};
+        sp_tunables tunables{};
+        tunables.port = kPort;
+        tunables.queues = 1;
+        tunables.workers = 1;
+        tunables.use_kfunc = way == Way::owner_map ? 0u : 1u;
+        tunables.register_mode = register_mode ? 1u : 0u;
         auto object = ProgramObject::open(Program::steer_unprotected, tunables,
-                                          way == Way::kept ? unknown_ : known_, xsks_.get());
+                                          way == Way::kept ? unknown_ : known_, {.xsks = xsks_.get()});
         if (!object) give_up(object.error());
         if (auto loaded = object->load(); !loaded) give_up(loaded.error());
         return std::move(*object);

@@ -21,6 +21,6 @@ std::expected<uint16_t, std::string> device_queue_count(const std::string& devic
 
 // Frames that `queues` receive queues (of all ports together) and `workers` workers need so that
 // no queue runs dry. See system_check.cc for the sum.
-[[nodiscard]] uint64_t frames_needed(uint64_t queues, uint64_t workers);
+[[nodiscard]] uint64_t frames_needed(uint64_t queues, uint64_t workers, bool follows_xfrm);
 
 }  // namespace sallyport::config

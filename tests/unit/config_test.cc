@@ -910,7 +910,8 @@ TEST(ConfigSystem, WorkerOfAutomaticCpus) {
 }
 
 TEST(ConfigSystem, FrameSum) {
-    EXPECT_EQ(frames_needed(4, 2), 4u * 2048 + 2u * 1024);
+    EXPECT_EQ(frames_needed(4, 2, false), 4u * 2048 + 2u * 1024);
+    EXPECT_EQ(frames_needed(4, 2, true), 4u * 2048 + 2u * (1024 + 512));
     Config config = minimal();  // no device, no queue: workers alone
     config.workers.cpus = {0, 0};
     config.memory.frames = 1024;
