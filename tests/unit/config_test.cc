@@ -915,6 +915,9 @@ TEST(ConfigSystem, FrameSum) {
     Config config = minimal();  // no device, no queue: workers alone
     config.workers.cpus = {0, 0};
     config.memory.frames = 1024;
+    // Nothing protects here, so SAs come from xfrm, and frames may have to wait for one.
+    EXPECT_NE(all_text(check_against_system(config)).find("write 4096 or more"), std::string::npos);
+    config.policies.emplace_back().action = SpdAction::protect;
     EXPECT_NE(all_text(check_against_system(config)).find("write 2048 or more"), std::string::npos);
     config.memory.frames = 2048;
     EXPECT_EQ(all_text(check_against_system(config)).find("frames"), std::string::npos);
