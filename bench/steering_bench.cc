@@ -146,7 +146,7 @@ struct Measured {
     Way way;
     const char* what;
     uint32_t verdict;
-    __u64 sp_port_counters::*counter;  // moves once for each packet
+    __u64 sp_port_counters::* counter;  // moves once for each packet
 };
 constexpr std::array kMeasured = {
     Measured{Way::stump, "floor: parsed, counted, dropped as malformed_esp", XDP_DROP,
@@ -278,8 +278,9 @@ class World {
         tunables.workers = 1;
         tunables.use_kfunc = way == Way::owner_map ? 0u : 1u;
         tunables.register_mode = register_mode ? 1u : 0u;
-        auto object = ProgramObject::open(Program::steer_unprotected, tunables,
-                                          way == Way::kept ? unknown_ : known_, {.xsks = xsks_.get()});
+        auto object =
+            ProgramObject::open(Program::steer_unprotected, tunables,
+                                way == Way::kept ? unknown_ : known_, {.xsks = xsks_.get()});
         if (!object) give_up(object.error());
         if (auto loaded = object->load(); !loaded) give_up(loaded.error());
         return std::move(*object);

@@ -5,8 +5,8 @@
 #ifndef SP_STEER_H
 #define SP_STEER_H
 
-#include "spread.h"
 #include "spd.h"
+#include "spread.h"
 
 /* Writer: every steer program. Reader: control. */
 struct {
