@@ -30,6 +30,8 @@ std::expected<uint64_t, std::string> random_mask() {
     return mask;
 }
 
+constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
+
 bool used_by_kernel(const xfrm::KernelSa& state) {
     return state.replay.sent > 0 || state.replay.top > 0 || state.usage.packets > 0;
 }
@@ -132,6 +134,7 @@ void KernelSaControl::settle() {
     for (const auto* names : {&changes.added, &changes.removed}) {
         for (const xfrm::SaName& name : *names) kept_.erase(name);
     }
+    std::erase_if(kept_, [](const auto& kept) { return kept.second == kNoRoom; });
     for (const xfrm::SaName& name : changes.used) kernel_used(name);
     read_local_addresses();
     Adoption now = decide_adoption(mirror_, adoption_setup(), groups_);
@@ -151,6 +154,19 @@ void KernelSaControl::settle() {
     for (Slot* slot : leaving) retire(*slot);
     finish(false);
     finish_later();
+    flush_soon();
+}
+
+// Rings that are full empty within microseconds.
+void KernelSaControl::flush_soon() {
+    if (flush_due_ || stopped_ || commands_->flush()) return;
+    flush_due_ = true;
+    flush_timer_.expires_after(std::chrono::milliseconds(1));
+    flush_timer_.async_wait([this](ErrorCode error) {
+        if (error) return;
+        flush_due_ = false;
+        flush_soon();
+    });
 }
 
 std::vector<KernelSaControl::Slot*> KernelSaControl::departed(
@@ -196,7 +212,7 @@ void KernelSaControl::create_slots(const Adoption& now) {
         const xfrm::KernelSa& state = *mirror_.find(name);
         // Those on their way out count too: a worker's table never refuses an SA.
         if (slots_.size() - free_slots_.size() >= config_.max_sas) {
-            kept_.emplace(name, "there is no room for it: raise gateway.max_sas");
+            kept_.emplace(name, kNoRoom);
             continue;
         }
         uint32_t index = static_cast<uint32_t>(slots_.size());
@@ -336,6 +352,7 @@ void KernelSaControl::finish_later() {
         finish_due_ = false;
         finish(true);
         finish_later();
+        flush_soon();
     });
 }
 
@@ -480,6 +497,11 @@ void KernelSaControl::keep_with_kernel(Slot& slot, const std::string& reason) {
 
 // The SA is not steered to any more, or is about not to be.
 void KernelSaControl::retire(Slot& slot) {
+    if ((slot.inbound || slot.outbound) && mirror_.find(slot.name) != nullptr) {
+        // The kernel goes on with it: with the counters of this moment, and as a second sender.
+        write_counters(slot);
+        if (slot.outbound && packets_of(slot) > 0) ask_rekey(slot);
+    }
     if (slot.direction == StateDirection::inbound) {
         if (const auto done = bpf_->remove_owner(slot.name.spi, slot.name.destination); !done) {
             log_.error(done.error());

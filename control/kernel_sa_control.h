@@ -178,6 +178,7 @@ class KernelSaControl {
     std::expected<void, std::string> publish(Adoption now);
     void let_outer_packets_pass();
     void finish_later();
+    void flush_soon();
     void finish(bool settled);
     void finish_one(Slot& slot);
     void install_inbound(Slot& slot, const xfrm::KernelSa& state);
