@@ -497,7 +497,9 @@ void KernelSaControl::keep_with_kernel(Slot& slot, const std::string& reason) {
 
 // The SA is not steered to any more, or is about not to be.
 void KernelSaControl::retire(Slot& slot) {
-    if ((slot.inbound || slot.outbound) && mirror_.find(slot.name) != nullptr) {
+    const xfrm::KernelSa* state = mirror_.find(slot.name);
+    if ((slot.inbound || slot.outbound) && state != nullptr &&
+        digest_of_key(state->key.bytes()) == slot.memory_name.key) {
         // The kernel goes on with it: with the counters of this moment, and as a second sender.
         write_counters(slot);
         if (slot.outbound && packets_of(slot) > 0) ask_rekey(slot);
