@@ -3,7 +3,8 @@
  * Which worker owns an inbound SA.
  *
  * The kernel's xfrm is the register of SAs. Where XDP can ask it (bpf_xdp_get_xfrm_state, Linux
- * 6.8), an SA exists exactly when the kernel has it, and its pcpu_num (RFC 9611) names the owner.
+ * 6.8), an SA exists exactly when the kernel has it, and its pcpu_num (RFC 9611) names the owner;
+ * an SA with an if_id belongs to an IPsec connection of the kernel's and stays there.
  * Where it cannot, the owner map alone decides.
  */
 #ifndef SP_OWNER_H
@@ -13,6 +14,7 @@
 
 /* Minimal forms of kernel structures. CO-RE finds the member's place in the running kernel. */
 struct xfrm_state {
+    __u32 if_id;
     __u32 pcpu_num;
 } __attribute__((preserve_access_index));
 
@@ -63,7 +65,7 @@ static __always_inline __u32 sp_find_owner(struct xdp_md* ctx, const struct sp_p
         .protocol = IPPROTO_ESP,
     };
     struct sp_owner* owner;
-    int state_found = 0;
+    __u32 unassigned = SP_OWNER_UNKNOWN_SA;
 
     if (tune.use_kfunc && bpf_xdp_get_xfrm_state && bpf_xdp_xfrm_state_release) {
         struct bpf_xfrm_state_opts opts = {
@@ -78,22 +80,27 @@ static __always_inline __u32 sp_find_owner(struct xdp_md* ctx, const struct sp_p
         state = bpf_xdp_get_xfrm_state(ctx, &opts, sizeof(opts));
         if (state) {
             __u32 cpu = 0xffffffff;
+            __u32 if_id = 0;
             __u32* worker;
 
+            if (bpf_core_field_exists(state->if_id)) if_id = state->if_id;
             /* Kernels before 6.13 have SAs without pcpu_num. */
             if (bpf_core_field_exists(state->pcpu_num)) cpu = state->pcpu_num;
             bpf_xdp_xfrm_state_release(state);
-            state_found = 1;
-            worker = bpf_map_lookup_elem(&cpu_worker, &cpu);
-            if (worker && *worker != SP_OWNER_NONE) return *worker;
+            unassigned = sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
+            if (if_id) {
+                /* An IPsec connection of the kernel's, until control says otherwise. */
+                unassigned = SP_OWNER_KERNEL;
+            } else {
+                worker = bpf_map_lookup_elem(&cpu_worker, &cpu);
+                if (worker && *worker != SP_OWNER_NONE) return *worker;
+            }
         }
     }
 
     __builtin_memcpy(key.daddr, packet->dst, sizeof(key.daddr));
     owner = bpf_map_lookup_elem(&owner_map, &key);
-    if (owner) return owner->worker;
-    if (state_found) return sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
-    return SP_OWNER_UNKNOWN_SA;
+    return owner ? owner->worker : unassigned;
 }
 
 #endif /* SP_OWNER_H */

@@ -4,9 +4,9 @@
  *
  *   not IP, multicast, ND and link-local for this host -> kernel
  *   IP behind a priority tag                           -> dropped
- *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow
- *   BYPASS    -> FIB and devmap
- *   DISCARD, no policy -> dropped
+ *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow; none, and the policy
+ *                names an IPsec connection of the kernel's: the kernel, if it routes the packet
+ * into the xfrm interface BYPASS    -> FIB and devmap DISCARD, no policy -> dropped
  */
 #include <linux/bpf.h>
 
@@ -14,11 +14,28 @@
 
 #include "steer.h"
 
+/* interface_out chooses the connection, by this same entry. A route elsewhere would let the packet
+   leave in clear. */
+static __always_inline int sp_protect_by_kernel(struct xdp_md* ctx,
+                                                const struct sp_packet* packet) {
+    __u32 interface = SP_PORT_INTERFACE;
+    struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &interface);
+    struct bpf_fib_lookup fib;
+    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+        return sp_drop(SP_DROP_no_route);
+    if (!info || info->ifindex == 0 || fib.ifindex != info->ifindex)
+        return sp_drop(SP_DROP_protect_in_clear);
+    return sp_pass();
+}
+
 static __always_inline int sp_protect(struct xdp_md* ctx, const struct sp_packet* packet,
                                       const struct sp_spd_entry* entry) {
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1) return sp_pass();
+    if (entry->owner_count == 0 && entry->if_id) return sp_protect_by_kernel(ctx, packet);
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
         return sp_drop(SP_DROP_no_sa);
     return sp_steer(ctx, sp_owner_of_flow(packet, entry), XDP_DROP);

@@ -86,6 +86,7 @@ struct Policy {
     // Lower decides first, and before every entry without; equal ones in file order. Without:
     // the greater sum of longest local and longest remote prefix length first, then file order.
     std::optional<uint32_t> priority;
+    uint32_t if_id = 0;  // protect: the kernel's IPsec connection that serves it; 0: our own SAs
     Location location;
 };
 
@@ -116,6 +117,7 @@ struct StaticSa {
 struct Config {
     std::filesystem::path file;
     std::string device = "sp0";  // name of the TAP between workers and kernel
+    std::string xfrm_interface;  // for IPsec connections of the kernel's; empty: none
     EgressMode egress = EgressMode::devmap;
     UnknownSpi unknown_spi = UnknownSpi::drop;
     std::filesystem::path state_dir = "/var/lib/sallyport";

@@ -29,6 +29,7 @@ class Report {
     [[nodiscard]] boost::json::value sas() const;
     [[nodiscard]] boost::json::value policies() const;
     [[nodiscard]] std::expected<boost::json::value, std::string> drops() const;
+    [[nodiscard]] boost::json::value connections() const;
 
     const Appliance& appliance_;
     const Log& log_;

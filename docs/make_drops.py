@@ -55,6 +55,10 @@ WHAT_TO_DO = {
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
     "kernel_multicast": "Nothing.",
+    "no_connection": "Give the policy the `if_id` of its connection, or, if workers protect it, correct the route into the xfrm "
+                     "interface.",
+    "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
+                        "is not its own.",
 }
 
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->

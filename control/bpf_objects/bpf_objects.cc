@@ -11,6 +11,7 @@
 #include <map>
 
 #include "control/bpf_objects/attachment.h"
+#include "control/bpf_objects/interface_programs.h"
 #include "control/bpf_objects/library_log.h"
 #include "control/bpf_objects/program_object.h"
 #include "control/bpf_objects/spd_writer.h"
@@ -82,15 +83,18 @@ struct BpfObjects::Impl {
     SpdWriter spd;
     std::map<uint16_t, Port> ports;
     std::unique_ptr<Injector> injector;
+    std::unique_ptr<InterfacePrograms> interface;
+    ConnectionCounters connections;
     std::optional<ProgramObject> injector_queue;
 
     Impl(const Limits& room, SharedMaps shared)
-        : limits(room), maps(std::move(shared)), spd(maps, limits) {}
+        : limits(room), maps(std::move(shared)), spd(maps, limits), connections(maps) {}
 
     ~Impl() {
         // Nothing comes in any more before anything that forwards is taken apart.
         detach_ports();
         injector.reset();
+        interface.reset();
     }
     void detach_ports() {
         for (auto& [id, port] : ports) port.attachment.reset();
@@ -310,6 +314,20 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     return impl_->injector->attachment.report();
 }
 
+std::expected<void, std::string> BpfObjects::add_interface(const InterfaceSetup& setup) {
+    auto programs = InterfacePrograms::load(setup, impl_->maps);
+    if (!programs) return std::unexpected(programs.error());
+    impl_->interface = std::make_unique<InterfacePrograms>(std::move(*programs));
+    return impl_->write_info(
+        to_index(kInterfacePort),
+        {.ifindex = setup.ifindex, .mtu = setup.mtu, .role = SP_ROLE_INTERFACE, .rule_count = 0});
+}
+
+std::expected<bool, std::string> BpfObjects::attach_interface() {
+    if (!impl_->interface) return failure("there is no xfrm interface");
+    return impl_->interface->attach();
+}
+
 std::expected<int, std::string> BpfObjects::load_injector_queue() {
     auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps, -1);
     if (!program) return std::unexpected(program.error());
@@ -377,8 +395,16 @@ std::expected<void, std::string> BpfObjects::remove_owner(Spi spi,
 
 std::expected<void, std::string> BpfObjects::publish_spd(
     const CompiledSpd& outbound, const CompiledSpd& inbound,
-    std::span<const std::vector<WorkerId>> owners_by_policy) {
-    return impl_->spd.publish(outbound, inbound, owners_by_policy);
+    std::span<const std::vector<WorkerId>> owners_by_policy,
+    std::span<const uint32_t> if_id_by_policy) {
+    if (auto added = impl_->connections.add(if_id_by_policy); !added) return added;
+    auto published = impl_->spd.publish(outbound, inbound, owners_by_policy, if_id_by_policy);
+    if (published) impl_->connections.keep_only(if_id_by_policy);
+    return published;
+}
+
+std::vector<Connection> BpfObjects::connections() const {
+    return impl_->connections.read();
 }
 
 std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {

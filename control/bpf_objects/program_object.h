@@ -25,11 +25,14 @@ enum class Program {
     steer_protected,
     egress_route,
     egress_port,
-    injector_queue
+    injector_queue,
+    interface_in,
+    interface_out
 };
 inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
-                                            Program::egress_route, Program::egress_port,
-                                            Program::injector_queue};
+                                            Program::egress_route,      Program::egress_port,
+                                            Program::injector_queue,    Program::interface_in,
+                                            Program::interface_out};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -43,6 +46,10 @@ constexpr const char* program_name(Program program) {
             return "egress_port";
         case Program::injector_queue:
             return "injector_queue";
+        case Program::interface_in:
+            return "interface_in";
+        case Program::interface_out:
+            return "interface_out";
     }
     return "";
 }

@@ -36,7 +36,8 @@ uint32_t class_id(uint32_t generation, uint32_t direction, uint32_t destination_
     return (generation & 1) << 31 | direction << 30 | destination_class;
 }
 
-sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners) {
+sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners,
+                       std::span<const uint32_t> if_ids) {
     sp_spd_entry row{};
     row.policy = to_index(entry.policy);
     row.action = static_cast<uint8_t>(entry.action);
@@ -50,6 +51,9 @@ sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<Worker
         for (const WorkerId worker : owners[row.policy]) {
             row.owners[row.owner_count++] = static_cast<uint8_t>(to_index(worker));
         }
+    }
+    if (entry.action == SpdAction::protect && row.policy < if_ids.size()) {
+        row.if_id = if_ids[row.policy];
     }
     return row;
 }
@@ -107,10 +111,11 @@ std::expected<void, std::string> SpdWriter::check_room(const CompiledSpd& outbou
 std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32_t direction,
                                                   uint32_t generation, uint32_t first_entry,
                                                   std::span<const std::vector<WorkerId>> owners,
+                                                  std::span<const uint32_t> if_ids,
                                                   Rows& rows) const {
     for (uint32_t i = 0; i < spd.entries.size(); ++i) {
         const uint32_t index = first_entry + i;
-        const sp_spd_entry row = entry_row(spd.entries[i], owners);
+        const sp_spd_entry row = entry_row(spd.entries[i], owners, if_ids);
         if (bpf_map_update_elem(entries_fd_, &index, &row, BPF_ANY) != 0) {
             return std::unexpected(map_error("spd_entries"));
         }
@@ -146,7 +151,8 @@ void SpdWriter::erase(const Rows& rows) const {
 
 std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
                                                     const CompiledSpd& inbound,
-                                                    std::span<const std::vector<WorkerId>> owners) {
+                                                    std::span<const std::vector<WorkerId>> owners,
+                                                    std::span<const uint32_t> if_ids) {
     if (auto room = check_room(outbound, inbound); !room) return room;
     for (const std::vector<WorkerId>& workers : owners) {
         if (workers.size() > SP_OWNERS_MAX) {
@@ -160,9 +166,10 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
     const uint32_t half = (next & 1) * limits_.spd_entries;
     const auto outbound_entries = static_cast<uint32_t>(outbound.entries.size());
     Rows rows;
-    auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, rows);
+    auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, if_ids, rows);
     if (written) {
-        written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, owners, rows);
+        written =
+            write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, owners, if_ids, rows);
     }
     if (written) {
         const uint32_t zero = 0;

@@ -188,6 +188,7 @@ xfrm_selector linux_selector(const PolicySelector& selector) {
     out.sport_mask = Be16(selector.source_port_mask).raw();
     out.dport = Be16(selector.destination_port).raw();
     out.dport_mask = Be16(selector.destination_port_mask).raw();
+    out.ifindex = static_cast<int>(selector.ifindex);
     return out;
 }
 
@@ -315,6 +316,7 @@ std::expected<PolicyInfo, std::string> decode_policy(std::span<const std::byte> 
     selector.source_port_mask = Be16::from_raw(body->sel.sport_mask).host();
     selector.destination_port = Be16::from_raw(body->sel.dport).host();
     selector.destination_port_mask = Be16::from_raw(body->sel.dport_mask).host();
+    selector.ifindex = static_cast<uint32_t>(body->sel.ifindex);
     info.row.direction = static_cast<PolicyDirection>(body->dir);
     info.row.action = body->action == XFRM_POLICY_BLOCK ? PolicyAction::block : PolicyAction::allow;
     info.row.priority = body->priority;
