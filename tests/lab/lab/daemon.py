@@ -11,6 +11,7 @@ import time
 from . import netns
 
 READY_SECONDS = 30  # an ASan build on a busy machine; normally well under one
+STOP_SECONDS = 20
 
 
 class DaemonFailed(Exception):
@@ -156,7 +157,7 @@ class Daemon:
         return self
 
     def stop(self):
-        """SIGTERM and its exit status; after 20 s it is killed, and that is an error."""
+        """SIGTERM and its exit status; after STOP_SECONDS it is killed, and that is an error."""
         if not self.running:
             return self._process.returncode if self._process else 0
         self._process.send_signal(signal.SIGTERM)

@@ -7,12 +7,9 @@ import time
 import traceback
 
 from . import daemon, scapy_peer, topology, uml
+from .checks import Skip, check, equal, eventually  # noqa: F401  (for the cases)
 
 CASES = []  # (name, seconds, function), in the order they run
-
-
-class Skip(Exception):
-    """This machine cannot run the case; the text says why."""
 
 
 def case(name, seconds=60):
@@ -20,25 +17,6 @@ def case(name, seconds=60):
         CASES.append((name, seconds, function))
         return function
     return register
-
-
-def check(condition, text):
-    if not condition:
-        raise AssertionError(text)
-
-
-def equal(got, wanted, what):
-    check(got == wanted, f"{what}: {got!r}, expected {wanted!r}")
-
-
-def eventually(condition, text, seconds=5):
-    """Waits until condition() is true; counters follow the packets by a moment."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(text() if callable(text) else text)
-        time.sleep(0.05)
-    return value
 
 
 class Bench:
