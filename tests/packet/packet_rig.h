@@ -104,7 +104,10 @@ class Rig {
     void set_cpu_worker(uint32_t cpu, uint32_t worker);
     void set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules);
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
-                 const std::vector<std::vector<WorkerId>>& owners);
+                 const std::vector<std::vector<WorkerId>>& owners,
+                 const std::vector<uint32_t>& if_ids = {});
+    // The device that stands for the xfrm interface; "": none.
+    void set_interface(const std::string& device);
     void disable_spd();
     void remove_tx_port(uint32_t port);
     void restore_tx_port(uint32_t port);
@@ -116,9 +119,9 @@ class Rig {
     std::unique_ptr<bpf_objects::SpdWriter> spd_;
 };
 
-// Registers a larval SA by XFRM_MSG_ALLOCSPI; `cpu`: its pcpu_num.
+// Registers a larval SA by XFRM_MSG_ALLOCSPI; `cpu`: its pcpu_num; `if_id`: its connection.
 void register_sa(uint32_t spi, const std::string& source, const std::string& destination,
-                 std::optional<uint32_t> cpu);
+                 std::optional<uint32_t> cpu, uint32_t if_id = 0);
 
 IpPrefix prefix(const std::string& text);
 // Rows for a few entries, straight from the definition: for each destination prefix and each source
