@@ -251,7 +251,8 @@ struct sp_tunables {
     __u32 port;             /* port id: key into counters, port_info, egress_rules */
     __u32 queues;           /* receive queues that have sockets */
     __u32 workers;          /* at least 1; xsks has queues * workers slots */
-    __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides */
+    __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides;
+                               interface programs: 0: this kernel cannot name connections */
     __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 20, "abi");

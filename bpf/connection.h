@@ -8,26 +8,41 @@
  * out of the interface with the if_id beside it, and interface_in compares it with the policy.
  * A packet without a name is refused by the kernel, so without these programs nothing passes.
  *
- * Only the kernel's module that has the interface has the two functions: weak, and tested.
+ * Only the kernel's module that has the interface has the two functions. libbpf before 1.3 cannot
+ * test a weak symbol of a module (it looks for it in the kernel proper), so tune.use_kfunc says
+ * whether they are there, and the verifier takes the calls out where they are not.
  */
 #ifndef SP_CONNECTION_H
 #define SP_CONNECTION_H
 
 #include <linux/pkt_cls.h>
 
+/* Decrypted packets have the link header of their outer packet before them, others have none. */
+#define SP_SKB_FROM_NETWORK_HEADER
 #include "skb.h"
 #include "spd.h"
 #include "verdict.h"
 
-/* The kernel's: which connection. link is the device of the outer packets, 0: by its routes. */
+/* The kernel's, fixed: it takes exactly these 8 bytes. link is the device of the outer packets,
+   0: by its routes. */
 struct bpf_xfrm_info {
     __u32 if_id;
     int link;
-} __attribute__((preserve_access_index));
+};
+SP_STATIC_ASSERT(sizeof(struct bpf_xfrm_info) == 8, "kernel interface");
 
 extern int bpf_skb_set_xfrm_info(struct __sk_buff* skb,
                                  const struct bpf_xfrm_info* from) __ksym __weak;
 extern int bpf_skb_get_xfrm_info(struct __sk_buff* skb, struct bpf_xfrm_info* to) __ksym __weak;
+
+static __always_inline int sp_set_connection(struct __sk_buff* skb,
+                                             const struct bpf_xfrm_info* info) {
+    return tune.use_kfunc && bpf_skb_set_xfrm_info(skb, info) == 0;
+}
+
+static __always_inline int sp_get_connection(struct __sk_buff* skb, struct bpf_xfrm_info* info) {
+    return tune.use_kfunc && bpf_skb_get_xfrm_info(skb, info) == 0;
+}
 
 /* Described in abi.h. Size: loader. */
 struct {

@@ -16,13 +16,13 @@
 
 #include "connection.h"
 
-static __always_inline enum sp_drop_reason sp_judge(struct __sk_buff* skb, __u32 if_id) {
-    struct sp_packet packet = {};
-    enum sp_drop_reason reason = sp_skb_parse(skb, 0, &packet);
+static __always_inline enum sp_drop_reason sp_judge(struct __sk_buff* skb, struct sp_packet* packet,
+                                                    __u32 if_id) {
+    enum sp_drop_reason reason = sp_skb_parse(skb, 0, packet);
     struct sp_spd_entry* entry;
 
     if (reason) return reason;
-    entry = sp_connection_entry(&packet, SP_SPD_INBOUND, &reason);
+    entry = sp_connection_entry(packet, SP_SPD_INBOUND, &reason);
     if (!entry) return reason;
     if (entry->action == SP_SPD_BYPASS) return SP_DROP_selector_mismatch;
     if (entry->action != SP_SPD_PROTECT) return SP_DROP_policy_discard;
@@ -34,6 +34,7 @@ int interface_in(struct __sk_buff* skb) {
     struct sp_port_counters* counters = sp_counters();
     struct sp_connection_counters* connection;
     struct bpf_xfrm_info info = {};
+    struct sp_packet packet = {};
     enum sp_drop_reason reason;
 
     if (counters) {
@@ -41,12 +42,12 @@ int interface_in(struct __sk_buff* skb) {
         counters->rx_bytes += skb->len;
     }
     /* No SA has decrypted what has no connection. */
-    if (!bpf_skb_get_xfrm_info || bpf_skb_get_xfrm_info(skb, &info) < 0) {
+    if (!sp_get_connection(skb, &info)) {
         if (counters) ++counters->dropped;
         sp_count_drop(SP_DROP_wrong_connection);
         return TC_ACT_SHOT;
     }
-    reason = sp_judge(skb, info.if_id);
+    reason = sp_judge(skb, &packet, info.if_id);
     connection = sp_connection(info.if_id);
     if (reason) {
         if (counters) ++counters->dropped;
@@ -57,7 +58,7 @@ int interface_in(struct __sk_buff* skb) {
     if (counters) ++counters->passed;
     if (connection) {
         ++connection->in_packets;
-        connection->in_bytes += skb->len;
+        connection->in_bytes += packet.ip_bytes;
     }
     return TC_ACT_UNSPEC;
 }

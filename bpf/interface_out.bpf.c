@@ -20,16 +20,16 @@ static __always_inline int sp_is_multicast(const struct sp_packet* packet) {
 }
 
 /* The connection, or the reason why there is none. */
-static __always_inline enum sp_drop_reason sp_choose(const struct __sk_buff* skb, __u32* if_id) {
-    struct sp_packet packet = {};
-    enum sp_drop_reason reason = sp_skb_parse(skb, 0, &packet);
+static __always_inline enum sp_drop_reason sp_choose(struct __sk_buff* skb,
+                                                     struct sp_packet* packet, __u32* if_id) {
+    enum sp_drop_reason reason = sp_skb_parse(skb, 0, packet);
     struct sp_spd_entry* entry;
 
     if (reason) return reason;
-    entry = sp_connection_entry(&packet, SP_SPD_OUTBOUND, &reason);
+    entry = sp_connection_entry(packet, SP_SPD_OUTBOUND, &reason);
     if (!entry)
-        return reason == SP_DROP_no_policy && sp_is_multicast(&packet) ? SP_DROP_kernel_multicast
-                                                                       : reason;
+        return reason == SP_DROP_no_policy && sp_is_multicast(packet) ? SP_DROP_kernel_multicast
+                                                                      : reason;
     if (entry->action == SP_SPD_BYPASS) return SP_DROP_bypass_in_tunnel;
     if (entry->action != SP_SPD_PROTECT) return SP_DROP_policy_discard;
     *if_id = entry->if_id;
@@ -41,15 +41,15 @@ int interface_out(struct __sk_buff* skb) {
     struct sp_port_counters* counters = sp_counters();
     struct sp_connection_counters* connection;
     struct bpf_xfrm_info info = {};
+    struct sp_packet packet = {};
     enum sp_drop_reason reason;
 
     if (counters) {
         ++counters->egress_frames;
         counters->egress_bytes += skb->len;
     }
-    reason = sp_choose(skb, &info.if_id);
-    if (!reason && (!bpf_skb_set_xfrm_info || bpf_skb_set_xfrm_info(skb, &info) < 0))
-        reason = SP_DROP_no_connection;
+    reason = sp_choose(skb, &packet, &info.if_id);
+    if (!reason && !sp_set_connection(skb, &info)) reason = SP_DROP_no_connection;
     if (reason) {
         sp_count_drop(reason);
         return TC_ACT_SHOT;
@@ -58,7 +58,7 @@ int interface_out(struct __sk_buff* skb) {
     connection = sp_connection(info.if_id);
     if (connection) {
         ++connection->out_packets;
-        connection->out_bytes += skb->len;
+        connection->out_bytes += packet.ip_bytes;
     }
     return TC_ACT_UNSPEC;
 }

@@ -8,19 +8,32 @@
 
 #include "parse.h"
 
-static __always_inline int sp_skb_read(const struct __sk_buff* skb, __u32 offset, void* to,
-                                       __u32 bytes) {
+/* Offsets count from the first byte of the skb, or, where the including program says so by
+   SP_SKB_FROM_NETWORK_HEADER, from the IP header: what stands before it depends on the device that
+   the packet came from. */
+#ifdef SP_SKB_FROM_NETWORK_HEADER
+static __always_inline int sp_skb_read(struct __sk_buff* skb, __u32 offset, void* to, __u32 bytes) {
+    __u32 end = ETH_HLEN + offset + bytes;
+
+    if (bpf_skb_load_bytes_relative(skb, offset, to, bytes, BPF_HDR_START_NET) == 0) return 1;
+    /* That helper sees only the first piece of the packet. */
+    if (bpf_skb_pull_data(skb, end < skb->len ? end : skb->len)) return 0;
+    return bpf_skb_load_bytes_relative(skb, offset, to, bytes, BPF_HDR_START_NET) == 0;
+}
+#else
+static __always_inline int sp_skb_read(struct __sk_buff* skb, __u32 offset, void* to, __u32 bytes) {
     return bpf_skb_load_bytes(skb, offset, to, bytes) == 0;
 }
+#endif
 
-static __always_inline enum sp_drop_reason sp_skb_read_ipv4(const struct __sk_buff* skb,
-                                                            __u32 offset,
+static __always_inline enum sp_drop_reason sp_skb_read_ipv4(struct __sk_buff* skb, __u32 offset,
                                                             struct sp_packet* packet) {
     struct iphdr ip;
 
     if (!sp_skb_read(skb, offset, &ip, sizeof(ip))) return SP_DROP_truncated;
     if (ip.version != 4 || ip.ihl < 5) return SP_DROP_malformed_ip;
     packet->family = SP_AF_INET;
+    packet->ip_bytes = bpf_ntohs(ip.tot_len);
     packet->src[0] = ip.saddr;
     packet->dst[0] = ip.daddr;
     packet->protocol = ip.protocol;
@@ -32,8 +45,7 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv4(const struct __sk_bu
     return SP_DROP_none;
 }
 
-static __always_inline enum sp_drop_reason sp_skb_read_ipv6(const struct __sk_buff* skb,
-                                                            __u32 offset,
+static __always_inline enum sp_drop_reason sp_skb_read_ipv6(struct __sk_buff* skb, __u32 offset,
                                                             struct sp_packet* packet) {
     struct ipv6hdr ip;
     __u8 header[8];
@@ -41,6 +53,7 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv6(const struct __sk_bu
     if (!sp_skb_read(skb, offset, &ip, sizeof(ip))) return SP_DROP_truncated;
     if (ip.version != 6) return SP_DROP_malformed_ip;
     packet->family = SP_AF_INET6;
+    packet->ip_bytes = sizeof(ip) + bpf_ntohs(ip.payload_len);
     __builtin_memcpy(packet->src, &ip.saddr, sizeof(packet->src));
     __builtin_memcpy(packet->dst, &ip.daddr, sizeof(packet->dst));
     packet->protocol = ip.nexthdr;
@@ -63,9 +76,8 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv6(const struct __sk_bu
     return packet->protocol_known || packet->later_fragment ? SP_DROP_none : SP_DROP_malformed_ip;
 }
 
-/* `offset`: where the IP header begins. What an SPD lookup needs; ip_bytes, ttl, tos and flowinfo
-   stay 0. */
-static __always_inline enum sp_drop_reason sp_skb_parse(const struct __sk_buff* skb, __u32 offset,
+/* `offset`: where the IP header begins. What an SPD lookup needs; ttl, tos and flowinfo stay 0. */
+static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, __u32 offset,
                                                         struct sp_packet* packet) {
     enum sp_drop_reason reason = SP_DROP_unsupported_packet;
     __u8 ports[4];

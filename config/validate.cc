@@ -82,7 +82,8 @@ void check_ports(const Draft& draft, Diagnostics& diagnostics) {
 void check_policies(const Draft& draft, Diagnostics& diagnostics) {
     std::map<std::string_view, uint32_t> names;
     for (const PolicyDraft& item : draft.policies) {
-        if (item.policy.if_id != 0 && draft.config.xfrm_interface.empty()) {
+        if (item.policy.if_id != 0 && item.policy.action == SpdAction::protect &&
+            draft.config.xfrm_interface.empty()) {
             diagnostics.add(item.policy.location.line,
                             "[[policy]] if_id: the kernel's connections need an interface: write "
                             "xfrm_interface = \"ipsec0\" below [gateway]");

@@ -15,7 +15,7 @@ std::expected<ProgramObject, std::string> load_program(Program program, const Sh
     const sp_tunables tunables{.port = to_index(kInterfacePort),
                                .queues = 0,
                                .workers = 1,
-                               .use_kfunc = 0,
+                               .use_kfunc = 1,
                                .punt_unknown_spi = 0};
     auto object = ProgramObject::open(program, tunables, maps, -1);
     if (!object) return object;

@@ -312,7 +312,7 @@ std::string format_connections(const json::value& result) {
                    get(connection, "in_dropped"), get(connection, "out_packets"),
                    get_bytes(connection, "out_bytes")});
     }
-    return table.empty() ? "no policy names an IPsec connection of the kernel's\n"
+    return table.empty() ? "no IPsec connection of the kernel's is in use\n"
                          : table.to_string();
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A blocking NETLINK_XFRM (or rtnetlink) socket: one request at a time, each answered before the next is sent.
-// Owner: control. Used at start, at exit and when SAs change, never per packet.
+// A blocking NETLINK_XFRM (or rtnetlink) socket: one request at a time, each answered before the
+// next is sent. Owner: control. Used at start, at exit and when SAs change, never per packet.
 
 #include <cstdint>
 #include <expected>
