@@ -59,7 +59,7 @@
     X(sequence_unreserved, "no sequence numbers are reserved on disk for the outbound SA")         \
     X(ttl_exceeded, "TTL or hop limit ended here")                                                 \
     X(too_big, "larger than the path towards the destination carries")                             \
-    X(fragment_without_ports, "a later fragment met a policy with port selectors (RFC 4301 7)")    \
+    X(fragment_without_ports, "a fragment met a policy with port selectors (RFC 4301 7)")          \
     X(egress_denied, "the egress filter of the port denies it")                                    \
     X(no_route, "no route leads to the destination through a port")                                \
     X(injector_full, "the way from worker to port had no room")                                    \
@@ -99,9 +99,11 @@ struct sp_port_counters {
     __u64 dropped;       /* rx_frames = passed + steered + redirected + dropped */
     __u64 egress_frames; /* frames its devmap egress program saw */
     __u64 egress_bytes;
-    __u64 egress_sent; /* of those, let through; the others were dropped there */
+    __u64 egress_sent;    /* of those, let through; the others were dropped there */
+    __u64 passed_esp;     /* of passed: ESP for SAs that the kernel keeps, or that no worker has */
+    __u64 passed_protect; /* of passed: for the kernel's own policies to encrypt or to block */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 88, "abi");
 
 /* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. Their sum
    for a port is dropped + egress_frames - egress_sent. */
@@ -109,7 +111,8 @@ SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 72, "abi");
 
 /* ---- SA ownership ------------------------------------------------------------------------- */
 
-/* HASH owner_map. Writer: control, when an inbound SA comes or goes. Reader: steer_unprotected. */
+/* HASH owner_map. Writer: control, when an inbound SA comes or goes. Reader: steer_unprotected.
+   In register mode it is the list of SAs that workers have taken over from the kernel. */
 struct sp_owner_key {
     __u32 spi;     /* network order */
     __u16 family;  /* AF_INET or AF_INET6 */
@@ -171,7 +174,7 @@ struct sp_spd_entry {
     __u8 action;       /* enum sp_spd_action */
     __u8 protocol;     /* IP protocol, 0 = any */
     __u8 has_ports;    /* 1: the port ranges below are selectors */
-    __u8 owner_count;  /* workers in owners[]; 0: no usable outbound SA */
+    __u8 owner_count;  /* workers in owners[]; 0: no usable outbound SA in a worker */
     __u16 src_port_lo; /* inclusive ranges, host order */
     __u16 src_port_hi;
     __u16 dst_port_lo;
@@ -254,8 +257,10 @@ struct sp_tunables {
     __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides;
                                interface programs: 0: this kernel cannot name connections */
     __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
+    __u32 register_mode;    /* 1: SAs and policies are the kernel's, and what no worker has taken
+                               over stays with it; 0: SAs and policies of the configuration */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 20, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_tunables) == 24, "abi");
 
 /* XSKMAP xsks, one for each port: queue * workers + worker -> socket bound to that queue. */
 

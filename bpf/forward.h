@@ -171,4 +171,22 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     return sp_redirect(*port);
 }
 
+/* The same checks, and the kernel does it. */
+static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_packet* packet,
+                                                enum sp_origin origin) {
+    struct bpf_fib_lookup fib;
+    enum sp_drop_reason reason;
+    __u32* port;
+    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+        return result < 0 || result == BPF_FIB_LKUP_RET_UNSUPP_LWT ? sp_drop(SP_DROP_no_route)
+                                                                   : sp_pass();
+    port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (!port) return sp_pass();
+    reason = sp_refuse_in_clear(packet, *port, origin);
+    if (reason) return sp_drop(reason);
+    return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
+}
+
 #endif /* SP_FORWARD_H */

@@ -204,20 +204,28 @@ static __always_inline int sp_is_link_local_ipv4(const struct sp_packet* packet)
     return packet->family == SP_AF_INET && bpf_ntohl(packet->dst[0]) >> 16 == 0xa9fe;
 }
 
-/* Multicast, broadcast and IPv6 link-local destinations are the host's own affairs: Linux does not
-   forward them by its unicast table, or not off the link. */
-static __always_inline int sp_is_host_scope(const struct xdp_md* ctx,
-                                            const struct sp_packet* packet) {
+/* RFC 1812 5.3.4: what came as a link-layer broadcast or multicast is not forwarded; the kernel
+   takes such frames in and does not route them. */
+static __always_inline int sp_is_link_broadcast(const struct xdp_md* ctx) {
     void* data = (void*)(long)ctx->data;
     void* data_end = (void*)(long)ctx->data_end;
     const struct ethhdr* ethernet = data;
+
+    return (void*)(ethernet + 1) > data_end || (ethernet->h_dest[0] & 1);
+}
+
+/* Multicast, broadcast and IPv6 link-local destinations are the host's own affairs: Linux does not
+   forward them by its unicast table, or not off the link. */
+static __always_inline int sp_is_host_scope_address(const struct sp_packet* packet) {
     __u32 first = bpf_ntohl(packet->dst[0]);
 
-    /* RFC 1812 5.3.4: what came as a link-layer broadcast or multicast is not forwarded; the kernel
-       takes such frames in and does not route them. */
-    if ((void*)(ethernet + 1) > data_end || (ethernet->h_dest[0] & 1)) return 1;
     if (packet->family == SP_AF_INET) return first >> 28 == 0xe || first == 0xffffffff;
     return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;
+}
+
+static __always_inline int sp_is_host_scope(const struct xdp_md* ctx,
+                                            const struct sp_packet* packet) {
+    return sp_is_link_broadcast(ctx) || sp_is_host_scope_address(packet);
 }
 
 #endif /* SP_PARSE_H */

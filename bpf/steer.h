@@ -25,20 +25,22 @@ struct {
     __uint(value_size, sizeof(__u32));
 } xsks SEC(".maps");
 
+#define SP_NO_SOCKET (-1)
+
 /*
- * Hands the frame to `worker`. Without a socket there (the daemon is gone or not ready):
- * without_socket XDP_PASS lets the kernel have it, XDP_DROP keeps cleartext from leaving in clear.
+ * Hands the frame to `worker`. SP_NO_SOCKET: nobody reads there, the daemon is gone or not ready;
+ * nothing was counted and the caller decides. A queue without a slot is another matter: its worker
+ * may well live, and an SA must not be used by it and by the kernel at once.
  */
-static __always_inline int sp_steer(struct xdp_md* ctx, __u32 worker,
-                                    enum xdp_action without_socket) {
+static __always_inline int sp_steer(struct xdp_md* ctx, __u32 worker) {
     __u32 queue = ctx->rx_queue_index;
     struct sp_port_counters* counters;
     __u64* count;
     __u32 key;
 
     if (queue >= tune.queues || worker >= tune.workers) return sp_drop(SP_DROP_steer_failed);
-    if (bpf_redirect_map(&xsks, queue * tune.workers + worker, without_socket) != XDP_REDIRECT)
-        return without_socket == XDP_PASS ? sp_pass() : sp_drop(SP_DROP_steer_failed);
+    if (bpf_redirect_map(&xsks, queue * tune.workers + worker, XDP_PASS) != XDP_REDIRECT)
+        return SP_NO_SOCKET;
 
     counters = sp_counters();
     if (counters) ++counters->steered;
@@ -46,6 +48,21 @@ static __always_inline int sp_steer(struct xdp_md* ctx, __u32 worker,
     count = bpf_map_lookup_elem(&steer_counters, &key);
     if (count) ++*count;
     return XDP_REDIRECT;
+}
+
+/*
+ * Cleartext that a BYPASS policy lets through. In register mode the kernel's policies change
+ * without us, and a copy of them that nobody keeps is worth nothing: once the daemon is gone (its
+ * first socket is), a new tunnel's traffic would pass here by an old BYPASS. So the kernel, which
+ * looks at its policies of today, forwards it; PROTECT and DISCARD are believed as they are.
+ */
+static __always_inline int sp_bypass(struct xdp_md* ctx, struct sp_packet* packet,
+                                     enum sp_origin origin) {
+    __u32 first = 0;
+
+    if (tune.register_mode && !bpf_map_lookup_elem(&xsks, &first))
+        return sp_forward_by_kernel(ctx, packet, origin);
+    return sp_forward(ctx, packet, origin);
 }
 
 /* No policy covers the packet. The host's own packets need none (its sockets have their own rules);

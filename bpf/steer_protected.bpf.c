@@ -4,9 +4,12 @@
  *
  *   not IP, multicast, ND and link-local for this host -> kernel
  *   IP behind a priority tag                           -> dropped
- *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow; none, and the policy
- *                names an IPsec connection of the kernel's: the kernel, if it routes the packet
- * into the xfrm interface BYPASS    -> FIB and devmap DISCARD, no policy -> dropped
+ *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
+ *                none, and the policy has an if_id: the kernel, if it routes the packet into the
+ *                xfrm interface;
+ *                none: dropped, in register mode left to the kernel's own out policies
+ *   BYPASS    -> FIB and devmap
+ *   DISCARD, no policy -> dropped
  */
 #include <linux/bpf.h>
 
@@ -27,18 +30,42 @@ static __always_inline int sp_protect_by_kernel(struct xdp_md* ctx,
         return sp_drop(SP_DROP_no_route);
     if (!info || info->ifindex == 0 || fib.ifindex != info->ifindex)
         return sp_drop(SP_DROP_protect_in_clear);
-    return sp_pass();
+    return sp_pass_protect();
 }
 
-static __always_inline int sp_protect(struct xdp_md* ctx, const struct sp_packet* packet,
+/*
+ * No worker can encrypt the packet. SAs and policies of the configuration live in workers only, so
+ * it ends here. In register mode the kernel holds the policy that the entry was made from: its out
+ * policy encrypts, acquires an SA or blocks, and where it has changed its mind, its word counts.
+ *
+ * The kernel reads no ports of fragments, the first one neither (xfrm's flow decoding), and takes
+ * them for 0. Of entries that select by ports it might choose another than was found here, even
+ * one that lets the packet out in clear: so a fragment is passed only if ports made no difference.
+ */
+static __always_inline int sp_without_worker(struct sp_packet* packet, int found,
+                                             enum sp_drop_reason reason) {
+    if (!tune.register_mode) return sp_drop(reason);
+    if (packet->is_fragment) {
+        packet->ports_known = 0;
+        if (sp_spd_find(packet, SP_SPD_OUTBOUND) != found)
+            return sp_drop(SP_DROP_fragment_without_ports);
+    }
+    return sp_pass_protect();
+}
+
+static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* packet, int found,
                                       const struct sp_spd_entry* entry) {
+    int verdict;
+
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1) return sp_pass();
     if (entry->owner_count == 0 && entry->if_id) return sp_protect_by_kernel(ctx, packet);
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
-        return sp_drop(SP_DROP_no_sa);
-    return sp_steer(ctx, sp_owner_of_flow(packet, entry), XDP_DROP);
+        return sp_without_worker(packet, found, SP_DROP_no_sa);
+    verdict = sp_steer(ctx, sp_owner_of_flow(packet, entry));
+    return verdict == SP_NO_SOCKET ? sp_without_worker(packet, found, SP_DROP_steer_failed)
+                                   : verdict;
 }
 
 SEC("xdp")
@@ -69,9 +96,9 @@ int steer_protected(struct xdp_md* ctx) {
     if (!entry) return sp_drop(SP_DROP_no_policy);
     switch (entry->action) {
         case SP_SPD_PROTECT:
-            return sp_protect(ctx, &packet, entry);
+            return sp_protect(ctx, &packet, found, entry);
         case SP_SPD_BYPASS:
-            return sp_forward(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
+            return sp_bypass(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
         default:
             return sp_drop(SP_DROP_policy_discard);
     }

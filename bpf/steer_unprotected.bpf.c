@@ -4,7 +4,7 @@
  *
  *   not IP, multicast                           -> kernel
  *   IP behind a priority tag                    -> dropped
- *   ESP, ESP in UDP 4500                        -> owner's socket | unknown_spi
+ *   ESP, ESP in UDP 4500                        -> owner's socket | kernel | unknown_spi
  *   IKE, ND and link-local for this host        -> kernel
  *   other cleartext                             -> inbound SPD
  */
@@ -75,7 +75,7 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
         case SP_SPD_PROTECT:
             return sp_drop(SP_DROP_cleartext_for_protect);
         case SP_SPD_BYPASS:
-            return sp_forward(ctx, packet, SP_ORIGIN_BYPASS_IN);
+            return sp_bypass(ctx, packet, SP_ORIGIN_BYPASS_IN);
         default:
             return sp_drop(SP_DROP_policy_discard);
     }
@@ -84,17 +84,21 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
 static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* packet, __u32 spi) {
     __u32 owner;
 
-    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. */
+    /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. The kernel does,
+       but its replay window knows little of what a worker has received: anybody could cut a
+       recorded packet in two and have it accepted once more. */
     if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
     owner = sp_find_owner(ctx, packet, spi);
-    if (owner == SP_OWNER_KERNEL) return sp_pass();
-    if (owner == SP_OWNER_UNKNOWN_SA) {
-        if (!tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
-        /* The kernel would forward what is not for this host: to it, ESP is one protocol of many.
-         */
-        return sp_is_local(ctx, packet) ? sp_pass() : sp_check_cleartext(ctx, packet);
+    if (owner == SP_OWNER_UNKNOWN_SA && !tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
+    if (owner != SP_OWNER_UNKNOWN_SA && owner != SP_OWNER_KERNEL) {
+        int verdict = sp_steer(ctx, owner);
+
+        if (verdict != SP_NO_SOCKET) return verdict;
     }
-    return sp_steer(ctx, owner, XDP_PASS);
+    /* The kernel may have ESP that ends here. What it would forward is one protocol of many to it,
+       and to the SPD; broadcast frames it forwards never. */
+    if (sp_is_local(ctx, packet)) return sp_pass_esp();
+    return sp_is_link_broadcast(ctx) ? sp_pass() : sp_check_cleartext(ctx, packet);
 }
 
 SEC("xdp")
@@ -107,13 +111,17 @@ int steer_unprotected(struct xdp_md* ctx) {
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
     if (reason) return sp_drop(reason);
-    if (packet.family == 0 || sp_is_host_scope(ctx, &packet)) return sp_pass();
+    if (packet.family == 0 || sp_is_host_scope_address(&packet)) return sp_pass();
+    /* The kernel would decrypt unicast ESP in a broadcast frame. In register mode it must not be
+       the way around the replay window of the worker that has the SA. */
+    if (!tune.register_mode && sp_is_link_broadcast(ctx)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);
 
     payload = sp_classify(ctx, &packet, &spi);
     if (payload == SP_PAYLOAD_ESP) return sp_steer_esp(ctx, &packet, spi);
     if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
+    if (tune.register_mode && sp_is_link_broadcast(ctx)) return sp_pass();
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */
     if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet) ||

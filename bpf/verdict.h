@@ -4,6 +4,8 @@
  *
  *   sp_begin()            counts the frame in
  *   sp_pass()             to the kernel's stack
+ *   sp_pass_esp()         the same for ESP that the kernel is to decrypt
+ *   sp_pass_protect()     the same for what its out policies are to encrypt
  *   sp_drop(reason)       ends here
  *   sp_steer(worker)      to a worker's socket            (steer.h)
  *   sp_redirect(port)     out through another port        (forward.h)
@@ -43,6 +45,20 @@ static __always_inline int sp_pass(void) {
 
     if (counters) ++counters->passed;
     return XDP_PASS;
+}
+
+static __always_inline int sp_pass_esp(void) {
+    struct sp_port_counters* counters = sp_counters();
+
+    if (counters) ++counters->passed_esp;
+    return sp_pass();
+}
+
+static __always_inline int sp_pass_protect(void) {
+    struct sp_port_counters* counters = sp_counters();
+
+    if (counters) ++counters->passed_protect;
+    return sp_pass();
 }
 
 static __always_inline int sp_drop(enum sp_drop_reason reason) {

@@ -11,6 +11,7 @@
 // No function throws. No error text contains key material, whatever the operator typed where.
 // All of it runs on the control thread, before workers start.
 
+#include <algorithm>
 #include <cstdint>
 #include <expected>
 #include <filesystem>
@@ -128,7 +129,18 @@ struct Config {
     std::vector<Port> ports;       // at least one; position is the PortId
     std::vector<Policy> policies;  // in SPD order: position is the PolicyId
     std::vector<StaticSa> sas;
+
+    // Whether SAs and policies come from the kernel's xfrm, where an IKE daemon puts them: so where
+    // the file has neither SAs nor a policy that protects.
+    [[nodiscard]] bool follows_xfrm() const {
+        return sas.empty() && std::ranges::none_of(policies, [](const Policy& policy) {
+                   return policy.action == SpdAction::protect;
+               });
+    }
 };
+
+// Frames of each direction that may wait in a worker for an SA that is being taken over from xfrm.
+inline constexpr uint32_t kHoldFrames = 256;
 
 // One thing that is wrong, as the operator reads it: "file:line: what is wrong, what is allowed".
 struct Error {

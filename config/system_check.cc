@@ -187,21 +187,22 @@ std::expected<uint16_t, std::string> device_queue_count(const std::string& devic
     return static_cast<uint16_t>(std::min<uint32_t>(*count, UINT16_MAX));
 }
 
-uint64_t frames_needed(uint64_t queues, uint64_t workers) {
+uint64_t frames_needed(uint64_t queues, uint64_t workers, bool follows_xfrm) {
     // A FILL ring is kept full, so each queue holds as many frames as that ring has slots. A worker
     // holds its mempool cache (512, which DPDK lets grow to half as much again) and up to four
     // bursts of 64: received, in the pipeline, waiting at the egress, read from the TAP. What
     // stands in receive rings comes out of the rest; that is what spare frames are good for.
     const uint64_t fill = io::PortSocketsSetup{}.fill_entries;
     constexpr uint64_t kWorkerFrames = 512 + 512 / 2 + 4 * kBurstMax;
-    return queues * fill + workers * kWorkerFrames;
+    const uint64_t held = follows_xfrm ? 2 * kHoldFrames : 0;
+    return queues * fill + workers * (kWorkerFrames + held);
 }
 
 std::vector<Error> check_against_system(const Config& config) {
     Diagnostics diagnostics(config.file);
     const uint64_t queues = check_ports(config, diagnostics);
     const uint64_t workers = check_workers(config, diagnostics);
-    const uint64_t needed = frames_needed(queues, workers);
+    const uint64_t needed = frames_needed(queues, workers, config.follows_xfrm());
     if (config.memory.frames < needed) {
         diagnostics.add(config.memory.location.line,
                         "[memory] frames: " + std::to_string(config.memory.frames) +

@@ -22,6 +22,8 @@ namespace {
 // The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
 constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
+// For how long frames wait in a worker for an SA that is being taken over.
+constexpr uint32_t kHoldMs = 200;
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 
 std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
@@ -78,9 +80,9 @@ std::vector<uint32_t> if_ids_of(const std::vector<config::Policy>& policies) {
 
 }  // namespace
 
-std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(config::Config& config,
-                                                                        Log& log) {
-    std::unique_ptr<Appliance> appliance(new Appliance(config, log));
+std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
+    config::Config& config, Log& log, boost::asio::io_context& context) {
+    std::unique_ptr<Appliance> appliance(new Appliance(config, log, context));
     constexpr Step (Appliance::* kSteps[])() = {
         &Appliance::choose_cpus,       &Appliance::find_devices,   &Appliance::lock_state,
         &Appliance::prepare_memory,    &Appliance::make_interface, &Appliance::guard_kernel_path,
@@ -173,6 +175,9 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));
+    if (config_.follows_xfrm()) {
+        log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
+    }
     if (std::ranges::any_of(config_.policies, protects_ipv6)) {
         log_.note(
             "IPv6 between this host's own addresses and protected remote networks is "
@@ -190,6 +195,12 @@ Appliance::Step Appliance::enable_forwarding() {
         if (*change == Sysctls::Change::changed) {
             log_.note(std::string(name) + " was off and is on while sallyportd runs");
         }
+    }
+    // Packets that make the kernel ask the IKE daemon for an SA (acquire) wait for it in the
+    // kernel's own queue, one for each policy and bounded, instead of being dropped.
+    if (config_.follows_xfrm() && !Sysctls::get("net/core/xfrm_larval_drop").empty()) {
+        const auto change = sysctls_.set("net/core/xfrm_larval_drop", "0");
+        if (!change) return std::unexpected(change.error());
     }
     // The stricter of `all` and the device's own counts, and workers' frames come in on sp0
     // whatever route leads back to their source.
@@ -239,46 +250,54 @@ Appliance::Step Appliance::create_tap() {
 }
 
 Appliance::Step Appliance::open_sockets() {
-    io::PortSockets* umem_owner = nullptr;
     for (RunningPort& port : ports_) {
+        // Generic XDP takes its frames after the driver has made packets of them.
+        const config::BindMode mode = port.config->xdp_mode == config::XdpMode::generic
+                                          ? config::BindMode::copy
+                                          : port.config->bind_mode;
         auto sockets =
             io::PortSockets::create({.device = port.config->device,
                                      .ifindex = port.ifindex,
                                      .queues = port.queues,
                                      .workers = static_cast<uint16_t>(cpus_.size()),
-                                     .bind = bind_of(port.config->bind_mode),
+                                     .bind = bind_of(mode),
                                      .tx_entries = config_.egress == config::EgressMode::direct
                                                        ? io::PortSocketsSetup{}.tx_entries
                                                        : 0},
-                                    *memory_, umem_owner);
+                                    *memory_);
         if (!sockets) return std::unexpected(sockets.error());
         port.sockets = std::move(*sockets);
-        if (umem_owner == nullptr) umem_owner = port.sockets.get();
     }
     return {};
 }
 
 Appliance::Step Appliance::load_programs() {
-    auto compiled = compile_policies(config_.policies);
-    if (!compiled) return std::unexpected(compiled.error());
-    spd_ = std::move(*compiled);
+    bpf_objects::Limits limits;
+    limits.inbound_sas = config_.max_sas;
+    if (config_.follows_xfrm()) {
+        limits.spd_destinations = std::max(limits.spd_destinations, config_.max_sas * 4);
+        limits.spd_sources = std::max(limits.spd_sources, config_.max_sas * 4);
+        limits.spd_entries = std::max(limits.spd_entries, config_.max_sas * 4);
+    } else {
+        auto compiled = compile_policies(config_.policies);
+        if (!compiled) return std::unexpected(compiled.error());
+        spd_ = std::move(*compiled);
+        const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
+            return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
+        };
+        limits.spd_destinations = room(spd_.outbound.destinations.size(),
+                                       spd_.inbound.destinations.size(), limits.spd_destinations);
+        limits.spd_sources =
+            room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), limits.spd_sources);
+        limits.spd_entries =
+            room(spd_.outbound.entries.size(), spd_.inbound.entries.size(), limits.spd_entries);
+    }
     sa_lookup_ = bpf_objects::probe_sa_lookup();
     if (!sa_lookup_.kfunc) {
         log_.note("SA lookup in XDP is by our own owner map: " + sa_lookup_.reason);
     }
 
-    const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
-        return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
-    };
-    const bpf_objects::Limits defaults;
-    auto bpf = bpf_objects::BpfObjects::create(
-        {.inbound_sas = config_.max_sas,
-         .spd_destinations = room(spd_.outbound.destinations.size(),
-                                  spd_.inbound.destinations.size(), defaults.spd_destinations),
-         .spd_sources =
-             room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), defaults.spd_sources),
-         .spd_entries = room(spd_.outbound.entries.size(), spd_.inbound.entries.size(),
-                             defaults.spd_entries)});
+    auto bpf = bpf_objects::BpfObjects::create(limits);
     if (!bpf) return std::unexpected(bpf.error());
     bpf_.emplace(std::move(*bpf));
 
@@ -296,6 +315,7 @@ Appliance::Step Appliance::load_programs() {
                             .mode = port.config->xdp_mode,
                             .use_kfunc = sa_lookup_.kfunc,
                             .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
+                            .register_mode = config_.follows_xfrm(),
                             .egress_deny = port.config->egress_deny});
         if (!added) return added;
         for (uint16_t q = 0; q < port.queues; ++q) {
@@ -352,6 +372,12 @@ Appliance::Step Appliance::start_workers() {
         setup.spin_us = config_.workers.spin_us;
         setup.max_sas = config_.max_sas;
         setup.max_policies = static_cast<uint32_t>(config_.policies.size());
+        if (config_.follows_xfrm()) {
+            // A group of policies has at least one SA, or needs no number.
+            setup.max_policies = config_.max_sas;
+            setup.hold_frames = config::kHoldFrames;
+            setup.hold_ms = kHoldMs;
+        }
         setup.wake_board = &*wake_board_;
         setup.memory = &*memory_;
         for (const RunningPort& port : ports_) {
@@ -373,12 +399,20 @@ Appliance::Step Appliance::start_workers() {
 }
 
 Appliance::Step Appliance::install_sas() {
-    const auto aead = crypto::Aead::create();
+    auto aead = crypto::Aead::create();
     if (!aead) return std::unexpected(aead.error());
-    crypto_description_ = aead->description();
+    aead_.emplace(std::move(*aead));
+    crypto_description_ = aead_->description();
+    if (config_.follows_xfrm()) {
+        kernel_sas_ = std::make_unique<KernelSaControl>(
+            context_, log_, config_,
+            KernelSaControl::Setup{.cpus = cpus_, .mtu = static_cast<uint16_t>(outer_mtu(ports_))},
+            *aead_);
+        return {};
+    }
     if (!sequences_->distrust().empty()) log_.warning(sequences_->distrust());
     sas_.emplace(log_, config_, static_cast<uint16_t>(cpus_.size()));
-    sas_->build(*aead, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
+    sas_->build(*aead_, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
     sas_->announce(*registry_, *bpf_, cpus_);
     if (registry_->method() == xfrm::SaRegistry::Method::larval) {
         log_.note("inbound SAs are registered in xfrm as larval states: " + registry_->reason());
@@ -389,6 +423,7 @@ Appliance::Step Appliance::install_sas() {
 }
 
 Appliance::Step Appliance::publish_policies() {
+    if (kernel_sas_) return kernel_sas_->open(*bpf_, *guard_, workers_);
     Command command;
     command.kind = Command::Kind::publish_spd;
     command.spd = spd_.spd.get();
@@ -422,8 +457,8 @@ Appliance::Step Appliance::attach() {
         const char* mode = attachment->mode == config::XdpMode::generic ? "generic" : "native";
         log_.note("port " + port.config->name + ": " + mode + " XDP, " + attachment->attached() +
                   (attachment->reason.empty() ? "" : " (" + attachment->reason + ")") + ", " +
-                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + ", " +
-                  std::to_string(port.queues) + " queues");
+                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + " (" +
+                  port.sockets->mode_reason() + "), " + std::to_string(port.queues) + " queues");
     }
     return {};
 }
@@ -442,6 +477,12 @@ bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     bool ok = true;
+    if (kernel_sas_) {
+        // The kernel goes on with the SAs: it must have the last numbers before it sees a packet.
+        kernel_sas_->stop();
+        for (const auto& worker : workers_) worker->stop();
+        kernel_sas_->write_back();
+    }
     // Frames take the kernel path again, where the policy guard stands. What workers still have in
     // hand meets the program on sp0 and the egress filters to the last.
     if (bpf_) bpf_->detach_ports();

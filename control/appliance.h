@@ -17,11 +17,13 @@
 //   sockets          AF_XDP, for each port, queue and worker
 //   BPF              maps, egress programs, egress_route on sp0
 //   workers          running, without SAs yet
-//   SAs, SPD         in workers, xfrm and maps
+//   SAs, SPD         in workers, xfrm and maps; or, where they come from xfrm, only the SPD, and
+//                    SAs are taken over once frames reach the workers
 //   attach           the steering programs: from here on frames reach the workers
 //
 // Owner: control thread.
 
+#include <boost/asio/io_context.hpp>
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -31,6 +33,7 @@
 
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
+#include "control/kernel_sa_control.h"
 #include "control/log.h"
 #include "control/policy_control.h"
 #include "control/sa_control.h"
@@ -67,8 +70,9 @@ struct FrameCensus {
 class Appliance {
   public:
     // `config` and `log` outlive the object. Keys in `config` are wiped once they are in place.
-    static std::expected<std::unique_ptr<Appliance>, std::string> start(config::Config& config,
-                                                                        Log& log);
+    // What follows xfrm runs on `context`, from begin() on.
+    static std::expected<std::unique_ptr<Appliance>, std::string> start(
+        config::Config& config, Log& log, boost::asio::io_context& context);
     ~Appliance();
     Appliance(const Appliance&) = delete;
 
@@ -96,13 +100,17 @@ class Appliance {
         return interface_ ? &*interface_ : nullptr;
     }
     [[nodiscard]] const std::string& crypto() const { return crypto_description_; }
-    [[nodiscard]] SaControl& sas() { return *sas_; }
-    [[nodiscard]] const SaControl& sas() const { return *sas_; }
+    // Static SAs, or those of xfrm: null where config().follows_xfrm() says the other.
+    [[nodiscard]] SaControl* sas() { return sas_ ? &*sas_ : nullptr; }
+    [[nodiscard]] const SaControl* sas() const { return sas_ ? &*sas_ : nullptr; }
+    [[nodiscard]] KernelSaControl* kernel_sas() { return kernel_sas_.get(); }
+    [[nodiscard]] KernelSaControl* kernel_sas() const { return kernel_sas_.get(); }
     [[nodiscard]] SequenceStore& sequences() { return *sequences_; }
     [[nodiscard]] FrameCensus census() const;
 
   private:
-    Appliance(config::Config& config, Log& log) : config_(config), log_(log) {}
+    Appliance(config::Config& config, Log& log, boost::asio::io_context& context)
+        : config_(config), log_(log), context_(context) {}
 
     using Step = std::expected<void, std::string>;
     Step choose_cpus();
@@ -123,6 +131,7 @@ class Appliance {
 
     config::Config& config_;
     Log& log_;
+    boost::asio::io_context& context_;
     std::vector<uint16_t> cpus_;  // of the workers
     std::optional<SequenceStore> sequences_;
     std::optional<xfrm::NamespaceLock> namespace_lock_;
@@ -135,7 +144,10 @@ class Appliance {
     std::optional<io::Tap> tap_;
     std::vector<RunningPort> ports_;
     std::string crypto_description_;
-    std::optional<SaControl> sas_;  // SA memory and SPD outlive the workers that use them
+    // SA memory and SPD outlive the workers that use them. One of the two is there.
+    std::optional<crypto::Aead> aead_;
+    std::optional<SaControl> sas_;
+    std::unique_ptr<KernelSaControl> kernel_sas_;
     PublishedSpd spd_;
     std::optional<WakeBoard> wake_board_;
     std::vector<std::unique_ptr<Worker>> workers_;

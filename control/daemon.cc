@@ -51,11 +51,10 @@ std::expected<bool, std::string> Daemon::run() {
     // From here on only a signal opens the kernel path again.
     appliance_->at_end(xfrm::PolicyGuard::AtEnd::keep);
 
+    if (KernelSaControl* sas = appliance_->kernel_sas()) sas->start();
     log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
-              std::to_string(appliance_->ports().size()) + " ports, " +
-              std::to_string(config_.policies.size()) + " policies, " +
-              std::to_string(config_.sas.size()) + " SAs, control socket " +
-              config_.control_socket.string());
+              std::to_string(appliance_->ports().size()) + " ports, " + inventory() +
+              ", control socket " + config_.control_socket.string());
     tell_service_manager("READY=1");
     context_.run();
 
@@ -68,8 +67,17 @@ std::expected<bool, std::string> Daemon::run() {
     return appliance_->stop();
 }
 
+std::string Daemon::inventory() const {
+    if (const KernelSaControl* sas = appliance_->kernel_sas()) {
+        return std::to_string(sas->mirror().policies().size()) + " policies and " +
+               std::to_string(sas->mirror().states().size()) + " SAs in xfrm";
+    }
+    return std::to_string(config_.policies.size()) + " policies, " +
+           std::to_string(config_.sas.size()) + " SAs";
+}
+
 std::expected<void, std::string> Daemon::start() {
-    auto appliance = Appliance::start(config_, log_);
+    auto appliance = Appliance::start(config_, log_, context_);
     if (!appliance) return std::unexpected(appliance.error());
     appliance_ = std::move(*appliance);
     for (const DropReason reason :
@@ -139,23 +147,26 @@ void Daemon::handle(const Event& event) {
         case Event::Kind::next_hops_released:
             if (next_hops_) next_hops_->released(event.next_hops);
             return;
-        case Event::Kind::spd_released:
-            return;  // one SPD for the life of the daemon
-        case Event::Kind::sequence_exhausted: {
-            const ManagedSa& sa = appliance_->sas().sas()[to_index(event.id)];
-            if (!sa.active()) return;  // each further packet says so again
-            Event complete = event;
-            complete.source = sa.config->source;
-            complete.destination = sa.config->destination;
-            audit(complete);
-            appliance_->sas().handle(event, appliance_->sequences(), appliance_->workers());
-            return;
-        }
+        case Event::Kind::sequence_exhausted:
+            if (SaControl* sas = appliance_->sas()) {
+                const ManagedSa& sa = sas->sas()[to_index(event.id)];
+                if (!sa.active()) return;  // each further packet says so again
+                Event complete = event;
+                complete.source = sa.config->source;
+                complete.destination = sa.config->destination;
+                audit(complete);
+            }
+            break;
+        case Event::Kind::spd_released:  // static SAs: one SPD for the life of the daemon
         case Event::Kind::sequence_low:
         case Event::Kind::inbound_retired:
         case Event::Kind::outbound_retired:
-            appliance_->sas().handle(event, appliance_->sequences(), appliance_->workers());
-            return;
+            break;
+    }
+    if (SaControl* sas = appliance_->sas()) {
+        sas->handle(event, appliance_->sequences(), appliance_->workers());
+    } else if (KernelSaControl* kernel_sas = appliance_->kernel_sas()) {
+        kernel_sas->handle(event);
     }
 }
 
@@ -168,7 +179,9 @@ void Daemon::audit(const Event& event) {
 }
 
 void Daemon::tick() {
-    appliance_->sas().retry_extensions(appliance_->sequences(), appliance_->workers());
+    if (SaControl* sas = appliance_->sas()) {
+        sas->retry_extensions(appliance_->sequences(), appliance_->workers());
+    }
     if (++ticks_ % kProgramAuditTicks == 0) audit_programs();
     timer_.expires_after(kTick);
     timer_.async_wait([this](ErrorCode error) {

@@ -35,6 +35,7 @@ class Daemon {
 
   private:
     std::expected<void, std::string> start();
+    [[nodiscard]] std::string inventory() const;
     void wait_for_signal();
     void watch_worker(size_t index);
     void take_events(Worker& worker);

@@ -72,17 +72,23 @@ std::vector<Selector> inbound_selectors(const config::Policy& policy) {
     return selectors;
 }
 
-std::expected<PublishedSpd, std::string> compile_policies(
-    std::span<const config::Policy> policies) {
-    auto outbound = compile_spd(spd_entries(policies, SpdDirection::outbound));
+std::expected<PublishedSpd, std::string> compile_entries(
+    std::span<const SpdEntry> outbound_entries, std::span<const SpdEntry> inbound_entries) {
+    auto outbound = compile_spd(outbound_entries);
     if (!outbound) return std::unexpected("outbound policies: " + outbound.error());
-    auto inbound = compile_spd(spd_entries(policies, SpdDirection::inbound));
+    auto inbound = compile_spd(inbound_entries);
     if (!inbound) return std::unexpected("inbound policies: " + inbound.error());
     PublishedSpd out;
     out.spd = std::make_unique<const Spd>(*outbound, *inbound);
     out.outbound = std::move(*outbound);
     out.inbound = std::move(*inbound);
     return out;
+}
+
+std::expected<PublishedSpd, std::string> compile_policies(
+    std::span<const config::Policy> policies) {
+    return compile_entries(spd_entries(policies, SpdDirection::outbound),
+                           spd_entries(policies, SpdDirection::inbound));
 }
 
 }  // namespace sallyport::control

@@ -27,6 +27,8 @@ struct PublishedSpd {
     CompiledSpd inbound;
     std::unique_ptr<const Spd> spd;  // workers read it until they have stopped
 };
+std::expected<PublishedSpd, std::string> compile_entries(std::span<const SpdEntry> outbound,
+                                                         std::span<const SpdEntry> inbound);
 std::expected<PublishedSpd, std::string> compile_policies(std::span<const config::Policy> policies);
 
 }  // namespace sallyport::control

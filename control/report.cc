@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "config/key_material.h"
+#include "control/report_xfrm.h"
 #include "dataplane/io/egress.h"
 
 namespace sallyport::control {
@@ -99,16 +100,15 @@ void add_socket_drops(Drops& drops, const io::SocketStatistics& sockets) {
 }
 
 json::object direction(const DirectionCounters& counters) {
-    return {{"frames", counters.frames.read()},
-            {"bytes", counters.bytes.read()},
-            {"delivered", counters.delivered.read()},
-            {"bursts", counters.bursts.read()}};
+    return {{"frames", counters.frames.read()},       {"bytes", counters.bytes.read()},
+            {"delivered", counters.delivered.read()}, {"bursts", counters.bursts.read()},
+            {"held", counters.held.read()},           {"on_hold", counters.on_hold.read()}};
 }
 
 json::object port_object(std::string_view name, std::string_view device, uint32_t ifindex,
                          std::string_view role, uint16_t queues, uint32_t mtu,
                          const bpf_objects::Attachment& attachment, std::string_view bind_mode,
-                         const bpf_objects::PortCounters& counters,
+                         std::string_view bind_reason, const bpf_objects::PortCounters& counters,
                          const io::SocketStatistics& sockets) {
     const sp_port_counters& totals = counters.totals;
     json::array matrix;
@@ -123,6 +123,7 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
             {"attached", attachment.attached()},
             {"attached_reason", text(attachment.reason)},
             {"bind_mode", text(bind_mode)},
+            {"bind_reason", text(bind_reason)},
             {"rx_frames", totals.rx_frames},
             {"rx_bytes", totals.rx_bytes},
             {"passed", totals.passed},
@@ -132,6 +133,8 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
             {"egress_frames", totals.egress_frames},
             {"egress_bytes", totals.egress_bytes},
             {"egress_sent", totals.egress_sent},
+            {"passed_esp", totals.passed_esp},
+            {"passed_protect", totals.passed_protect},
             {"steered_by_queue_worker", std::move(matrix)},
             {"sockets",
              {{"rx_dropped", sockets.rx_dropped},
@@ -191,11 +194,27 @@ std::expected<json::value, std::string> Report::show(rpc::Show what) const {
     return std::unexpected("unknown request");
 }
 
+size_t Report::policy_count() const {
+    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
+    return appliance_.config().policies.size() +
+           (kernel_sas != nullptr ? kernel_sas->mirror().policies().size() : 0);
+}
+
+size_t Report::sa_count() const {
+    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
+    return kernel_sas != nullptr ? kernel_sas->mirror().states().size()
+                                 : appliance_.config().sas.size();
+}
+
 json::value Report::status() const {
     const config::Config& config = appliance_.config();
     const FrameCensus frames = appliance_.census();
     const uint64_t known = frames.pool + frames.in_kernel;
     const auto uptime = std::chrono::steady_clock::now() - started_;
+    size_t sas_with_kernel = 0;
+    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        sas_with_kernel = kernel_sas->counts().with_kernel;
+    }
     json::array notes;
     for (const std::string& note : log_.notes()) notes.emplace_back(text(note));
     return json::object{
@@ -210,8 +229,10 @@ json::value Report::status() const {
         {"xfrm_registration_reason", text(appliance_.registry().reason())},
         {"crypto", text(appliance_.crypto())},
         {"workers", appliance_.workers().size()},
-        {"policies", config.policies.size()},
-        {"sas", config.sas.size()},
+        {"sa_source", config.follows_xfrm() ? "xfrm" : "configuration"},
+        {"policies", policy_count()},
+        {"sas", sa_count()},
+        {"sas_with_kernel", sas_with_kernel},
         {"frames",
          {{"total", frames.total},
           {"pool", frames.pool},
@@ -231,7 +252,8 @@ std::expected<json::value, std::string> Report::ports() const {
         out.push_back(port_object(port.config->name, port.config->device, port.ifindex,
                                   unprotected ? "unprotected" : "protected", port.queues, port.mtu,
                                   port.attachment.value_or(bpf_objects::Attachment{}),
-                                  port.sockets->zero_copy() ? "zero-copy" : "copy", *counters,
+                                  port.sockets->zero_copy() ? "zero-copy" : "copy",
+                                  port.sockets->mode_reason(), *counters,
                                   statistics_of(*port.sockets)));
     }
     const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
@@ -239,13 +261,14 @@ std::expected<json::value, std::string> Report::ports() const {
     const std::string& device = appliance_.config().device;
     out.push_back(port_object(device, device, appliance_.tap_ifindex(), "injector",
                               static_cast<uint16_t>(appliance_.workers().size()),
-                              appliance_.tap_mtu(), appliance_.injector(), "none", *counters, {}));
+                              appliance_.tap_mtu(), appliance_.injector(), "none", "", *counters,
+                              {}));
     if (appliance_.interface() == nullptr) return out;
     const auto interface = appliance_.bpf().counters(bpf_objects::kInterfacePort);
     if (!interface) return std::unexpected(interface.error());
     const std::string& name = appliance_.config().xfrm_interface;
     json::object row = port_object(name, name, appliance_.interface()->ifindex(), "interface", 0,
-                                   appliance_.interface()->mtu(), {}, "none", *interface, {});
+                                   appliance_.interface()->mtu(), {}, "none", "", *interface, {});
     row["xdp_mode"] = "none";
     row["attached"] = "tc";
     out.push_back(std::move(row));
@@ -256,8 +279,12 @@ json::value Report::workers() const {
     json::array out;
     for (const auto& worker : appliance_.workers()) {
         size_t sa_count = 0;
-        for (const ManagedSa& sa : appliance_.sas().sas()) {
-            if (sa.active() && sa.owner == worker->id()) ++sa_count;
+        if (const SaControl* sas = appliance_.sas()) {
+            for (const ManagedSa& sa : sas->sas()) {
+                if (sa.active() && sa.owner == worker->id()) ++sa_count;
+            }
+        } else if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+            sa_count = kernel_sas->adopted_by(worker->id());
         }
         const WorkerCounters& counters = worker->counters();
         out.push_back(json::object{{"worker", to_index(worker->id())},
@@ -277,8 +304,13 @@ json::value Report::workers() const {
 }
 
 json::value Report::sas() const {
+    if (KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        std::vector<uint16_t> cpus;
+        for (const auto& worker : appliance_.workers()) cpus.push_back(worker->cpu());
+        return xfrm_sas(*kernel_sas, cpus);
+    }
     json::array out;
-    for (const ManagedSa& sa : appliance_.sas().sas()) {
+    for (const ManagedSa& sa : appliance_.sas()->sas()) {
         const config::StaticSa& config = *sa.config;
         const bool inbound = config.direction == config::SaDirection::inbound;
         json::object object{{"name", text(config.name)},
@@ -303,6 +335,9 @@ json::value Report::sas() const {
 json::value Report::policies() const {
     const config::Config& config = appliance_.config();
     json::array out;
+    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
+        out = xfrm_policies(*kernel_sas);
+    }
     for (const config::Policy& policy : config.policies) {
         json::array names;
         for (const config::StaticSa& sa : config.sas) {

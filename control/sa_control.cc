@@ -47,10 +47,6 @@ WorkerId owner_of(const config::StaticSa& sa, uint16_t worker_count) {
     return WorkerId{static_cast<uint16_t>(hash % worker_count)};
 }
 
-uint64_t sequence_end(bool esn) {
-    return esn ? kSequenceEndEsn : kSequenceEnd32;
-}
-
 // Start-up only: a worker takes commands at least four times a second, so a full ring empties.
 bool submit_patiently(Worker& worker, const Command& command) {
     for (int attempt = 0; attempt < 5000; ++attempt) {
@@ -61,6 +57,10 @@ bool submit_patiently(Worker& worker, const Command& command) {
 }
 
 }  // namespace
+
+uint64_t sequence_end(bool esn) {
+    return esn ? kSequenceEndEsn : kSequenceEnd32;
+}
 
 uint64_t sequence_block(bool esn) {
     return esn ? kSequenceBlockEsn : kSequenceBlock32;

@@ -57,6 +57,7 @@ struct ManagedSa {
 
 // How many numbers are asked for at once, and when the next are: half way. Behind the last block
 // there is nothing to ask for, so the low water is its end, where the worker stops.
+uint64_t sequence_end(bool esn);  // past the last number
 uint64_t sequence_block(bool esn);
 uint64_t low_water(const SequenceStore::Range& range, uint64_t end);
 

@@ -221,6 +221,7 @@ std::expected<void, std::string> BpfObjects::add_port(const PortSetup& setup) {
         .workers = setup.workers,
         .use_kfunc = setup.use_kfunc ? 1u : 0u,
         .punt_unknown_spi = setup.punt_unknown_spi ? 1u : 0u,
+        .register_mode = setup.register_mode ? 1u : 0u,
     };
     auto egress = ProgramObject::open(Program::egress_port, tunables, impl_->maps, -1);
     if (!egress) return std::unexpected(egress.error());
@@ -280,13 +281,21 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
         .workers = port.setup.workers,
         .use_kfunc = port.setup.use_kfunc ? 1u : 0u,
         .punt_unknown_spi = port.setup.punt_unknown_spi ? 1u : 0u,
+        .register_mode = port.setup.register_mode ? 1u : 0u,
     };
     auto attachment = XdpAttachment::attach(
         port.setup.device, port.setup.ifindex, port.setup.mode,
         [&] { return ProgramObject::open(program, tunables, impl_->maps, port.xsks.get()); });
     if (!attachment) return std::unexpected(attachment.error());
     port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
-    return port.attachment->report();
+    Attachment report = port.attachment->report();
+    if (port.setup.register_mode && program == Program::steer_unprotected &&
+        report.mode == config::XdpMode::generic) {
+        report.reason +=
+            "; generic XDP sees what the kernel has decrypted as cleartext and drops it: SAs that "
+            "stay with the kernel do not receive on this port";
+    }
+    return report;
 }
 
 void BpfObjects::detach_ports() {
@@ -305,7 +314,8 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
                                .queues = 0,
                                .workers = 1,
                                .use_kfunc = 0,
-                               .punt_unknown_spi = 0};
+                               .punt_unknown_spi = 0,
+                               .register_mode = 0};
     auto attachment = XdpAttachment::attach(
         setup.device, setup.ifindex, config::XdpMode::native,
         [&] { return ProgramObject::open(Program::egress_route, tunables, impl_->maps, -1); });
@@ -407,6 +417,11 @@ std::vector<Connection> BpfObjects::connections() const {
     return impl_->connections.read();
 }
 
+std::expected<size_t, std::string> BpfObjects::update_owners(
+    std::span<const std::vector<WorkerId>> owners_by_policy) {
+    return impl_->spd.update_owners(owners_by_policy);
+}
+
 std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
     const uint32_t port = to_index(id);
     const int cpus = libbpf_num_possible_cpus();
@@ -427,6 +442,8 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         result.totals.egress_frames += cpu.egress_frames;
         result.totals.egress_bytes += cpu.egress_bytes;
         result.totals.egress_sent += cpu.egress_sent;
+        result.totals.passed_esp += cpu.passed_esp;
+        result.totals.passed_protect += cpu.passed_protect;
     }
 
     std::vector<uint64_t> values(static_cast<size_t>(cpus));

@@ -76,8 +76,12 @@ struct PortSetup {
     uint16_t workers = 1;
     uint32_t mtu = 1500;  // IP bytes
     config::XdpMode mode = config::XdpMode::automatic;
-    bool use_kfunc = true;                        // false: owner map alone, whatever the kernel has
-    bool punt_unknown_spi = false;                // true: ESP of unknown SAs goes to the kernel
+    bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
+    bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
+    // true: SAs and policies are the kernel's; what no worker has taken over stays with it. On an
+    // unprotected port this wants native XDP: a generic program also sees what the kernel has
+    // decrypted, as cleartext, and drops it (Attachment::reason says so).
+    bool register_mode = false;
     std::vector<config::EgressRule> egress_deny;  // at most SP_EGRESS_RULES_MAX
 };
 
@@ -153,7 +157,8 @@ class BpfObjects {
     // --- ownership of inbound SAs ---
     // SAs whose pcpu_num is `cpu` belong to `worker`; nullopt: that CPU runs no worker.
     std::expected<void, std::string> set_cpu_worker(uint32_t cpu, std::optional<WorkerId> worker);
-    // nullopt: the kernel keeps this SA, its packets are passed.
+    // nullopt: the kernel keeps this SA, its packets are passed. Register mode needs that only for
+    // SAs that the kfunc does not find (those with a mark).
     std::expected<void, std::string> insert_owner(Spi spi, const IpAddress& outer_destination,
                                                   std::optional<WorkerId> worker);
     // Removing what is not there is no error.
@@ -163,13 +168,20 @@ class BpfObjects {
     // Writes a new generation beside the one in use, switches to it by one map write, waits until
     // no program can still read the old one, deletes the old one. On error the old one stays.
     // `owners_by_policy[PolicyId]`: workers that hold an outbound SA of the policy, at most
-    // SP_OWNERS_MAX; none or out of range: PROTECT packets are dropped with no_sa.
+    // SP_OWNERS_MAX; none or out of range: PROTECT packets are dropped with no_sa, or left to the
+    // kernel in register mode.
     // `if_id_by_policy[PolicyId]`: the kernel's IPsec connection that serves a PROTECT policy while
     // it has no owners; 0 or out of range: none.
     std::expected<void, std::string> publish_spd(
         const CompiledSpd& outbound, const CompiledSpd& inbound,
         std::span<const std::vector<WorkerId>> owners_by_policy,
         std::span<const uint32_t> if_id_by_policy = {});
+
+    // Other owners for the SPD in use, in place: only entries whose owners differ are written, so
+    // that an SA that comes or goes costs one map write for each entry of its policy. Returns how
+    // many were written. A program that reads an entry meanwhile finds an owner of before or after.
+    std::expected<size_t, std::string> update_owners(
+        std::span<const std::vector<WorkerId>> owners_by_policy);
 
     // --- counters ---
     [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;

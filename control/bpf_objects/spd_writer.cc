@@ -36,6 +36,19 @@ uint32_t class_id(uint32_t generation, uint32_t direction, uint32_t destination_
     return (generation & 1) << 31 | direction << 30 | destination_class;
 }
 
+// Slots beyond owner_count repeat the owners. A program may read an entry while the kernel copies
+// 32 bytes over it, and see the count of before with the slots of after or the other way round: so
+// every slot names a worker that may be meant.
+void put_owners(sp_spd_entry& row, std::span<const std::vector<WorkerId>> owners) {
+    row.owner_count = 0;
+    if (row.policy >= owners.size() || owners[row.policy].empty()) return;
+    const std::vector<WorkerId>& workers = owners[row.policy];
+    row.owner_count = static_cast<uint8_t>(workers.size());
+    for (size_t slot = 0; slot < SP_OWNERS_MAX; ++slot) {
+        row.owners[slot] = static_cast<uint8_t>(to_index(workers[slot % workers.size()]));
+    }
+}
+
 sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners,
                        std::span<const uint32_t> if_ids) {
     sp_spd_entry row{};
@@ -47,15 +60,21 @@ sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<Worker
     row.src_port_hi = entry.source_port_hi;
     row.dst_port_lo = entry.destination_port_lo;
     row.dst_port_hi = entry.destination_port_hi;
-    if (row.policy < owners.size()) {
-        for (const WorkerId worker : owners[row.policy]) {
-            row.owners[row.owner_count++] = static_cast<uint8_t>(to_index(worker));
-        }
-    }
+    put_owners(row, owners);
     if (entry.action == SpdAction::protect && row.policy < if_ids.size()) {
         row.if_id = if_ids[row.policy];
     }
     return row;
+}
+
+std::expected<void, std::string> check_owners(std::span<const std::vector<WorkerId>> owners) {
+    for (const std::vector<WorkerId>& workers : owners) {
+        if (workers.size() > SP_OWNERS_MAX) {
+            return std::unexpected("more than " + std::to_string(SP_OWNERS_MAX) +
+                                   " workers share the outbound SAs of one policy");
+        }
+    }
+    return {};
 }
 
 // Returns when every program that was running has ended. XDP programs are RCU readers, and this
@@ -119,6 +138,7 @@ std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32
         if (bpf_map_update_elem(entries_fd_, &index, &row, BPF_ANY) != 0) {
             return std::unexpected(map_error("spd_entries"));
         }
+        if (direction == SP_SPD_OUTBOUND) rows.outbound_entries.push_back(row);
     }
     for (const CompiledSpd::SourceRow& source : spd.sources) {
         const sp_lpm_key key =
@@ -154,22 +174,17 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
                                                     std::span<const std::vector<WorkerId>> owners,
                                                     std::span<const uint32_t> if_ids) {
     if (auto room = check_room(outbound, inbound); !room) return room;
-    for (const std::vector<WorkerId>& workers : owners) {
-        if (workers.size() > SP_OWNERS_MAX) {
-            return std::unexpected("more than " + std::to_string(SP_OWNERS_MAX) +
-                                   " workers share the outbound SAs of one policy");
-        }
-    }
+    if (auto checked = check_owners(owners); !checked) return checked;
 
     // SP_SPD_TABLE has 30 bits for it. 0 is "none yet".
     const uint32_t next = (generation_ + 1) & 0x3fffffff;
-    const uint32_t half = (next & 1) * limits_.spd_entries;
+    const uint32_t half = first_entry(next);
     const auto outbound_entries = static_cast<uint32_t>(outbound.entries.size());
     Rows rows;
     auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, if_ids, rows);
     if (written) {
-        written =
-            write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, owners, if_ids, rows);
+        // Nobody encrypts by an inbound entry.
+        written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, {}, if_ids, rows);
     }
     if (written) {
         const uint32_t zero = 0;
@@ -188,6 +203,35 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
     erase(rows_);
     rows_ = std::move(rows);
     return {};
+}
+
+// Of an entry that gets its first owner or loses its last the count is written by itself, behind or
+// before the slots, so that whoever reads the count finds slots that go with it.
+std::expected<size_t, std::string> SpdWriter::update_owners(
+    std::span<const std::vector<WorkerId>> owners) {
+    if (auto checked = check_owners(owners); !checked) return std::unexpected(checked.error());
+    size_t count = 0;
+    for (uint32_t i = 0; i < rows_.outbound_entries.size(); ++i) {
+        sp_spd_entry& row = rows_.outbound_entries[i];
+        sp_spd_entry wanted = row;
+        put_owners(wanted, owners);
+        if (std::memcmp(&wanted, &row, sizeof row) == 0) continue;
+
+        const uint32_t index = first_entry(generation_) + i;
+        if (row.owner_count == 0) {
+            sp_spd_entry slots_only = wanted;
+            slots_only.owner_count = 0;
+            if (bpf_map_update_elem(entries_fd_, &index, &slots_only, BPF_ANY) != 0) {
+                return std::unexpected(map_error("spd_entries"));
+            }
+        }
+        if (bpf_map_update_elem(entries_fd_, &index, &wanted, BPF_ANY) != 0) {
+            return std::unexpected(map_error("spd_entries"));
+        }
+        row = wanted;
+        ++count;
+    }
+    return count;
 }
 
 }  // namespace sallyport::bpf_objects

@@ -30,8 +30,12 @@ class SpdWriter {
                                              std::span<const std::vector<WorkerId>> owners,
                                              std::span<const uint32_t> if_ids = {});
 
+    // See BpfObjects::update_owners().
+    std::expected<size_t, std::string> update_owners(std::span<const std::vector<WorkerId>> owners);
+
   private:
     struct Rows {
+        std::vector<sp_spd_entry> outbound_entries;  // as they stand in the map
         std::vector<sp_lpm_key> destinations;
         std::vector<sp_lpm_key> sources;
     };
@@ -42,6 +46,9 @@ class SpdWriter {
                                            std::span<const std::vector<WorkerId>> owners,
                                            std::span<const uint32_t> if_ids, Rows& rows) const;
     void erase(const Rows& rows) const;
+    [[nodiscard]] uint32_t first_entry(uint32_t generation) const {
+        return (generation & 1) * limits_.spd_entries;
+    }
 
     int destinations_fd_;
     int sources_fd_;

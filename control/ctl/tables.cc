@@ -146,7 +146,10 @@ std::string format_status(const json::value& result) {
         {"crypto", get(result, "crypto")},
         {"workers", get(result, "workers")},
         {"policies", get(result, "policies")},
-        {"SAs", get(result, "sas")},
+        {"SAs", get(result, "sas") + (get(result, "sa_source") == "xfrm"
+                                          ? " in xfrm, " + get(result, "sas_with_kernel") +
+                                                " of them with the kernel"
+                                          : "")},
         {"frames",
          get(result, "frames.total") + " = " + get(result, "frames.pool") + " in pool + " +
              get(result, "frames.in_kernel") + " in kernel rings + " +
@@ -179,6 +182,8 @@ std::string format_ports(const json::value& result) {
                  {"TO WORKERS", Align::right},
                  {"TO PORTS", Align::right},
                  {"TO KERNEL", Align::right},
+                 {"KERNEL ESP", Align::right},
+                 {"KERNEL PROTECT", Align::right},
                  {"DROPPED", Align::right},
                  {"EGRESS", Align::right},
                  {"SENT", Align::right}});
@@ -189,7 +194,8 @@ std::string format_ports(const json::value& result) {
                    get(port, "mtu"), get(port, "xdp_mode") + ", " + get(port, "attached"),
                    get(port, "bind_mode"), get(port, "rx_frames"), get_bytes(port, "rx_bytes"),
                    get(port, "steered"), get(port, "redirected"), get(port, "passed"),
-                   get(port, "dropped"), get(port, "egress_frames"), get(port, "egress_sent")});
+                   get(port, "passed_esp"), get(port, "passed_protect"), get(port, "dropped"),
+                   get(port, "egress_frames"), get(port, "egress_sent")});
         const json::value* matrix = find(port, "steered_by_queue_worker");
         if (matrix != nullptr && matrix->is_array()) {
             uint32_t queue = 0;
@@ -250,6 +256,30 @@ std::string drops_of(const json::value& sa) {
     return out.empty() ? std::string(kMissing) : out;
 }
 
+std::string owner_of(const json::value& sa) {
+    const std::string state = get(sa, "state");
+    if (state == "kernel") return "kernel: " + get(sa, "reason");
+    return state == "active" ? "worker " + get(sa, "worker") : state;
+}
+
+std::string idle_of(const json::value& sa) {
+    const json::value* idle = find(sa, "idle_s");
+    if (idle == nullptr || idle->is_null()) return std::string(kMissing);
+    return format_duration(get_number(sa, "idle_s"));
+}
+
+// "bytes 1000/2000": soft, then hard; only what is limited.
+std::string limits_of(const json::value& sa) {
+    std::string out;
+    for (const std::string unit : {"bytes", "packets", "s"}) {
+        const std::string soft = get(sa, "limits.soft_" + unit);
+        const std::string hard = get(sa, "limits.hard_" + unit);
+        if (soft == kMissing && hard == kMissing) continue;
+        out += (out.empty() ? "" : ", ") + unit + " " + soft + "/" + hard;
+    }
+    return out.empty() ? std::string(kMissing) : out;
+}
+
 std::string format_sas(const json::value& result) {
     Table table({{"NAME"},
                  {"DIRECTION"},
@@ -259,19 +289,20 @@ std::string format_sas(const json::value& result) {
                  {"SUITE"},
                  {"ESN"},
                  {"POLICY"},
-                 {"WORKER", Align::right},
-                 {"STATE"},
+                 {"OWNER"},
                  {"PACKETS", Align::right},
                  {"BYTES", Align::right},
                  {"SEQUENCE", Align::right},
+                 {"IDLE", Align::right},
+                 {"LIMITS"},
                  {"DROPS"}});
     std::string refused;
     for (const json::value& sa : rows_of(result)) {
         table.add({get(sa, "name"), get(sa, "direction"), get(sa, "spi"), get(sa, "source"),
                    get(sa, "destination"), get(sa, "suite"), get(sa, "esn"), get(sa, "policy"),
-                   get(sa, "worker"), get(sa, "state"), get(sa, "packets"), get_bytes(sa, "bytes"),
-                   get(sa, "sequence"), drops_of(sa)});
-        if (get(sa, "state") != "active") {
+                   owner_of(sa), get(sa, "packets"), get_bytes(sa, "bytes"), get(sa, "sequence"),
+                   idle_of(sa), limits_of(sa), drops_of(sa)});
+        if (get(sa, "state") == "refused") {
             refused += get(sa, "name") + ": " + get(sa, "reason") + "\n";
         }
     }

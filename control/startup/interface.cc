@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/startup/interface.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "control/bpf_objects/bpf_objects.h"
@@ -11,6 +12,11 @@ std::expected<std::optional<xfrm::Interface>, std::string> open_interface(
     const config::Config& config, uint32_t mtu, Log& log) {
     const std::string& name = config.xfrm_interface;
     if (name.empty()) return std::nullopt;
+    // Policies that come from xfrm are not judged in the interface, where all of them would end.
+    if (std::ranges::none_of(config.policies, [](const auto& policy) { return policy.if_id; })) {
+        log.note("the xfrm interface " + name + " is not made: no [[policy]] has an if_id");
+        return std::nullopt;
+    }
     auto interface = xfrm::Interface::open(name, mtu);
     if (!interface && !interface.error().unsupported) {
         return std::unexpected(interface.error().text);

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "control/xfrm/wire.h"
 #include "dataplane/base/byte_order.h"
 
 namespace sallyport::xfrm {
@@ -20,104 +21,7 @@ const uint16_t kMessagePolicy = XFRM_MSG_NEWPOLICY;
 
 namespace {
 
-// Newer than the kernel headers of the oldest distribution we build on.
-constexpr uint16_t kAttributeSaDirection = 33;  // XFRMA_SA_DIR, u8: 1 in, 2 out
-constexpr uint16_t kAttributeSaPcpu = 35;       // XFRMA_SA_PCPU, u32
-
-constexpr uint8_t kDirectionIn = 1;
-constexpr uint8_t kDirectionOut = 2;
-
-constexpr size_t align4(size_t bytes) {
-    return (bytes + 3) & ~size_t{3};
-}
-
-// A structure at the start of `bytes`, copied out because the bytes need not be aligned.
-template <typename T>
-std::optional<T> peek(std::span<const std::byte> bytes) {
-    if (bytes.size() < sizeof(T)) return std::nullopt;
-    T value;
-    std::memcpy(&value, bytes.data(), sizeof value);
-    return value;
-}
-
-uint16_t linux_family(Family family) {
-    return family == Family::v4 ? AF_INET : AF_INET6;
-}
-
-std::optional<Family> from_linux_family(uint16_t family) {
-    if (family == AF_INET) return Family::v4;
-    if (family == AF_INET6) return Family::v6;
-    return std::nullopt;
-}
-
-xfrm_address_t linux_address(const IpAddress& address) {
-    xfrm_address_t out{};
-    std::memcpy(&out, address.bytes.data(), address.bit_count() / 8);
-    return out;
-}
-
-IpAddress from_linux_address(const xfrm_address_t& address, Family family) {
-    IpAddress out;
-    out.family = family;
-    std::memcpy(out.bytes.data(), &address, out.bit_count() / 8);
-    return out;
-}
-
-// Writes one request; the header's length is put right after each step.
-class Writer {
-  public:
-    Writer(uint16_t type, uint16_t flags, uint32_t sequence) {
-        const nlmsghdr header{.nlmsg_len = 0,
-                              .nlmsg_type = type,
-                              .nlmsg_flags = static_cast<uint16_t>(NLM_F_REQUEST | flags),
-                              .nlmsg_seq = sequence,
-                              .nlmsg_pid = 0};
-        put(header);
-    }
-
-    template <typename T>
-    void put(const T& value) {
-        std::memcpy(buffer_.extend(align4(sizeof value)), &value, sizeof value);
-        set_length();
-    }
-
-    // An attribute whose value is `head` followed by `tail`.
-    template <typename T>
-    void attribute(uint16_t type, const T& head, std::span<const std::byte> tail = {}) {
-        const size_t bytes = sizeof(nlattr) + sizeof(T) + tail.size();
-        const nlattr header{.nla_len = static_cast<uint16_t>(bytes), .nla_type = type};
-        std::byte* out = buffer_.extend(align4(bytes));
-        std::memcpy(out, &header, sizeof header);
-        std::memcpy(out + sizeof header, &head, sizeof head);
-        std::ranges::copy(tail, out + sizeof header + sizeof head);
-        set_length();
-    }
-
-    RequestBuffer take() { return std::move(buffer_); }
-
-  private:
-    void set_length() {
-        const auto length = static_cast<uint32_t>(buffer_.size());
-        std::memcpy(buffer_.data(), &length, sizeof length);
-    }
-
-    RequestBuffer buffer_;
-};
-
-// Calls `visit(type, value)` for each attribute; false if one does not fit.
-template <typename Visit>
-bool for_each_attribute(std::span<const std::byte> bytes, Visit visit) {
-    while (!bytes.empty()) {
-        const auto header = peek<nlattr>(bytes);
-        if (!header || header->nla_len < sizeof(nlattr) || header->nla_len > bytes.size()) {
-            return false;
-        }
-        visit(static_cast<uint16_t>(header->nla_type & NLA_TYPE_MASK),
-              bytes.subspan(sizeof(nlattr), header->nla_len - sizeof(nlattr)));
-        bytes = bytes.subspan(std::min(align4(header->nla_len), bytes.size()));
-    }
-    return true;
-}
+using namespace wire;
 
 xfrm_usersa_info state_body(const NewState& state) {
     xfrm_usersa_info body{};
@@ -147,16 +51,16 @@ void put_direction_and_cpu(Writer& writer, const NewState& state, StateAttribute
     }
 }
 
-// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and for an
-// outbound SA no window at all, unless it is too old to know directions.
-void put_replay_state(Writer& writer, const NewState& state, StateAttributes attributes) {
+// Replay state of a new SA. The kernel wants the bitmap's length to fit the window, and kernels
+// that do not know directions want a window on outbound SAs too.
+void put_replay_state(Writer& writer, const NewState& state) {
     xfrm_replay_state_esn replay{};
     if (state.direction == StateDirection::inbound) {
         replay.replay_window = state.esn ? std::max(state.replay_window, 32u) : state.replay_window;
     } else {
         replay.oseq = 0xffffffff;
         replay.oseq_hi = state.esn ? 0xffffffff : 0;
-        replay.replay_window = attributes == StateAttributes::none ? 32 : 0;
+        replay.replay_window = 32;
     }
     if (replay.replay_window == 0 && state.direction == StateDirection::inbound) return;
     replay.bmp_len = (replay.replay_window + 31) / 32;
@@ -212,8 +116,12 @@ RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes
     algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
     algorithm.alg_icv_len = 128;
     writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key);
-    put_replay_state(writer, state, attributes);
-    put_direction_and_cpu(writer, state, attributes);
+    put_replay_state(writer, state);
+    // Since Linux 6.17 (and 6.12 with its updates) a state with the direction "out" may not have
+    // its numbers used up, so an outbound one has no direction.
+    put_direction_and_cpu(
+        writer, state,
+        state.direction == StateDirection::outbound ? StateAttributes::none : attributes);
     return writer.take();
 }
 
@@ -302,21 +210,9 @@ std::expected<PolicyInfo, std::string> decode_policy(std::span<const std::byte> 
         info.per_socket = true;
         return info;
     }
-    const auto family = from_linux_family(body->sel.family);
-    if (!family) return std::unexpected("a policy has an unknown address family");
-    PolicySelector& selector = info.row.selector;
-    selector.source = {from_linux_address(body->sel.saddr, *family), body->sel.prefixlen_s};
-    selector.destination = {from_linux_address(body->sel.daddr, *family), body->sel.prefixlen_d};
-    const unsigned bits = selector.source.address.bit_count();
-    if (selector.source.bits > bits || selector.destination.bits > bits) {
-        return std::unexpected("a policy has a prefix longer than its addresses");
-    }
-    selector.protocol = body->sel.proto;
-    selector.source_port = Be16::from_raw(body->sel.sport).host();
-    selector.source_port_mask = Be16::from_raw(body->sel.sport_mask).host();
-    selector.destination_port = Be16::from_raw(body->sel.dport).host();
-    selector.destination_port_mask = Be16::from_raw(body->sel.dport_mask).host();
-    selector.ifindex = static_cast<uint32_t>(body->sel.ifindex);
+    const auto selector = from_linux_selector(body->sel);
+    if (!selector) return std::unexpected(selector.error());
+    info.row.selector = *selector;
     info.row.direction = static_cast<PolicyDirection>(body->dir);
     info.row.action = body->action == XFRM_POLICY_BLOCK ? PolicyAction::block : PolicyAction::allow;
     info.row.priority = body->priority;
@@ -333,9 +229,20 @@ std::expected<std::optional<Message>, std::string> next_message(std::span<const 
         .type = header->nlmsg_type,
         .flags = header->nlmsg_flags,
         .sequence = header->nlmsg_seq,
+        .port = header->nlmsg_pid,
         .payload = rest.subspan(sizeof(nlmsghdr), header->nlmsg_len - sizeof(nlmsghdr))};
     rest = rest.subspan(std::min(align4(header->nlmsg_len), rest.size()));
     return message;
+}
+
+void sign_request(RequestBuffer& request, uint32_t port) {
+    std::memcpy(request.data() + offsetof(nlmsghdr, nlmsg_pid), &port, sizeof port);
+}
+
+int decode_dump_end(std::span<const std::byte> payload) {
+    const auto error = peek<int32_t>(payload);
+    if (!error || *error >= 0) return 0;
+    return *error >= -4095 ? -*error : EPROTO;
 }
 
 std::expected<Acknowledgement, std::string> decode_acknowledgement(const Message& message) {

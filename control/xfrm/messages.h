@@ -152,6 +152,7 @@ struct Message {
     uint16_t type = 0;
     uint16_t flags = 0;
     uint32_t sequence = 0;
+    uint32_t port = 0;  // of a notification: what the request that caused it had here; else 0
     std::span<const std::byte> payload;
 };
 
@@ -162,6 +163,12 @@ extern const uint16_t kMessagePolicy;         // XFRM_MSG_NEWPOLICY
 
 // Takes the first message off `rest`. Nothing left: empty optional.
 std::expected<std::optional<Message>, std::string> next_message(std::span<const std::byte>& rest);
+
+// Writes `port` into the header of a request. The kernel does not look at it, but quotes it in the
+// notifications that the request causes.
+void sign_request(RequestBuffer& request, uint32_t port);
+// Payload of NLMSG_DONE: 0, or the positive errno that ended the dump early.
+int decode_dump_end(std::span<const std::byte> payload);
 
 // Payload of NLMSG_ERROR. number 0 is an acknowledgement; otherwise a positive errno, and `text`
 // what the kernel said about it, if anything.

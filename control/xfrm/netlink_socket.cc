@@ -28,7 +28,12 @@ enum class Progress : uint8_t { more, complete };
 
 std::expected<Progress, NetlinkError> take_message(
     const Message& message, const std::function<void(const Message&)>& visit) {
-    if (message.type == kMessageDone) return Progress::complete;
+    if (message.type == kMessageDone) {
+        const int number = decode_dump_end(message.payload);
+        if (number == 0) return Progress::complete;
+        return std::unexpected(
+            NetlinkError{number, std::string("the dump ended early: ") + std::strerror(number)});
+    }
     if (message.type == kMessageError) {
         const auto acknowledgement = decode_acknowledgement(message);
         if (!acknowledgement) {
@@ -63,11 +68,16 @@ std::expected<NetlinkSocket, std::string> NetlinkSocket::open(Protocol protocol)
     if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
         return std::unexpected(std::string("cannot bind NETLINK_XFRM: ") + std::strerror(errno));
     }
+    socklen_t bytes = sizeof address;
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
+        return std::unexpected(std::string("cannot name NETLINK_XFRM: ") + std::strerror(errno));
+    }
+    out.port_ = address.nl_pid;
     return out;
 }
 
 NetlinkSocket::NetlinkSocket(NetlinkSocket&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), sequence_(other.sequence_) {}
+    : fd_(std::exchange(other.fd_, -1)), port_(other.port_), sequence_(other.sequence_) {}
 
 NetlinkSocket::~NetlinkSocket() {
     if (fd_ >= 0) close(fd_);
@@ -75,21 +85,28 @@ NetlinkSocket::~NetlinkSocket() {
 
 std::expected<void, NetlinkError> NetlinkSocket::exchange(
     RequestBuffer request, const std::function<void(const Message&)>& visit) {
+    sign_request(request, port_);
     const ssize_t sent = send(fd_, request.bytes().data(), request.size(), 0);
     request.clear();
     if (sent < 0) return std::unexpected(system_error("cannot send to NETLINK_XFRM"));
 
-    const auto buffer = std::make_unique<std::byte[]>(kReceiveBytes);
+    const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kReceiveBytes);
+    bool interrupted = false;
     while (true) {
-        const ssize_t received = recv(fd_, buffer.get(), kReceiveBytes, MSG_TRUNC);
+        sockaddr_nl from{};
+        socklen_t from_bytes = sizeof from;
+        const ssize_t received = recvfrom(fd_, buffer.get(), kReceiveBytes, MSG_TRUNC,
+                                          reinterpret_cast<sockaddr*>(&from), &from_bytes);
         if (received < 0) {
             if (errno == EINTR) continue;
             return std::unexpected(system_error("no answer from NETLINK_XFRM"));
         }
         const size_t bytes = static_cast<size_t>(received);
         if (bytes > kReceiveBytes) {
+            wipe(buffer.get(), kReceiveBytes);
             return std::unexpected(NetlinkError{EMSGSIZE, "a NETLINK_XFRM answer is too long"});
         }
+        if (from.nl_pid != 0) continue;  // only the kernel is believed
         std::span<const std::byte> rest(buffer.get(), bytes);
         std::expected<Progress, NetlinkError> progress = Progress::more;
         while (progress && *progress == Progress::more) {
@@ -99,12 +116,16 @@ std::expected<void, NetlinkError> NetlinkSocket::exchange(
             } else if (!*message) {
                 break;
             } else if ((*message)->sequence == sequence_) {  // else: of an exchange that timed out
+                interrupted |= ((*message)->flags & NLM_F_DUMP_INTR) != 0;
                 progress = take_message(**message, visit);
             }
         }
         wipe(buffer.get(), bytes);
         if (!progress) return std::unexpected(progress.error());
-        if (*progress == Progress::complete) return {};
+        if (*progress == Progress::complete) {
+            if (!interrupted) return {};
+            return std::unexpected(NetlinkError{EAGAIN, "the tables changed during the dump"});
+        }
     }
 }
 

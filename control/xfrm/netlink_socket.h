@@ -28,8 +28,11 @@ class NetlinkSocket {
     ~NetlinkSocket();
 
     [[nodiscard]] uint32_t next_sequence() { return ++sequence_; }
+    // Netlink port; notifications that our requests cause carry it (Message::port).
+    [[nodiscard]] uint32_t port() const { return port_; }
 
     // Sends `request` (and wipes it) and waits for its acknowledgement or for the end of the dump.
+    // EAGAIN: the tables changed during the dump, which may miss something.
     // `visit` sees every other message of the answer. What was received is wiped afterwards,
     // because the kernel's answers about states contain keys.
     std::expected<void, NetlinkError> exchange(
@@ -39,6 +42,7 @@ class NetlinkSocket {
     explicit NetlinkSocket(int fd) : fd_(fd) {}
 
     int fd_ = -1;
+    uint32_t port_ = 0;
     uint32_t sequence_ = 0;
 };
 

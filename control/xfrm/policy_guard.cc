@@ -182,15 +182,44 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
     return rows.take();
 }
 
+std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAddress>> tunnels) {
+    RowList rows;
+    for (const auto& [source, destination] : tunnels) {
+        rows.add(PolicyDirection::out, PolicyAction::allow, kGuardPriorityFirst,
+                 {.source = host_prefix(source),
+                  .destination = host_prefix(destination),
+                  .protocol = IPPROTO_ESP});
+    }
+    return rows.take();
+}
+
 std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyRow> rows) {
     auto socket = NetlinkSocket::open();
     if (!socket) return std::unexpected(socket.error());
     const auto before = dump(*socket);
     if (!before) return std::unexpected(before.error());
+    PolicyGuard guard(std::move(*socket));
+    // Fail closed: what is in place stays when this start fails half way.
+    guard.at_end_ = AtEnd::keep;
+    if (auto done = guard.replace(std::move(rows), *before); !done) {
+        return std::unexpected(done.error());
+    }
+    const bool has_leftovers = std::ranges::any_of(*before, is_ours);
+    guard.at_end_ = has_leftovers ? AtEnd::keep : AtEnd::remove;
+    return guard;
+}
 
+std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows) {
+    const auto before = dump(socket_);
+    if (!before) return std::unexpected(before.error());
+    return replace(std::move(rows), *before);
+}
+
+std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows,
+                                                      std::span<const PolicyInfo> before) {
     std::set<Identity> foreign;
     std::set<uint32_t> used;
-    for (const PolicyInfo& info : *before) {
+    for (const PolicyInfo& info : before) {
         if (info.per_socket) continue;
         used.insert(info.row.index);
         if (!is_ours(info)) foreign.insert(identity(info.row));
@@ -205,17 +234,12 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
         }
     }
 
-    PolicyGuard guard(std::move(*socket), rows.size());
-    // Fail closed: what is in place stays when this start fails half way.
-    const bool has_leftovers = std::ranges::any_of(*before, is_ours);
-    guard.at_end_ = AtEnd::keep;
     uint32_t next = 0;
     for (PolicyRow& row : rows) {
         do {
             row.index = kIndexMarker | (next++ << 3) | static_cast<uint32_t>(row.direction);
         } while (used.contains(row.index));
-        const auto done =
-            guard.socket_.exchange(encode_update_policy(row, guard.socket_.next_sequence()));
+        const auto done = socket_.exchange(encode_update_policy(row, socket_.next_sequence()));
         if (!done) {
             return std::unexpected("cannot install the xfrm policy for " + describe(row) + ": " +
                                    done.error().text +
@@ -224,13 +248,13 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
                                    "0x53); the next start replaces them");
         }
     }
-    for (const PolicyInfo& info : *before) {
+    for (const PolicyInfo& info : before) {
         if (is_ours(info) && !wanted.contains(identity(info.row))) {
-            remove(guard.socket_, info.row.index);
+            remove(socket_, info.row.index);
         }
     }
-    guard.at_end_ = has_leftovers ? AtEnd::keep : AtEnd::remove;
-    return guard;
+    rows_ = rows.size();
+    return {};
 }
 
 PolicyGuard::PolicyGuard(PolicyGuard&& other) noexcept

@@ -58,6 +58,11 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
     std::span<const config::Policy> policies, std::span<const config::StaticSa> sas,
     uint32_t interface_ifindex = 0);  // of the xfrm interface, if there is one
 
+// For a gateway whose policies come from xfrm, where nothing has to be blocked: lets the outer ESP
+// packets of workers' SAs (source, destination) pass where they take the kernel path and a wide
+// policy of the IKE daemon would cover them too.
+std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAddress>> tunnels);
+
 class PolicyGuard {
   public:
     // Installs `rows` over whatever a killed run left, then removes what is left over of that, so
@@ -68,13 +73,18 @@ class PolicyGuard {
     PolicyGuard& operator=(PolicyGuard&&) = delete;
     ~PolicyGuard();  // removes all, or keeps them
 
+    // The rows that hold from now on, in place of the earlier ones; no moment without any.
+    std::expected<void, std::string> replace(std::vector<PolicyRow> rows);
+
     enum class AtEnd : uint8_t { remove, keep };
     void at_end(AtEnd what) { at_end_ = what; }
     [[nodiscard]] AtEnd at_end() const { return at_end_; }
     [[nodiscard]] size_t row_count() const { return rows_; }
 
   private:
-    PolicyGuard(NetlinkSocket socket, size_t rows) : socket_(std::move(socket)), rows_(rows) {}
+    explicit PolicyGuard(NetlinkSocket socket) : socket_(std::move(socket)) {}
+    std::expected<void, std::string> replace(std::vector<PolicyRow> rows,
+                                             std::span<const PolicyInfo> before);
 
     NetlinkSocket socket_;
     size_t rows_ = 0;

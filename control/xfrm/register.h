@@ -91,6 +91,7 @@ struct KernelSa {
     bool aead = false;         // key below is that of an AEAD
     uint32_t icv_bits = 0;
     SecretBytes key;            // key || salt, as the kernel has it; empty unless `aead`
+    bool keys_hidden = false;   // the kernel shows zeros instead (lockdown); `key` is empty
     bool encapsulated = false;  // in UDP (NAT-T) or TCP
     bool offloaded = false;
     bool has_security_context = false;
@@ -103,6 +104,7 @@ struct KernelSa {
     std::optional<uint32_t> pcpu;
     Limits limits;
     Usage usage;
+    uint64_t last_used = 0;  // seconds since the epoch, 0: not known
     Replay replay;
     uint64_t arrival = 0;  // set by RegisterMirror: a later state has a greater number
 };

@@ -33,16 +33,22 @@ std::expected<SaName, std::string> decode_deleted_sa(std::span<const std::byte> 
 
 struct Expiry {
     SaName name;
+    uint32_t reqid = 0;
     bool hard = false;
 };
 std::expected<Expiry, std::string> decode_expire(std::span<const std::byte> payload);
 
 struct CounterEvent {
     SaName name;
+    uint32_t reqid = 0;
+    bool by_program = false;  // somebody wrote these counters; else the kernel used the state
     std::optional<Replay> replay;
     std::optional<Usage> usage;
 };
 std::expected<CounterEvent, std::string> decode_counter_event(std::span<const std::byte> payload);
+
+// Payload of FLUSHSA: the protocol, 0 or 255 for all.
+std::expected<uint8_t, std::string> decode_flush_states(std::span<const std::byte> payload);
 
 // Payload of NEWPOLICY, UPDPOLICY. Policies of sockets: empty optional.
 std::expected<std::optional<KernelPolicy>, std::string> decode_kernel_policy(
@@ -54,6 +60,9 @@ struct PolicyExpiry {
     bool hard = false;
 };
 std::expected<PolicyExpiry, std::string> decode_policy_expire(std::span<const std::byte> payload);
+
+// Payload of FLUSHPOLICY: true when policies of the main type go, false for the others.
+std::expected<bool, std::string> decode_flush_policies(std::span<const std::byte> payload);
 
 struct AcquireMessage {
     KernelPolicy policy;
@@ -68,9 +77,9 @@ std::expected<AcquireMessage, std::string> decode_acquire(std::span<const std::b
 RequestBuffer encode_get_sa(const SaName& name, uint32_t sequence);
 
 // XFRM_MSG_NEWAE: counters of one state as the workers have them. `state`: what the kernel said of
-// it last (form and size of its replay state). Nothing in a window below `replay.top` is accepted
-// by the kernel afterwards: its bitmap is written full, because a packet that a worker has accepted
-// must not pass again.
+// it last (form and size of its replay state). A time of 0 in `usage` means the one of `state`.
+// Nothing in a window below `replay.top` is accepted by the kernel afterwards: its bitmap is
+// written full, because a packet that a worker has accepted must not pass again.
 struct CounterUpdate {
     Replay replay;
     Usage usage;

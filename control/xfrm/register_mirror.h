@@ -10,11 +10,16 @@
 // end_dump(), which compares: what was not in the dump has gone, what differs has changed.
 //
 // Rules:
-// - UPDSA counts as NEWSA. A state that is already there with the same keys is an update.
+// - UPDSA counts as NEWSA. A state that is already there with the same keys is an update. An UPDSA
+//   that would change a state with keys asks for a resync: the kernel keeps the old keys, whatever
+//   the message says.
+// - What waits in the socket may be older than the dump, so messages only move counters up.
+// - A state without SPI (the kernel's placeholder for an acquire) has no name and is left out.
 // - XFRM_MSG_EXPIRE with hard set, DELSA, FLUSHSA take states away; DELPOLICY, POLEXPIRE with hard
-//   set, FLUSHPOLICY take policies away. MIGRATE asks for a resync.
-// - Messages that this process caused (`own_port`: the netlink port of our requests) change
-//   nothing: NEWAE and EXPIRE of ours come back by multicast.
+//   set, FLUSHPOLICY take policies away. MIGRATE, and types too new to be known here, ask for a
+//   resync.
+// - NEWAE and EXPIRE that this process caused (`own_port`: the netlink port of our requests) come
+//   back by multicast and change nothing; only a hard EXPIRE has deleted the state all the same.
 // - XFRM_MSG_NEWAE of others says that the kernel itself has used a state: counters change.
 // - Our own states and policies (reqid 0x5350xxxx, index 0x53xxxxxx) are left out.
 //
@@ -41,7 +46,8 @@ struct RegisterChanges {
         IpAddress source;
         IpAddress destination;
     };
-    std::vector<Acquire> acquires;  // only for show; the IKE daemon acts on them
+    std::vector<Acquire> acquires;              // only for show; the IKE daemon acts on them
+    static constexpr size_t kAcquiresMax = 64;  // more are only counted
 
     [[nodiscard]] bool empty() const {
         return !resync && !policies && added.empty() && removed.empty() && used.empty() &&
@@ -57,7 +63,8 @@ class RegisterMirror {
     // One message of the running kernel. Malformed or unknown ones change nothing and are counted.
     void apply(const Message& message, RegisterChanges& changes);
 
-    // A dump of both tables. Between begin and end apply() must not be called.
+    // A dump of both tables. Between begin and end apply() must not be called. The end makes good
+    // whatever `changes` asked a resync for.
     void begin_dump();
     void load(const Message& message);
     void end_dump(RegisterChanges& changes);
@@ -68,24 +75,45 @@ class RegisterMirror {
     [[nodiscard]] const KernelSa* find(const SaName& name) const;
     // Takes over what a later XFRM_MSG_GETSA said of one state's counters.
     void refresh(const KernelSa& state);
+    // Notifications were lost: what is known cannot be trusted.
+    void request_resync(RegisterChanges& changes);
 
+    // messages = applied + own + malformed + ignored
     struct Counters {
         uint64_t messages = 0;
-        uint64_t own = 0;  // caused by this process
+        uint64_t applied = 0;
+        uint64_t own = 0;  // caused by this process, or about its states and policies
         uint64_t malformed = 0;
-        uint64_t ignored = 0;  // types of no interest
+        uint64_t ignored = 0;  // types of no interest, and states that are not mirrored
         uint64_t resyncs = 0;
+        uint64_t soft_expiries = 0;
         uint64_t acquires = 0;
         uint64_t mappings = 0;  // XFRM_MSG_MAPPING: the peer's address behind NAT changed
     };
     [[nodiscard]] const Counters& counters() const { return counters_; }
 
   private:
+    enum class Outcome : uint8_t { applied, own, malformed, ignored };
+
+    void count(Outcome outcome);
+    Outcome dispatch(const Message& message, RegisterChanges& changes);
+    Outcome take_state(const Message& message, RegisterChanges& changes);
+    Outcome take_counters(const Message& message, RegisterChanges& changes);
+    Outcome take_expiry(const Message& message, RegisterChanges& changes);
+    Outcome flush_states(const Message& message, RegisterChanges& changes);
+    Outcome take_policy(const Message& message, RegisterChanges& changes);
+    Outcome flush_policies(const Message& message, RegisterChanges& changes);
+    Outcome take_acquire(const Message& message, RegisterChanges& changes);
+    void remove_state(const SaName& name, RegisterChanges& changes);
+    void remove_policy(uint32_t index, RegisterChanges& changes);
+    Outcome load_one(const Message& message);
+
     uint32_t own_port_;
     uint64_t arrivals_ = 0;
     std::map<SaName, KernelSa> states_;
     std::map<uint32_t, KernelPolicy> policies_;
-    // During a dump: what has been seen in it.
+    // During a dump: what has been seen in it. `arrival` is the position in the dump meanwhile.
+    uint64_t dump_position_ = 0;
     std::map<SaName, KernelSa> dumped_states_;
     std::map<uint32_t, KernelPolicy> dumped_policies_;
     Counters counters_;

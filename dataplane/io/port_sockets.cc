@@ -109,7 +109,13 @@ struct alignas(128) Queue {
     Counter reclaimed;
 };
 
-std::string explain_bind(const PortSocketsSetup& setup, uint16_t queue, int error, bool shared) {
+// Why sockets could not be made; `error` is an errno, 0 where none is to blame.
+struct Failure {
+    std::string text;
+    int error = 0;
+};
+
+std::string explain_bind(const PortSocketsSetup& setup, uint16_t queue, int error) {
     const std::string where = setup.device + " queue " + std::to_string(queue) + ": ";
     switch (error) {
         case EBUSY:
@@ -117,11 +123,8 @@ std::string explain_bind(const PortSocketsSetup& setup, uint16_t queue, int erro
                    "another program has AF_XDP sockets on it; stop that program or give this one "
                    "other queues";
         case EOPNOTSUPP:
-            return where + (shared
-                                ? "the device cannot be bound in the mode of the first port: set "
-                                  "bind_mode = \"copy\" on all ports"
-                                : "the driver has no zero-copy AF_XDP: set bind_mode = \"copy\" "
-                                  "or \"auto\"");
+            return where +
+                   "the driver has no zero-copy AF_XDP: set bind_mode = \"copy\" or \"auto\"";
         case ENOBUFS:
         case ENOMEM:
             return where +
@@ -130,7 +133,10 @@ std::string explain_bind(const PortSocketsSetup& setup, uint16_t queue, int erro
         case EINVAL:
             return where +
                    "the kernel refuses the socket: the device has no such queue, or its "
-                   "MTU does not fit a frame of 4096 bytes";
+                   "MTU does not fit a frame of 4096 bytes" +
+                   (setup.bind == Bind::zero_copy
+                        ? ", or its driver refuses zero-copy: try bind_mode = \"auto\""
+                        : "");
         case ENETDOWN:
             return where + "the device is down: set it up first (ip link set " + setup.device +
                    " up)";
@@ -158,29 +164,36 @@ struct PortSockets::Impl {
     std::byte* base = nullptr;
     uint32_t completion_entries = 0;
     bool zero_copy = false;
+    std::string mode_reason;
     std::unique_ptr<Queue[]> queues;
     std::unique_ptr<Socket[]> sockets;  // [queue * workers + worker]
 
     Socket& socket(QueueId queue, WorkerId worker) {
         return sockets[size_t{to_index(queue)} * setup.workers + to_index(worker)];
     }
-    std::expected<void, std::string> open_socket(uint16_t queue, uint16_t worker, int umem_fd);
+    // All sockets in one mode; `mode_flag` is XDP_ZEROCOPY or XDP_COPY. A failure leaves none.
+    std::expected<void, Failure> open(uint16_t mode_flag);
+    std::expected<void, Failure> open_socket(uint16_t queue, uint16_t worker, int umem_fd,
+                                             uint16_t mode_flag);
 };
 
-std::expected<void, std::string> PortSockets::Impl::open_socket(uint16_t queue, uint16_t worker,
-                                                                int umem_fd) {
-    const auto failed = [&](const char* what) -> std::unexpected<std::string> {
-        if (errno == ENOBUFS || errno == EPERM) {
-            return std::unexpected(explain_bind(setup, queue, errno, umem_fd >= 0));
+std::expected<void, Failure> PortSockets::Impl::open_socket(uint16_t queue, uint16_t worker,
+                                                            int umem_fd, uint16_t mode_flag) {
+    const auto failed = [&](const char* what) -> std::unexpected<Failure> {
+        const int error = errno;
+        if (error == ENOBUFS || error == EPERM) {
+            return std::unexpected(Failure{explain_bind(setup, queue, error), error});
         }
-        return std::unexpected(setup.device + " queue " + std::to_string(queue) + ": " + what +
-                               ": " + std::strerror(errno));
+        return std::unexpected(Failure{setup.device + " queue " + std::to_string(queue) + ": " +
+                                           what + ": " + std::strerror(error),
+                                       error});
     };
     Socket& s = socket(QueueId{queue}, WorkerId{worker});
     s.fd = UniqueFd(::socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0));
     if (!s.fd) {
         if (errno == EAFNOSUPPORT) {
-            return std::unexpected("this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)");
+            return std::unexpected(
+                Failure{"this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)", errno});
         }
         return failed("cannot open an AF_XDP socket");
     }
@@ -247,10 +260,9 @@ std::expected<void, std::string> PortSockets::Impl::open_socket(uint16_t queue, 
         address.sxdp_flags = XDP_SHARED_UMEM;
         address.sxdp_shared_umem_fd = static_cast<uint32_t>(umem_fd);
     } else {
-        // Without XDP_COPY and XDP_ZEROCOPY the kernel tries zero-copy and falls back.
-        address.sxdp_flags = XDP_USE_NEED_WAKEUP;
-        if (setup.bind == Bind::copy) address.sxdp_flags |= XDP_COPY;
-        if (setup.bind == Bind::zero_copy) address.sxdp_flags |= XDP_ZEROCOPY;
+        // With neither flag the kernel would fall back by itself, but not say why, and not on the
+        // queues that follow.
+        address.sxdp_flags = static_cast<uint16_t>(XDP_USE_NEED_WAKEUP | mode_flag);
     }
     int error = 0;
     for (int attempt = 0; attempt <= kBusyRetries; ++attempt) {
@@ -259,7 +271,30 @@ std::expected<void, std::string> PortSockets::Impl::open_socket(uint16_t queue, 
         if (error != EBUSY) break;
         std::this_thread::sleep_for(kBusyPause);
     }
-    if (error != 0) return std::unexpected(explain_bind(setup, queue, error, umem_fd >= 0));
+    if (error != 0) return std::unexpected(Failure{explain_bind(setup, queue, error), error});
+    return {};
+}
+
+std::expected<void, Failure> PortSockets::Impl::open(uint16_t mode_flag) {
+    queues = std::make_unique<Queue[]>(setup.queues);
+    sockets = std::make_unique<Socket[]>(size_t{setup.queues} * setup.workers);
+    for (uint16_t queue = 0; queue < setup.queues; ++queue) {
+        for (uint16_t worker = 0; worker < setup.workers; ++worker) {
+            // The first socket of the port has the UMEM, the first of a queue its rings.
+            int umem_fd = -1;
+            if (worker > 0) {
+                umem_fd = socket(QueueId{queue}, WorkerId{0}).fd.get();
+            } else if (queue > 0) {
+                umem_fd = socket(QueueId{0}, WorkerId{0}).fd.get();
+            }
+            if (auto opened = open_socket(queue, worker, umem_fd, mode_flag); !opened) {
+                sockets.reset();
+                queues.reset();
+                return opened;
+            }
+        }
+    }
+    zero_copy = mode_flag == XDP_ZEROCOPY;
     return {};
 }
 
@@ -267,7 +302,7 @@ PortSockets::PortSockets(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 PortSockets::~PortSockets() = default;
 
 std::expected<std::unique_ptr<PortSockets>, std::string> PortSockets::create(
-    const PortSocketsSetup& setup, PacketMemory& memory, PortSockets* umem_owner) {
+    const PortSocketsSetup& setup, PacketMemory& memory) {
     for (const uint32_t entries : {setup.fill_entries, setup.rx_entries}) {
         if (!std::has_single_bit(entries)) {
             return std::unexpected("ring sizes are powers of two, not " + std::to_string(entries));
@@ -290,40 +325,28 @@ std::expected<std::unique_ptr<PortSockets>, std::string> PortSockets::create(
     // nothing while COMPLETION is full.
     impl->completion_entries =
         std::bit_ceil(std::max(uint32_t{setup.workers} * setup.tx_entries, uint32_t{kBurstMax}));
-    impl->queues = std::make_unique<Queue[]>(setup.queues);
-    impl->sockets = std::make_unique<Socket[]>(size_t{setup.queues} * setup.workers);
 
-    for (uint16_t queue = 0; queue < setup.queues; ++queue) {
-        for (uint16_t worker = 0; worker < setup.workers; ++worker) {
-            int umem_fd = -1;
-            if (worker > 0) {
-                umem_fd = impl->socket(QueueId{queue}, WorkerId{0}).fd.get();
-            } else if (umem_owner != nullptr) {
-                umem_fd = umem_owner->fd(QueueId{0}, WorkerId{0});
-            } else if (queue > 0) {
-                umem_fd = impl->socket(QueueId{0}, WorkerId{0}).fd.get();
-            }
-            if (auto opened = impl->open_socket(queue, worker, umem_fd); !opened) {
-                return std::unexpected(opened.error());
-            }
+    if (setup.bind != Bind::copy) {
+        const auto opened = impl->open(XDP_ZEROCOPY);
+        if (!opened) {
+            const auto& [text, error] = opened.error();
+            // These are not about the mode: copying would meet them again.
+            const bool final = error == EBUSY || error == ENETDOWN || error == ENODEV ||
+                               error == EPERM || error == EAFNOSUPPORT;
+            if (final || setup.bind == Bind::zero_copy) return std::unexpected(text);
+            impl->mode_reason = error == EOPNOTSUPP ? "the driver has no zero-copy AF_XDP"
+                                                    : "the driver refused zero-copy: " +
+                                                          std::string(std::strerror(error));
+        } else {
+            impl->mode_reason = "the driver has zero-copy AF_XDP";
         }
+    } else {
+        impl->mode_reason = "copying was asked for";
     }
-
-    xdp_options options{};
-    socklen_t options_bytes = sizeof options;
-    if (getsockopt(impl->sockets[0].fd.get(), SOL_XDP, XDP_OPTIONS, &options, &options_bytes) ==
-        0) {
-        impl->zero_copy = (options.flags & XDP_OPTIONS_ZEROCOPY) != 0;
-    }
-    if (setup.bind == Bind::copy && impl->zero_copy) {
-        return std::unexpected(setup.device +
-                               ": bind_mode = \"copy\" is not possible, because the first port is "
-                               "bound zero-copy and all ports share its mode: set it there too");
-    }
-    if (setup.bind == Bind::zero_copy && !impl->zero_copy) {
-        return std::unexpected(setup.device +
-                               ": bind_mode = \"zero-copy\" is not possible, because the first "
-                               "port is bound in copy mode and all ports share its mode");
+    if (!impl->sockets) {
+        if (const auto opened = impl->open(XDP_COPY); !opened) {
+            return std::unexpected(opened.error().text);
+        }
     }
     return std::unique_ptr<PortSockets>(new PortSockets(std::move(impl)));
 }
@@ -336,6 +359,10 @@ uint16_t PortSockets::workers() const {
 }
 bool PortSockets::zero_copy() const {
     return impl_->zero_copy;
+}
+
+const std::string& PortSockets::mode_reason() const {
+    return impl_->mode_reason;
 }
 
 int PortSockets::fd(QueueId queue, WorkerId worker) const {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The AF_XDP sockets of one port: one for each (queue, worker), all on one UMEM.
+// The AF_XDP sockets of one port: one for each (queue, worker), all on one UMEM of the port's own.
 //
 // A redirect reaches only sockets bound to the frame's own queue, so steering to W workers takes W
 // sockets on each queue. RX and TX rings belong to a socket and so to its worker. The FILL and
@@ -17,8 +17,13 @@
 // Sockets of one queue share its rings and buffer pool in the kernel: the first one brings FILL
 // and COMPLETION, the others are bound to the first one's fd. (libxdp's own set-up refuses the
 // second socket on any queue but the first of a UMEM, so the set-up here is made of the system
-// calls; the ring accessors are libxdp's.) Binding mode and flags are the UMEM's: all ports
-// share those of the first.
+// calls; the ring accessors are libxdp's.)
+//
+// The kernel binds all sockets of a UMEM in one mode. So each port registers packet memory as a
+// UMEM of its own: the pages and the addresses in it are the same, a frame of one port may be sent
+// by another, and a card with zero-copy need not wait for a veth beside it. (Pages are pinned, and
+// counted against RLIMIT_MEMLOCK, once for each port.) `automatic` tries zero-copy on every queue;
+// one queue that refuses puts the whole port into copy mode, and mode_reason() says why.
 //
 // Frames the kernel holds when the sockets close do not come back by themselves: see
 // PacketMemory::recover().
@@ -57,15 +62,16 @@ struct SocketStatistics {
 
 class PortSockets {
   public:
-    // Control, before workers start. The UMEM is registered with the first socket of the first
-    // port; every other one shares it (`umem_owner`, null for that first one).
+    // Control, before workers start.
     static std::expected<std::unique_ptr<PortSockets>, std::string> create(
-        const PortSocketsSetup& setup, PacketMemory& memory, PortSockets* umem_owner);
+        const PortSocketsSetup& setup, PacketMemory& memory);
     ~PortSockets();
 
     [[nodiscard]] uint16_t queues() const;
     [[nodiscard]] uint16_t workers() const;
     [[nodiscard]] bool zero_copy() const;
+    // Why frames are copied, or who asked for what is done.
+    [[nodiscard]] const std::string& mode_reason() const;
     [[nodiscard]] int fd(QueueId queue, WorkerId worker) const;  // for the XSKMAP and poll()
     [[nodiscard]] WorkerId home(QueueId queue) const;            // queue % workers
 

@@ -5,7 +5,7 @@
 //
 // A stage looks at one packet that is still alive and says why it must go, or DropReason::none;
 // the survivors move up, so later stages never see the others. Conservation follows from the form:
-// each packet ends in alive() or in discarded().
+// each packet ends in alive(), in discarded(), or with the pipeline, which may put it on hold.
 
 #include <array>
 #include <cstdint>
@@ -94,7 +94,7 @@ class Burst {
             // Short-circuits at the first stage that finds a reason.
             if ((((reason = (pipeline.*Stages)(packet)) == DropReason::none) && ...)) [[likely]] {
                 alive_[kept++] = &packet;
-            } else {
+            } else if (!pipeline.hold(packet, reason)) {
                 pipeline.drop(packet, reason);
                 discarded_[discarded_count_++] = packet.frame.data;
             }

@@ -71,12 +71,17 @@ bool is_auditable(DropReason reason) {
 template <typename Clock>
 void InboundPipeline::run(std::span<const Frame> frames, Clock& clock) {
     clock.start();
-    burst_.load(frames);
     uint64_t bytes = 0;
     for (const Frame& frame : frames) bytes += frame.bytes;
     counters_.inbound.frames.add(frames.size());
     counters_.inbound.bytes.add(bytes);
     counters_.inbound.bursts.add(1);
+    run_stages(frames, clock);
+}
+
+template <typename Clock>
+inline void InboundPipeline::run_stages(std::span<const Frame> frames, Clock& clock) {
+    burst_.load(frames);
     delivered_count_ = 0;
 
     using Self = InboundPipeline;
@@ -84,7 +89,7 @@ void InboundPipeline::run(std::span<const Frame> frames, Clock& clock) {
     burst_.pass<&Self::parse_esp>(  // asks for the SAD slot
         *this, [](const Packet& packet) { __builtin_prefetch(packet.frame.data); });
     clock.mark(0);
-    burst_.pass<&Self::lookup_sa>(*this, nothing);  // asks for the SA
+    burst_.pass<&Self::lookup_sa>(*this, nothing);  // asks for the SA; without one: on hold
     clock.mark(1);
     burst_.pass<&Self::check_replay>(*this, [](const Packet& packet) {
         __builtin_prefetch(packet.esp);
@@ -108,6 +113,14 @@ void InboundPipeline::run(std::span<const Frame> frames) {
     run(frames, none);
 }
 template void InboundPipeline::run(std::span<const Frame> frames, TscClock& clock);
+
+uint32_t InboundPipeline::run_held(uint32_t most, HoldList::Round round) {
+    const auto again = hold_.take(most, round);
+    NoClock none;
+    run_stages(again.frames, none);
+    hold_.settle();
+    return static_cast<uint32_t>(again.frames.size());
+}
 
 inline DropReason InboundPipeline::parse_esp(Packet& packet) {
     const Frame frame = packet.frame;
@@ -299,6 +312,11 @@ inline DropReason InboundPipeline::deliver(Packet& packet) {
         .frame = {.data = frame, .bytes = kEthernetBytes + packet.inner.total_bytes},
         .kind = io::FrameKind::transit};
     return DropReason::none;
+}
+
+// The stages up to lookup_sa() only read, so the frame is as it came.
+[[gnu::cold]] bool InboundPipeline::hold(const Packet& packet, DropReason reason) {
+    return reason == DropReason::unknown_spi && hold_.put(packet.frame);
 }
 
 [[gnu::cold]] void InboundPipeline::drop(const Packet& packet, DropReason reason) {

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dataplane/pipeline/burst.h"
+#include "dataplane/pipeline/hold.h"
 #include "dataplane/pipeline/pass_clock.h"
 #include "dataplane/worker/counters.h"
 
@@ -14,8 +15,14 @@ namespace sallyport {
 class InboundPipeline {
   public:
     InboundPipeline(const Sad& sad, const crypto::Aead& aead, WorkerCounters& counters,
-                    EventSink& events, WorkerId worker)
-        : sad_(sad), aead_(aead), counters_(counters), events_(events), worker_(worker) {}
+                    EventSink& events, WorkerId worker, uint32_t hold_frames = 0,
+                    uint64_t hold_age_max = 0)
+        : sad_(sad),
+          aead_(aead),
+          counters_(counters),
+          events_(events),
+          worker_(worker),
+          hold_(hold_frames, hold_age_max, counters.inbound.held, counters.inbound.on_hold) {}
 
     // Takes the frames through all stages. Results stand in delivered() and discarded() until the
     // next call. At most kBurstMax frames.
@@ -25,6 +32,13 @@ class InboundPipeline {
     template <typename Clock>
     void run(std::span<const Frame> frames, Clock& clock);
 
+    // Packets whose SA is not there (yet).
+    [[nodiscard]] HoldList& on_hold() { return hold_; }
+    [[nodiscard]] const HoldList& on_hold() const { return hold_; }
+    // Takes the oldest of them, at most `most` and a burst, through all stages again. Results as
+    // from run(). Returns how many; call again until `most` are through.
+    uint32_t run_held(uint32_t most, HoldList::Round round);
+
     [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};
     }
@@ -33,6 +47,8 @@ class InboundPipeline {
   private:
     friend class Burst;
 
+    template <typename Clock>
+    void run_stages(std::span<const Frame> frames, Clock& clock);
     DropReason parse_esp(Packet& packet);
     DropReason lookup_sa(Packet& packet);
     DropReason check_replay(Packet& packet);
@@ -43,6 +59,7 @@ class InboundPipeline {
     DropReason check_selectors(Packet& packet);
     DropReason deliver(Packet& packet);
 
+    bool hold(const Packet& packet, DropReason reason);
     void drop(const Packet& packet, DropReason reason);
 
     const Sad& sad_;
@@ -53,6 +70,7 @@ class InboundPipeline {
     Burst burst_;
     std::array<io::OutgoingFrame, kBurstMax> delivered_;
     uint32_t delivered_count_ = 0;
+    HoldList hold_;
 };
 
 }  // namespace sallyport

@@ -113,17 +113,23 @@ void write_outer_ipv6(const OutboundSa& sa, const wire::IpPacket& inner, const s
 template <typename Clock>
 void OutboundPipeline::run(std::span<const Frame> frames, OutboundSource source, Clock& clock) {
     clock.start();
-    burst_.load(frames);
     uint64_t bytes = 0;
     for (const Frame& frame : frames) bytes += frame.bytes;
     counters_.outbound.frames.add(frames.size());
     counters_.outbound.bytes.add(bytes);
     counters_.outbound.bursts.add(1);
+    run_stages(frames, source, clock);
+}
+
+template <typename Clock>
+inline void OutboundPipeline::run_stages(std::span<const Frame> frames, OutboundSource source,
+                                         Clock& clock) {
+    burst_.load(frames);
     delivered_count_ = 0;
     source_ = source;
 
     using Self = OutboundPipeline;
-    burst_.pass<&Self::parse_inner, &Self::lookup_policy>(  // asks for the SA
+    burst_.pass<&Self::parse_inner, &Self::lookup_policy>(  // asks for the SA; without one: on hold
         *this, [](const Packet& packet) { __builtin_prefetch(packet.frame.data); });
     clock.mark(0);
     burst_.pass<&Self::check_mtu, &Self::assign_sequence, &Self::encapsulate, &Self::deliver>(
@@ -144,6 +150,14 @@ void OutboundPipeline::run(std::span<const Frame> frames, OutboundSource source)
 }
 template void OutboundPipeline::run(std::span<const Frame> frames, OutboundSource source,
                                     TscClock& clock);
+
+uint32_t OutboundPipeline::run_held(uint32_t most, HoldList::Round round) {
+    const auto again = hold_.take(most, round);
+    NoClock none;
+    run_stages(again.frames, again.source, none);
+    hold_.settle();
+    return static_cast<uint32_t>(again.frames.size());
+}
 
 inline DropReason OutboundPipeline::parse_inner(Packet& packet) {
     const uint8_t ttl_needed = source_ == OutboundSource::port ? 2 : 1;
@@ -225,7 +239,7 @@ inline DropReason OutboundPipeline::assign_sequence(Packet& packet) {
         if (sequence >= sa.sequence_end) return DropReason::sequence_exhausted;
         if (sequence >= sa.sequence_reserved) return DropReason::sequence_unreserved;
     }
-    sa.sequence_next = sequence + 1;
+    sa.set_sequence_next(sequence + 1);
     packet.sequence = sequence;
     return DropReason::none;
 }
@@ -297,6 +311,11 @@ inline DropReason OutboundPipeline::deliver(Packet& packet) {
         .frame = {.data = frame, .bytes = kEthernetBytes + sa.header_bytes + packet.esp_bytes},
         .kind = io::FrameKind::originated};
     return DropReason::none;
+}
+
+// The stages up to lookup_policy() only read, so the frame is as it came.
+[[gnu::cold]] bool OutboundPipeline::hold(const Packet& packet, DropReason reason) {
+    return reason == DropReason::no_sa && hold_.put(packet.frame, source_);
 }
 
 [[gnu::cold]] void OutboundPipeline::drop(const Packet& packet, DropReason reason) {

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dataplane/pipeline/burst.h"
+#include "dataplane/pipeline/hold.h"
 #include "dataplane/pipeline/pass_clock.h"
 #include "dataplane/worker/counters.h"
 
@@ -20,8 +21,14 @@ enum class OutboundSource : uint8_t {
 class OutboundPipeline {
   public:
     OutboundPipeline(const OutboundTable& sas, const crypto::Aead& aead, WorkerCounters& counters,
-                     EventSink& events, WorkerId worker)
-        : sas_(sas), aead_(aead), counters_(counters), events_(events), worker_(worker) {}
+                     EventSink& events, WorkerId worker, uint32_t hold_frames = 0,
+                     uint64_t hold_age_max = 0)
+        : sas_(sas),
+          aead_(aead),
+          counters_(counters),
+          events_(events),
+          worker_(worker),
+          hold_(hold_frames, hold_age_max, counters.outbound.held, counters.outbound.on_hold) {}
 
     // The SPD in force; null: none yet, everything is dropped.
     void set_spd(const Spd* spd) { spd_ = spd; }
@@ -34,6 +41,13 @@ class OutboundPipeline {
     template <typename Clock>
     void run(std::span<const Frame> frames, OutboundSource source, Clock& clock);
 
+    // Packets that a PROTECT policy covers which has no SA here (yet).
+    [[nodiscard]] HoldList& on_hold() { return hold_; }
+    [[nodiscard]] const HoldList& on_hold() const { return hold_; }
+    // Takes the oldest of them, at most `most` and a burst, through all stages again. Results as
+    // from run(). Returns how many; call again until `most` are through.
+    uint32_t run_held(uint32_t most, HoldList::Round round);
+
     [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};
     }
@@ -42,6 +56,8 @@ class OutboundPipeline {
   private:
     friend class Burst;
 
+    template <typename Clock>
+    void run_stages(std::span<const Frame> frames, OutboundSource source, Clock& clock);
     DropReason parse_inner(Packet& packet);
     DropReason lookup_policy(Packet& packet);
     DropReason check_mtu(Packet& packet);
@@ -50,6 +66,7 @@ class OutboundPipeline {
     DropReason deliver(Packet& packet);
     void encrypt();  // the burst at once
 
+    bool hold(const Packet& packet, DropReason reason);
     void drop(const Packet& packet, DropReason reason);
 
     const OutboundTable& sas_;
@@ -62,6 +79,7 @@ class OutboundPipeline {
     Burst burst_;
     std::array<io::OutgoingFrame, kBurstMax> delivered_;
     uint32_t delivered_count_ = 0;
+    HoldList hold_;
 };
 
 }  // namespace sallyport

@@ -33,12 +33,23 @@ class ReplayWindow {
         words_ = words;
         window_ = window;
         mask_ = word_count(window) == 0 ? 0 : word_count(window) - 1;
-        top_ = top;
+        set_top(top);
         if (window == 0) return;
         std::memset(words_, top == 0 ? 0 : 0xff, word_bytes(window));
         // What lies below `top` is unknown after a takeover: treat it as received. What lies above
         // is not, and advance() does not clear the word that `top` itself is in.
         if (top != 0) word(top) = ~uint64_t{0} >> (63 - (top & 63));
+    }
+
+    // Goes on where `before` stopped, which was the same SA's: in no case does a number become
+    // fresh again. With a window of the same size the state is the same; with another size only
+    // the top is kept, and what lies at or below it counts as received. A window that was made
+    // with a higher top than `before` has reached stays as it is.
+    void take_over(const ReplayWindow& before) {
+        if (top_ > before.top_) return;
+        if (window_ != before.window_) return init(words_, window_, before.top_);
+        if (window_ != 0) std::memcpy(words_, before.words_, word_bytes(window_));
+        set_top(before.top_);
     }
 
     // The full sequence number of a packet whose low 32 bits are `low` (RFC 4303 A2.2).
@@ -72,7 +83,7 @@ class ReplayWindow {
     // Marks an authenticated sequence number as received, unless it is not fresh any more.
     ReplayVerdict commit(uint64_t sequence) {
         if (window_ == 0) {
-            if (sequence > top_) top_ = sequence;
+            if (sequence > top_) set_top(sequence);
             return ReplayVerdict::fresh;
         }
         const ReplayVerdict verdict = would_accept(sequence);
@@ -82,7 +93,9 @@ class ReplayWindow {
         return ReplayVerdict::fresh;
     }
 
-    [[nodiscard]] uint64_t top() const { return top_; }
+    // Highest number that was authenticated (or given to init()). Any thread: commit() is the one
+    // place that raises it, after the ICV, and the store is whole, so a reader is never ahead.
+    [[nodiscard]] uint64_t top() const { return __atomic_load_n(&top_, __ATOMIC_RELAXED); }
     [[nodiscard]] uint32_t window() const { return window_; }
     [[nodiscard]] const uint64_t* words() const { return words_; }
 
@@ -102,10 +115,11 @@ class ReplayWindow {
         uint64_t steps = (sequence >> 6) - from;
         if (steps > mask_) steps = mask_ + 1;
         for (uint64_t step = 1; step <= steps; ++step) words_[(from + step) & mask_] = 0;
-        top_ = sequence;
+        set_top(sequence);
     }
+    void set_top(uint64_t top) { __atomic_store_n(&top_, top, __ATOMIC_RELAXED); }
 
-    uint64_t top_ = 0;
+    uint64_t top_ = 0;  // writer: worker; reader: control, through top()
     uint64_t* words_ = nullptr;
     uint32_t window_ = 0;
     uint32_t mask_ = 0;

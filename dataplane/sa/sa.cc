@@ -73,7 +73,28 @@ void write_outer_template(OutboundSa& sa, const OutboundSaParameters& parameters
     }
 }
 
+template <typename Sa>
+void take_over_counters(Sa& sa, const Sa& before) {
+    sa.packets.set(before.packets.read());
+    sa.bytes.set(before.bytes.read());
+    for (size_t i = 0; i < kDropReasonCount; ++i) sa.drops[i].set(before.drops[i].read());
+}
+
 }  // namespace
+
+void OutboundSa::take_over(const OutboundSa& before) {
+    take_over_counters(*this, before);
+    raise_sequence(before.sequence_next);
+    reserve(std::max(sequence_reserved, before.sequence_reserved),
+            std::max(sequence_low_water, before.sequence_low_water));
+    iv_mask = before.iv_mask;
+    outer_id = before.outer_id;
+}
+
+void InboundSa::take_over(const InboundSa& before) {
+    take_over_counters(*this, before);
+    replay.take_over(before.replay);
+}
 
 SelectorMatch::SelectorMatch(const Selector& selector)
     : family(selector.source.address.family),
@@ -118,6 +139,7 @@ std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& a
     sa->sequence_end = parameters.esn ? kSequenceEndEsn : kSequenceEnd32;
     sa->reserve(parameters.sequence_reserved, parameters.sequence_low_water);
     sa->iv_mask = parameters.iv_mask;
+    sa->rank = parameters.rank;
     sa->spi = Be32(to_index(parameters.spi));
     sa->suite = parameters.suite;
     sa->esn = parameters.esn;

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -40,6 +41,8 @@ struct Selector {
     uint16_t source_port_hi = 65535;
     uint16_t destination_port_lo = 0;
     uint16_t destination_port_hi = 65535;
+
+    friend bool operator==(const Selector&, const Selector&) = default;
 };
 
 // A selector as a worker compares it: the address words as they stand in an IP header, masked.
@@ -81,12 +84,14 @@ inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
 
 struct alignas(64) OutboundSa {
     // --- line 0 ---
-    uint64_t sequence_next = 1;       // the next packet's
+    // The next packet's. writer: worker; reader: control, by a relaxed load. Stored before the
+    // packet that has the number before it leaves: what is on the wire lies below every later look.
+    uint64_t sequence_next = 1;
     uint64_t sequence_reserved = 1;   // first number that is not reserved on disk: never used
     uint64_t sequence_low_water = 0;  // reaching it asks control for more, once
     uint64_t iv_mask = 0;             // IV = sequence ^ iv_mask (0 for static SAs)
-    Counter packets;
-    Counter bytes;  // inner bytes
+    Counter packets;                  // writer: worker; reader: control, as of all counters here
+    Counter bytes;                    // inner bytes
     Be32 spi;
     uint32_t salt = 0;  // as in key material
     crypto::Suite suite{};
@@ -107,6 +112,8 @@ struct alignas(64) OutboundSa {
     crypto::AeadKey key;
     // --- seldom ---
     uint64_t sequence_end = kSequenceEnd32;  // past the last number the protocol allows
+    uint64_t rank = 0;                       // of a policy's SAs the greatest sends
+    OutboundSa* next_of_policy = nullptr;    // OutboundTable's
     std::array<Counter, kDropReasonCount> drops;
 
     // Takes over what control has reserved on disk. The hot path compares with the low-water mark
@@ -116,7 +123,19 @@ struct alignas(64) OutboundSa {
         sequence_low_water = std::min({low_water, reserved, sequence_end});
         low_water_reported = false;
     }
+    // The numbers below `least` are spent, by this sender or another.
+    void raise_sequence(uint64_t least) {
+        if (sequence_next < least) set_sequence_next(least);
+    }
+    void set_sequence_next(uint64_t next) {
+        __atomic_store_n(&sequence_next, next, __ATOMIC_RELAXED);
+    }
+    // Goes on as `before`, the same SA with other addresses, policy or MTU. Numbers only move up
+    // and the IV mask stays: together they keep each IV from being used twice.
+    void take_over(const OutboundSa& before);
 };
+static_assert(offsetof(OutboundSa, owner) < 64 && offsetof(OutboundSa, outer) == 64);
+static_assert(offsetof(OutboundSa, policy) < 128 && offsetof(OutboundSa, key) % 64 == 0);
 
 struct alignas(64) InboundSa {
     // --- line 0 ---
@@ -143,7 +162,11 @@ struct alignas(64) InboundSa {
     std::array<Counter, kDropReasonCount> drops;
     // --- touched once per packet; more selectors and the replay bitmap follow the object ---
     alignas(64) SelectorMatch selector;
+
+    // Goes on as `before`, the same SA with other addresses, selectors or window size.
+    void take_over(const InboundSa& before);
 };
+static_assert(offsetof(InboundSa, owner) < 64 && offsetof(InboundSa, outer_destination) == 64);
 
 // What control says to build an SA. Keys are copied into SA memory and expanded there.
 struct OutboundSaParameters {
@@ -159,6 +182,7 @@ struct OutboundSaParameters {
     uint64_t sequence_reserved = 1;
     uint64_t sequence_low_water = 0;
     uint64_t iv_mask = 0;
+    uint64_t rank = 0;
     WorkerId owner{};
     uint16_t mtu = 1500;
     DfPolicy df = DfPolicy::copy;

@@ -4,6 +4,7 @@
 // The SAs of one worker: inbound ones by SPI and destination (the SAD of RFC 4301 4.4.2), outbound
 // ones by the policy whose traffic they carry. Owner: one worker; nothing here is shared.
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -47,17 +48,31 @@ class Sad {
     // False: full, or an SA with this SPI and destination is there already.
     bool insert(InboundSa* sa) {
         if ((count_ + 1) * 2 > slots_.size()) return false;
-        const uint32_t daddr_word = sa->outer_destination.last_word();
-        uint32_t i = hint(sa->spi, daddr_word);
-        for (; slots_[i].sa != nullptr; i = (i + 1) & mask_) {
-            if (slots_[i].spi == sa->spi &&
-                slots_[i].sa->outer_destination == sa->outer_destination) {
-                return false;
-            }
-        }
-        slots_[i] = {.spi = sa->spi, .daddr_word = daddr_word, .sa = sa};
+        const uint32_t i = slot_for(*sa);
+        if (slots_[i].sa != nullptr) return false;
+        slots_[i] = {.spi = sa->spi, .daddr_word = sa->outer_destination.last_word(), .sa = sa};
         ++count_;
         return true;
+    }
+
+    // Whether this object is in the table. An SA that is not may be gone from memory too, so it is
+    // not read: the slot of `likely`, which mostly has its SPI and destination, then all others.
+    [[nodiscard]] bool contains(const InboundSa* sa, const InboundSa& likely) const {
+        return slots_[slot_for(likely)].sa == sa ||
+               std::ranges::any_of(slots_, [sa](const Slot& slot) { return slot.sa == sa; });
+    }
+
+    // `sa` instead of `old`, which is in the table. False: a third SA has the SPI and destination
+    // of `sa`; nothing has changed then.
+    bool replace(const InboundSa* old, InboundSa* sa) {
+        Slot& slot = slots_[slot_for(*sa)];
+        if (slot.sa == old) {
+            slot.sa = sa;
+            return true;
+        }
+        if (slot.sa != nullptr) return false;
+        remove(old);
+        return insert(sa);  // there is room for one now
     }
 
     void remove(const InboundSa* sa) {
@@ -95,6 +110,18 @@ class Sad {
     };
     static_assert(sizeof(Slot) == 16);
 
+    // The slot of the SA that has the SPI and destination of `sa`, or the free one where it
+    // belongs.
+    [[nodiscard]] uint32_t slot_for(const InboundSa& sa) const {
+        uint32_t i = hint(sa.spi, sa.outer_destination.last_word());
+        while (
+            slots_[i].sa != nullptr &&
+            (slots_[i].spi != sa.spi || slots_[i].sa->outer_destination != sa.outer_destination)) {
+            i = (i + 1) & mask_;
+        }
+        return i;
+    }
+
     static bool matches(const InboundSa& sa, Family family, const std::byte* daddr) {
         if (sa.outer_family != family) return false;
         // The word in the slot is the whole IPv4 address.
@@ -107,7 +134,15 @@ class Sad {
     uint32_t count_ = 0;
 };
 
-// Outbound SAs by policy. One SA per policy and worker; a second one replaces it for new packets.
+// Outbound SAs by policy. While an SA is rekeyed, and where a peer keeps several, one policy has
+// more than one: the one with the greatest rank sends, and when it is removed the next one does. Of
+// equal rank, the one inserted last. An SA that has no numbers left keeps its place; only control
+// decides that another is to send.
+//
+//   by_policy_[policy] -> rank 9 -> rank 7 -> rank 7 -> null
+//
+// The list runs through the SAs themselves, so nothing is allocated and nothing can run out; a
+// lookup is one load of its head.
 class OutboundTable {
   public:
     explicit OutboundTable(uint32_t policy_capacity) : by_policy_(policy_capacity) {}
@@ -116,25 +151,65 @@ class OutboundTable {
         const auto index = to_index(policy);
         return index < by_policy_.size() ? by_policy_[index] : nullptr;
     }
-    // False: the policy number is beyond what there is room for.
+    // False: the policy number is beyond what there is room for, or the SA is there already.
     bool insert(OutboundSa* sa) {
         const auto index = to_index(sa->policy);
-        if (index >= by_policy_.size()) return false;
-        by_policy_[index] = sa;
+        if (index >= by_policy_.size() || *link_to(index, sa) != nullptr) return false;
+        OutboundSa** link = &by_policy_[index];
+        while (*link != nullptr && (*link)->rank > sa->rank) link = &(*link)->next_of_policy;
+        sa->next_of_policy = *link;
+        *link = sa;
         return true;
     }
     void remove(const OutboundSa* sa) {
         const auto index = to_index(sa->policy);
-        if (index < by_policy_.size() && by_policy_[index] == sa) by_policy_[index] = nullptr;
+        if (index >= by_policy_.size()) return;
+        OutboundSa** link = link_to(index, sa);
+        if (*link != nullptr) *link = sa->next_of_policy;
     }
+
+    // Whether this object is in the table; as Sad::contains(), it is not read. `likely` mostly has
+    // the same policy.
+    [[nodiscard]] bool contains(const OutboundSa* sa, const OutboundSa& likely) const {
+        bool found = false;
+        const auto look = [&](const OutboundSa* one) { found |= one == sa; };
+        visit_list(find(likely.policy), look);
+        if (!found) for_each(look);
+        return found;
+    }
+
+    // `sa` instead of `old`, which is in the table; at its place among SAs of equal rank. False:
+    // there is no room for the policy of `sa`, or `sa` is there already; nothing has changed then.
+    bool replace(const OutboundSa* old, OutboundSa* sa) {
+        if (old->policy != sa->policy || old->rank != sa->rank) {
+            if (!insert(sa)) return false;
+            remove(old);
+            return true;
+        }
+        const auto index = to_index(sa->policy);
+        if (*link_to(index, sa) != nullptr) return false;
+        *link_to(index, old) = sa;
+        sa->next_of_policy = old->next_of_policy;
+        return true;
+    }
+
     template <typename Visit>
     void for_each(Visit visit) const {
-        for (OutboundSa* sa : by_policy_) {
-            if (sa != nullptr) visit(sa);
-        }
+        for (OutboundSa* head : by_policy_) visit_list(head, visit);
     }
 
   private:
+    template <typename Visit>
+    static void visit_list(OutboundSa* head, Visit& visit) {
+        for (OutboundSa* sa = head; sa != nullptr; sa = sa->next_of_policy) visit(sa);
+    }
+    // What points to `sa`, or the null pointer at the end of its policy's list.
+    OutboundSa** link_to(size_t index, const OutboundSa* sa) {
+        OutboundSa** link = &by_policy_[index];
+        while (*link != nullptr && *link != sa) link = &(*link)->next_of_policy;
+        return link;
+    }
+
     std::vector<OutboundSa*> by_policy_;
 };
 

@@ -40,6 +40,8 @@ struct SpdEntry {
     uint16_t source_port_hi = 65535;
     uint16_t destination_port_lo = 0;
     uint16_t destination_port_hi = 65535;
+
+    friend bool operator==(const SpdEntry&, const SpdEntry&) = default;
 };
 
 // The compiled rows of one direction. Plain data: what control writes into the BPF maps.

@@ -14,6 +14,8 @@ struct DirectionCounters {
     Counter bytes;      // with Ethernet header
     Counter delivered;  // left it towards the egress
     Counter bursts;
+    Counter held;     // put on hold for want of an SA, once each; dropped or delivered later
+    Counter on_hold;  // right now: frames = delivered + dropped + on_hold, between bursts
 };
 
 struct alignas(64) WorkerCounters {

@@ -39,6 +39,8 @@ constexpr int kSleepMs = 250;
 // of FILL buffers, because none were free at the last look (and on an empty queue nobody receives
 // who would wake us), or frames stand on a TX ring that could not take more.
 constexpr int kShortSleepMs = 1;
+// A worker that takes a thousand commands in one go leaves its rings alone for too long.
+constexpr int kCommandsPerTurn = 64;
 // While busy, the TAP is read only now and then unless it had something: each try is a system call.
 constexpr uint32_t kTapEveryLoops = 64;
 constexpr uint32_t kTapBurst = 32;
@@ -62,15 +64,14 @@ uint64_t monotonic_ns() {
     return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
 }
 
-// TSC cycles in `microseconds`, from a short look at both clocks.
-uint64_t spin_cycles(uint32_t microseconds) {
+// TSC cycles in a microsecond, from a short look at both clocks.
+double cycles_per_us() {
     const uint64_t ns_begin = monotonic_ns();
     const uint64_t tsc_begin = __rdtsc();
     uint64_t ns_end = ns_begin;
     while (ns_end - ns_begin < 1'000'000) ns_end = monotonic_ns();
     const auto cycles = static_cast<double>(__rdtsc() - tsc_begin);
-    return static_cast<uint64_t>(cycles / static_cast<double>(ns_end - ns_begin) * 1e3 *
-                                 microseconds);
+    return cycles / static_cast<double>(ns_end - ns_begin) * 1e3;
 }
 
 // Worker to control: the ring and the descriptor that says there is something in it.
@@ -168,7 +169,10 @@ struct Worker::Impl {
     std::vector<pollfd> poll_set;
     std::array<Frame, kBurstMax> burst;
     uint64_t spin_cycles = 0;
+    uint64_t cycles_per_ms = 1;
     bool tap_has_more = false;
+    bool new_inbound = false;  // what commands of this turn have brought
+    bool new_outbound = false;
     std::atomic<bool> stopping = false;
     std::thread thread;
 
@@ -177,8 +181,8 @@ struct Worker::Impl {
           aead(std::move(context)),
           sad(setup.max_sas),
           outbound_sas(setup.max_policies),
-          inbound(sad, aead, counters, events, setup.id),
-          outbound(outbound_sas, aead, counters, events, setup.id),
+          inbound(sad, aead, counters, events, setup.id, setup.hold_frames),
+          outbound(outbound_sas, aead, counters, events, setup.id, setup.hold_frames),
           seat(setup.wake_board->seats_[to_index(setup.id)]) {
         for (const auto& port : setup.ports) {
             for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
@@ -190,6 +194,14 @@ struct Worker::Impl {
     }
 
     void add_to_poll_set(int fd) { poll_set.push_back({.fd = fd, .events = POLLIN, .revents = 0}); }
+
+    void measure_clock() {
+        const double per_us = cycles_per_us();
+        spin_cycles = static_cast<uint64_t>(per_us * setup.spin_us);
+        cycles_per_ms = static_cast<uint64_t>(per_us * 1e3);
+        inbound.on_hold().set_age_max(cycles_per_ms * setup.hold_ms);
+        outbound.on_hold().set_age_max(cycles_per_ms * setup.hold_ms);
+    }
 
     std::expected<void, std::string> pin() const {
         cpu_set_t cpus;
@@ -212,6 +224,8 @@ struct Worker::Impl {
         for (uint32_t turn = 0; !stopping.load(std::memory_order_relaxed); ++turn) {
             const uint64_t begin = __rdtsc();
             take_commands();
+            drop_expired(inbound, begin);
+            drop_expired(outbound, begin);
             uint32_t frames = receive_from_ports();
             if (tap_has_more || turn % kTapEveryLoops == 0) frames += receive_from_kernel();
             setup.egress->flush();
@@ -226,7 +240,12 @@ struct Worker::Impl {
                 last_work = __rdtsc();
             }
         }
-        // Nothing stays in hand: what the last burst produced has been flushed above.
+        // Nothing stays in hand: what the last burst produced has been flushed above, and what
+        // waits for an SA will get none.
+        run_held(inbound, inbound.on_hold().count(), HoldList::Round::last);
+        run_held(outbound, outbound.on_hold().count(), HoldList::Round::last);
+        setup.egress->flush();
+        events.notify();
         setup.memory->unregister_thread();
     }
 
@@ -264,6 +283,32 @@ struct Worker::Impl {
         outbound.run({burst.data(), count}, OutboundSource::kernel);
         finish(outbound.delivered(), outbound.discarded());
         return count;
+    }
+
+    // `count` of the frames that wait for an SA, the oldest.
+    template <typename Pipeline>
+    void run_held(Pipeline& pipeline, uint32_t count, HoldList::Round round) {
+        while (count != 0) {
+            count -= pipeline.run_held(count, round);
+            finish(pipeline.delivered(), pipeline.discarded());
+        }
+    }
+
+    template <typename Pipeline>
+    void drop_expired(Pipeline& pipeline, uint64_t now) {
+        HoldList& held = pipeline.on_hold();
+        held.set_now(now);
+        if (!held.empty()) run_held(pipeline, held.expired(), HoldList::Round::last);
+    }
+
+    // An idle worker must wake up when a frame on hold is due.
+    [[nodiscard]] int sleep_ms() const {
+        if (a_home_starves() || setup.egress->has_unsent()) return kShortSleepMs;
+        uint64_t sleep = kSleepMs;
+        for (const HoldList* held : {&inbound.on_hold(), &outbound.on_hold()}) {
+            if (!held->empty()) sleep = std::min(sleep, held->time_left() / cycles_per_ms + 1);
+        }
+        return static_cast<int>(sleep);
     }
 
     void finish(std::span<io::OutgoingFrame> delivered, std::span<std::byte* const> discarded) {
@@ -312,8 +357,7 @@ struct Worker::Impl {
         std::atomic_thread_fence(std::memory_order_seq_cst);
         if (commands.empty() && !stopping.load(std::memory_order_relaxed)) {
             counters.sleeps.add(1);
-            const bool soon = a_home_starves() || setup.egress->has_unsent();
-            poll(poll_set.data(), poll_set.size(), soon ? kShortSleepMs : kSleepMs);
+            poll(poll_set.data(), poll_set.size(), sleep_ms());
             const size_t tap_index = poll_set.size() - 2;
             tap_has_more = (poll_set[tap_index].revents & POLLIN) != 0;
         }
@@ -323,18 +367,30 @@ struct Worker::Impl {
 
     void take_commands() {
         Command command;
-        while (commands.pop(command)) apply(command);
+        new_inbound = new_outbound = false;
+        for (int i = 0; i < kCommandsPerTurn && commands.pop(command); ++i) apply(command);
+        // Before newer frames are received: a flow keeps its order.
+        if (new_inbound) run_held(inbound, inbound.on_hold().count(), HoldList::Round::again);
+        if (new_outbound) run_held(outbound, outbound.on_hold().count(), HoldList::Round::again);
     }
 
     void apply(const Command& command) {
         switch (command.kind) {
             case Command::Kind::install_inbound:
                 assert(command.inbound->owner == setup.id);
-                if (!sad.insert(command.inbound)) answer_retired(command.inbound);
+                install(sad, command.inbound, new_inbound);
                 return;
             case Command::Kind::install_outbound:
                 assert(command.outbound->owner == setup.id);
-                if (!outbound_sas.insert(command.outbound)) answer_retired(command.outbound);
+                install(outbound_sas, command.outbound, new_outbound);
+                return;
+            case Command::Kind::replace_inbound:
+                assert(command.inbound->owner == setup.id);
+                replace(sad, command.old_inbound, command.inbound, new_inbound);
+                return;
+            case Command::Kind::replace_outbound:
+                assert(command.outbound->owner == setup.id);
+                replace(outbound_sas, command.old_outbound, command.outbound, new_outbound);
                 return;
             case Command::Kind::retire_inbound:
                 sad.remove(command.inbound);
@@ -346,10 +402,12 @@ struct Worker::Impl {
                 return;
             case Command::Kind::extend_sequence:
                 command.outbound->reserve(command.number, command.number2);
+                command.outbound->raise_sequence(command.number3);
                 return;
             case Command::Kind::publish_spd: {
                 const Spd* before = std::exchange(spd, command.spd);
                 outbound.set_spd(spd);
+                new_outbound = true;  // a packet may fall under a policy that has an SA
                 if (before != nullptr) {
                     events.post({.kind = Event::Kind::spd_released, .spd = before});
                 }
@@ -364,6 +422,21 @@ struct Worker::Impl {
                 return;
             }
         }
+    }
+
+    template <typename Table, typename Sa>
+    void install(Table& table, Sa* sa, bool& is_new) {
+        if (!table.insert(sa)) return answer_retired(sa);
+        is_new = true;
+    }
+    template <typename Table, typename Sa>
+    void replace(Table& table, Sa* old, Sa* sa, bool& is_new) {
+        if (old == nullptr || !table.contains(old, *sa)) return install(table, sa, is_new);
+        assert(old != sa);
+        if (!table.replace(old, sa)) return answer_retired(sa);
+        sa->take_over(*old);
+        answer_retired(old);
+        is_new = true;
     }
 
     void answer_retired(InboundSa* sa) {
@@ -390,7 +463,7 @@ std::expected<std::unique_ptr<Worker>, std::string> Worker::create(WorkerSetup s
 std::expected<void, std::string> Worker::start() {
     std::binary_semaphore ready(0);
     std::expected<void, std::string> result;
-    impl_->spin_cycles = sallyport::spin_cycles(impl_->setup.spin_us);
+    impl_->measure_clock();
     impl_->thread = std::thread([&ready, &result, impl = impl_.get()] {
         result = impl->pin();
         if (result && !io::PacketMemory::register_thread()) {

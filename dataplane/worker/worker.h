@@ -5,7 +5,9 @@
 //
 // The loop: take commands, receive a burst from each of its sockets and from its TAP queue, run
 // the inbound or outbound pipeline over it, hand the results to the egress, refill the queues it
-// is the home of. Without work it spins for a while, then sleeps in poll().
+// is the home of. Without work it spins for a while, then sleeps in poll(). Frames that wait for an
+// SA go through their pipeline again when a command has brought one, before newer ones are
+// received.
 
 #include <atomic>
 #include <cstdint>
@@ -53,6 +55,10 @@ struct WorkerSetup {
     uint32_t spin_us = 50;
     uint32_t max_sas = 4096;
     uint32_t max_policies = 4096;
+    // Frames that may wait in this worker for an SA, of each direction, and for how long. They take
+    // buffers out of circulation: packet memory must be the larger for it.
+    uint32_t hold_frames = 0;  // 0: such frames are dropped at once
+    uint32_t hold_ms = 500;
     WakeBoard* wake_board = nullptr;
     io::PacketMemory* memory = nullptr;
     // One per port, in port order. Role decides the pipeline its frames go through.

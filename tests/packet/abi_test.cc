@@ -37,6 +37,8 @@ const Member kMembers[] = {
     SP_MEMBER(sp_port_counters, egress_frames),
     SP_MEMBER(sp_port_counters, egress_bytes),
     SP_MEMBER(sp_port_counters, egress_sent),
+    SP_MEMBER(sp_port_counters, passed_esp),
+    SP_MEMBER(sp_port_counters, passed_protect),
     SP_MEMBER(sp_owner_key, spi),
     SP_MEMBER(sp_owner_key, family),
     SP_MEMBER(sp_owner_key, protocol),
@@ -84,6 +86,7 @@ const Member kMembers[] = {
     SP_MEMBER(sp_tunables, workers),
     SP_MEMBER(sp_tunables, use_kfunc),
     SP_MEMBER(sp_tunables, punt_unknown_spi),
+    SP_MEMBER(sp_tunables, register_mode),
 };
 
 const std::pair<const char*, size_t> kSizes[] = {

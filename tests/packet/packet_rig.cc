@@ -168,6 +168,16 @@ Outcome passed(uint32_t port, size_t bytes) {
              {port_counter(port, "passed"), 1}},
             {}};
 }
+Outcome passed_esp(uint32_t port, size_t bytes) {
+    Outcome outcome = passed(port, bytes);
+    outcome.counters[port_counter(port, "passed_esp")] = 1;
+    return outcome;
+}
+Outcome passed_protect(uint32_t port, size_t bytes) {
+    Outcome outcome = passed(port, bytes);
+    outcome.counters[port_counter(port, "passed_protect")] = 1;
+    return outcome;
+}
 Outcome dropped(uint32_t port, size_t bytes, sp_drop_reason reason) {
     return {XDP_DROP,
             {{port_counter(port, "rx_frames"), 1},
@@ -243,7 +253,8 @@ Instance Rig::load(Program program, uint32_t port, Settings settings) {
                                .queues = kQueues,
                                .workers = kWorkers,
                                .use_kfunc = settings.use_kfunc ? 1u : 0u,
-                               .punt_unknown_spi = settings.punt_unknown_spi ? 1u : 0u};
+                               .punt_unknown_spi = settings.punt_unknown_spi ? 1u : 0u,
+                               .register_mode = settings.register_mode ? 1u : 0u};
     auto object = ProgramObject::open(program, tunables, maps_, xsks->get());
     if (!object) give_up(object.error());
     // The kernel test-runs no programs of the devmap type; the code is the same.
@@ -295,9 +306,9 @@ uint32_t Rig::verdict(const Instance& instance, const Bytes& in, uint32_t queue,
 }
 
 Counters Rig::read_counters() const {
-    static constexpr const char* kNames[] = {"rx_frames",     "rx_bytes",     "passed",
-                                             "steered",       "redirected",   "dropped",
-                                             "egress_frames", "egress_bytes", "egress_sent"};
+    static constexpr const char* kNames[] = {
+        "rx_frames",     "rx_bytes",     "passed",      "steered",    "redirected",    "dropped",
+        "egress_frames", "egress_bytes", "egress_sent", "passed_esp", "passed_protect"};
     Counters counters;
     const size_t words = sizeof(sp_port_counters) / sizeof(uint64_t);
     const auto ports = read_all(maps_.fd("port_counters"), SP_PORTS_MAX, words);
@@ -387,6 +398,12 @@ void Rig::set_interface(const std::string& device) {
     if (bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY) != 0) {
         give_up("cannot write port_info");
     }
+}
+
+size_t Rig::update_owners(const std::vector<std::vector<WorkerId>>& owners) {
+    const auto written = spd_->update_owners(owners);
+    if (!written) give_up(written.error());
+    return *written;
 }
 
 void Rig::disable_spd() {

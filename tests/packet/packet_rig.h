@@ -61,6 +61,8 @@ struct Outcome {
 
 // What rows say.
 Outcome passed(uint32_t port, size_t bytes);
+Outcome passed_esp(uint32_t port, size_t bytes);
+Outcome passed_protect(uint32_t port, size_t bytes);
 Outcome dropped(uint32_t port, size_t bytes, sp_drop_reason reason);
 Outcome steered(uint32_t port, size_t bytes, uint32_t queue, uint32_t worker);
 Outcome redirected(uint32_t port, size_t bytes, Bytes out);
@@ -86,6 +88,7 @@ struct Settings {
     bool use_kfunc = false;
     bool punt_unknown_spi = false;
     bool with_sockets = true;
+    bool register_mode = false;
 };
 
 class Rig {
@@ -108,6 +111,8 @@ class Rig {
                  const std::vector<uint32_t>& if_ids = {});
     // The device that stands for the xfrm interface; "": none.
     void set_interface(const std::string& device);
+    // How many entries were written.
+    size_t update_owners(const std::vector<std::vector<WorkerId>>& owners);
     void disable_spd();
     void remove_tx_port(uint32_t port);
     void restore_tx_port(uint32_t port);

@@ -142,8 +142,9 @@ TEST_F(SteerProtected, a_connection_of_the_kernel_gets_what_is_routed_into_its_i
     };
     rig.publish(entries, {}, kOwners, {6, 7, 0, 7});
     rig.set_interface("other0");
-    pass(program, "v4 into the interface", v4(kInterface4, tcp({})));
-    pass(program, "v6 into the interface", v6(kInterface6, udp({})));
+    for (const Bytes& frame : {v4(kInterface4, tcp({})), v6(kInterface6, udp({}))}) {
+        rig.check(program, {"into the interface", frame, passed_protect(kLan, frame.size())});
+    }
     drop(program, "routed to a port", v4("192.0.2.2", icmp()), SP_DROP_protect_in_clear);
     drop(program, "unreachable", v4("203.0.113.9", icmp()), SP_DROP_no_route);
     drop(program, "no connection of a DISCARD", v6("2001:db8:b::9", udp({})),

@@ -163,7 +163,7 @@ TEST_P(SteerUnprotected, ESP_goes_to_its_owner) {
                                   : dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
     }
     for (const auto& [name, frame] : shapes(kOfKernel)) {
-        rig.check(program, {name + ", the kernel's", frame, passed(kWan, frame.size())});
+        rig.check(program, {name + ", the kernel's", frame, passed_esp(kWan, frame.size())});
     }
 }
 
@@ -192,7 +192,7 @@ TEST_P(SteerUnprotected, ESP_of_unknown_SA) {
     const Instance punts = load({.punt_unknown_spi = true});
     for (const auto& [name, frame] : shapes(kUnknown)) {
         rig.check(drops, {name, frame, dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
-        rig.check(punts, {name + ", punted", frame, passed(kWan, frame.size())});
+        rig.check(punts, {name + ", punted", frame, passed_esp(kWan, frame.size())});
     }
     // Towards a protected host the kernel would forward it: that is for the SPD to allow.
     const auto through = [&](const char* name, const char* source, sp_drop_reason reason) {
@@ -214,7 +214,7 @@ TEST_P(SteerUnprotected, ESP_without_a_socket) {
     const Instance program = load({.with_sockets = false});
     const Instance ready = load();
     for (const auto& [name, frame] : shapes(kOnCpu0)) {
-        rig.check(program, {name + ", empty slot", frame, passed(kWan, frame.size())});
+        rig.check(program, {name + ", empty slot", frame, passed_esp(kWan, frame.size())});
     }
     // More workers than the map has slots for.
     rig.set_owner(kOnlyOwnerMap, kUs4, kWorkers);

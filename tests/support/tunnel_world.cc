@@ -73,14 +73,14 @@ SpdEntry protect_entry(Family family, uint32_t policy) {
             .destination = prefix(is_v4 ? "10.2.0.0/16" : "2001:db8:2::/48")};
 }
 
-TunnelWorld::TunnelWorld(uint32_t sa_capacity)
+TunnelWorld::TunnelWorld(uint32_t sa_capacity, uint32_t hold_frames, uint64_t hold_age_max)
     : aead(crypto::Aead::create().value()),
       sad(sa_capacity),
       table(sa_capacity),
-      in(sad, aead, worker_counters, events, kWorker),
-      out(table, aead, worker_counters, events, kWorker) {}
+      in(sad, aead, worker_counters, events, kWorker, hold_frames, hold_age_max),
+      out(table, aead, worker_counters, events, kWorker, hold_frames, hold_age_max) {}
 
-InboundSa& TunnelWorld::add_inbound(const TestSa& sa) {
+InboundSa& TunnelWorld::make_inbound(const TestSa& sa) {
     const Bytes key = sa.key_material();
     const auto selectors = sa.selectors.empty() ? default_selectors() : sa.selectors;
     auto made = make_inbound_sa(aead, {.id = SaId{sa.id},
@@ -96,12 +96,17 @@ InboundSa& TunnelWorld::add_inbound(const TestSa& sa) {
                                        .owner = kWorker,
                                        .selectors = selectors});
     EXPECT_TRUE(made) << made.error();
-    EXPECT_TRUE(sad.insert(made->get()));
     inbound_.push_back(std::move(*made));
     return *inbound_.back();
 }
 
-OutboundSa& TunnelWorld::add_outbound(const TestSa& sa) {
+InboundSa& TunnelWorld::add_inbound(const TestSa& sa) {
+    InboundSa& made = make_inbound(sa);
+    EXPECT_TRUE(sad.insert(&made));
+    return made;
+}
+
+OutboundSa& TunnelWorld::make_outbound(const TestSa& sa) {
     const Bytes key = sa.key_material();
     const uint64_t reserved =
         sa.sequence_reserved.value_or(sa.esn ? kSequenceEndEsn : kSequenceEnd32);
@@ -118,15 +123,21 @@ OutboundSa& TunnelWorld::add_outbound(const TestSa& sa) {
                                 .sequence_reserved = reserved,
                                 .sequence_low_water = sa.sequence_low_water.value_or(reserved),
                                 .iv_mask = sa.iv_mask,
+                                .rank = sa.rank,
                                 .owner = kWorker,
                                 .mtu = sa.mtu,
                                 .df = sa.df,
                                 .copy_dscp = sa.copy_dscp,
                                 .outer_ttl = sa.outer_ttl});
     EXPECT_TRUE(made) << made.error();
-    EXPECT_TRUE(table.insert(made->get()));
     outbound_.push_back(std::move(*made));
     return *outbound_.back();
+}
+
+OutboundSa& TunnelWorld::add_outbound(const TestSa& sa) {
+    OutboundSa& made = make_outbound(sa);
+    EXPECT_TRUE(table.insert(&made));
+    return made;
 }
 
 void TunnelWorld::set_policies(const std::vector<SpdEntry>& ordered) {
@@ -207,6 +218,8 @@ std::map<std::string, uint64_t> TunnelWorld::counters() const {
         note(name + ".bytes", counters.bytes);
         note(name + ".delivered", counters.delivered);
         note(name + ".bursts", counters.bursts);
+        note(name + ".held", counters.held);
+        note(name + ".on_hold", counters.on_hold);
     };
     const auto note_sa = [&](const std::string& name, const auto& sa) {
         note(name + "packets", sa.packets);

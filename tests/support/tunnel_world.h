@@ -48,6 +48,7 @@ struct TestSa {
     std::optional<uint64_t> sequence_reserved = {};  // by default all there are
     std::optional<uint64_t> sequence_low_water = {};
     uint64_t iv_mask = 0;
+    uint64_t rank = 0;
     uint16_t mtu = 1500;
     DfPolicy df = DfPolicy::copy;
     bool copy_dscp = true;
@@ -85,8 +86,13 @@ struct Outcome {
 
 class TunnelWorld {
   public:
-    explicit TunnelWorld(uint32_t sa_capacity = 64);
+    // `hold_frames` of each direction may wait for an SA, for `hold_age_max` of any unit.
+    explicit TunnelWorld(uint32_t sa_capacity = 64, uint32_t hold_frames = 0,
+                         uint64_t hold_age_max = 0);
 
+    // SAs live as long as the world; add_*() puts them into their table too.
+    InboundSa& make_inbound(const TestSa& sa);
+    OutboundSa& make_outbound(const TestSa& sa);
     InboundSa& add_inbound(const TestSa& sa);
     OutboundSa& add_outbound(const TestSa& sa);
     // Replaces the SPD; outbound entries in order.

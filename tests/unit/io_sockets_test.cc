@@ -114,8 +114,8 @@ class IoTest : public test::NamespaceTest {
                 .tx_entries = 128};
     }
 
-    std::unique_ptr<PortSockets> open_port(const PortSocketsSetup& setup, PortSockets* owner) {
-        auto port = PortSockets::create(setup, *memory_, owner);
+    std::unique_ptr<PortSockets> open_port(const PortSocketsSetup& setup) {
+        auto port = PortSockets::create(setup, *memory_);
         EXPECT_TRUE(port) << port.error();
         return port ? std::move(*port) : nullptr;
     }
@@ -165,9 +165,9 @@ TEST_F(IoTest, EachFrameReachesTheSocketOfItsQueueAndWorker) {
     make_veth(2);
     uint64_t held_by_kernel = 0;
     {
-        auto a = open_port(setup("va"), nullptr);
+        auto a = open_port(setup("va"));
         ASSERT_TRUE(a);
-        auto b = open_port(setup("vb"), a.get());  // another device on the same packet memory
+        auto b = open_port(setup("vb"));  // another device on the same packet memory
         ASSERT_TRUE(b);
         EXPECT_FALSE(a->zero_copy());
         EXPECT_EQ(a->home(QueueId{1}), WorkerId{1});
@@ -227,9 +227,9 @@ TEST_F(IoTest, EachFrameReachesTheSocketOfItsQueueAndWorker) {
 // Nobody refills: the queue runs dry for all its workers, says so, and recovers.
 TEST_F(IoTest, ADryFillRingIsSeenAndRecovers) {
     make_veth(2);
-    auto a = open_port(setup("va"), nullptr);
+    auto a = open_port(setup("va"));
     ASSERT_TRUE(a);
-    auto b = open_port(setup("vb"), a.get());
+    auto b = open_port(setup("vb"));
     ASSERT_TRUE(b);
     const Steering steering("va", *a);
     const QueueId queue{0};
@@ -273,7 +273,7 @@ TEST_F(IoTest, ADryFillRingIsSeenAndRecovers) {
 
 TEST_F(IoTest, EveryWorkerTransmitsOnEveryQueue) {
     make_veth(2);
-    auto a = open_port(setup("va"), nullptr);
+    auto a = open_port(setup("va"));
     ASSERT_TRUE(a);
     Capture peer("vb");
     for (uint16_t queue = 0; queue < 2; ++queue) {
@@ -290,7 +290,7 @@ TEST_F(IoTest, EveryWorkerTransmitsOnEveryQueue) {
 
 TEST_F(IoTest, AFullTxRingTakesWhatFits) {
     make_veth(2);
-    auto a = open_port(setup("va"), nullptr);
+    auto a = open_port(setup("va"));
     ASSERT_TRUE(a);
     std::vector<Frame> frames;
     for (uint32_t i = 0; i < 200; ++i) frames.push_back(make_frame(test_frame(0, i)));
@@ -307,7 +307,7 @@ TEST_F(IoTest, AFullTxRingTakesWhatFits) {
 TEST_F(IoTest, PortSocketErrorsSayWhatToDo) {
     make_veth(2);
     const auto error = [&](const PortSocketsSetup& wanted) {
-        auto port = PortSockets::create(wanted, *memory_, nullptr);
+        auto port = PortSockets::create(wanted, *memory_);
         return port ? std::string("created") : port.error();
     };
     PortSocketsSetup wanted = setup("va");
@@ -321,7 +321,7 @@ TEST_F(IoTest, PortSocketErrorsSayWhatToDo) {
     wanted.fill_entries = 1000;
     EXPECT_NE(error(wanted).find("powers of two"), std::string::npos) << error(wanted);
     {
-        auto first = open_port(setup("va"), nullptr);
+        auto first = open_port(setup("va"));
         ASSERT_TRUE(first);
         EXPECT_NE(error(setup("va")).find("another program has AF_XDP sockets on it"),
                   std::string::npos);
@@ -437,7 +437,7 @@ class DirectEgressTest : public IoTest {
         IoTest::SetUp();
         if (IsSkipped()) return;
         make_veth(2);
-        port_ = open_port(setup("va"), nullptr);
+        port_ = open_port(setup("va"));
         ASSERT_TRUE(port_);
         auto tap = Tap::create("sp0", 1, 1500);
         ASSERT_TRUE(tap) << tap.error();

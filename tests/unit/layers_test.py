@@ -23,7 +23,7 @@ MAY_INCLUDE = {
     "dataplane": {"dataplane", "bpf"},
     "config": {"config", "dataplane", "bpf"},
     "control": {"control", "config", "dataplane", "bpf"},
-    "bench": {"bench", "dataplane", "bpf", "config"},
+    "bench": {"bench", "control", "dataplane", "bpf", "config"},
     "tests": None,  # anything
 }
 # Within dataplane, lowest first: a folder includes itself and what stands before it. `spd` and
@@ -48,7 +48,7 @@ PLAIN = {
 # Header of a library -> where it may be included.
 DOORS = [
     (r"intel-ipsec-mb\.h$", ("dataplane/crypto/", "bench/", "tests/")),
-    (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "tests/")),
+    (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "bench/", "tests/")),
     (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "tests/")),
     (r"boost/", ("control/", "tests/")),
     (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),

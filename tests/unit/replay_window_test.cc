@@ -231,5 +231,78 @@ TEST(ReplayWindow, MemoryIsAPowerOfTwoWithOneWordMore) {
     }
 }
 
+// The SA goes on in another object. With a window of the same size nobody can tell.
+TEST(TakeOver, SameSizeGoesOnAsIfNothingHadHappened) {
+    std::mt19937_64 random(21);
+    for (const uint32_t size : kWindows) {
+        for (const uint64_t start : {uint64_t{0}, uint64_t{100}, (uint64_t{1} << 32) - 50}) {
+            std::vector<std::unique_ptr<Window>> objects;
+            objects.push_back(std::make_unique<Window>(size, start));
+            Naive naive(size, start);
+            uint64_t top = start;
+            for (int step = 0; step < 3000; ++step) {
+                if (random() % 50 == 0) {
+                    // Control may have built the new one with a top that it read before.
+                    const uint64_t read_before =
+                        random() % 2 == 0 ? 0 : top - random() % 3 * (top / 3);
+                    objects.push_back(std::make_unique<Window>(size, read_before));
+                    objects.back()->window.take_over(objects[objects.size() - 2]->window);
+                    ASSERT_EQ(objects.back()->window.top(), top);
+                }
+                const uint64_t ahead = random() % 20 == 0 ? random() % 5000 : random() % 4;
+                const uint64_t sequence =
+                    random() % 2 == 0 ? top + ahead : top - std::min(top, random() % 5000);
+                ReplayWindow& window = objects.back()->window;
+                ASSERT_EQ(window.would_accept(sequence), naive.verdict(sequence))
+                    << size << " " << sequence << " " << top;
+                ASSERT_EQ(window.commit(sequence), naive.commit(sequence));
+                top = std::max(top, sequence);
+                ASSERT_EQ(window.top(), top);
+            }
+        }
+    }
+}
+
+// With another size: nothing at or below the top is accepted any more, all above is.
+TEST(TakeOver, OtherSizeKeepsTheTopAndCountsAllBelowAsReceived) {
+    for (const uint32_t before : kWindows) {
+        for (const uint32_t after : kWindows) {
+            if (before == after || after == 0) continue;
+            Window old(before, 1000);
+            for (const uint64_t sequence : {uint64_t{1003}, uint64_t{1030}, uint64_t{1010}}) {
+                ASSERT_EQ(old.window.commit(sequence), ReplayVerdict::fresh);
+            }
+            Window next(after);
+            next.window.take_over(old.window);
+            ASSERT_EQ(next.window.top(), 1030u);
+            for (uint64_t sequence = 0; sequence <= 1030; ++sequence) {
+                ASSERT_NE(next.window.would_accept(sequence), ReplayVerdict::fresh) << sequence;
+            }
+            for (uint64_t sequence = 1031; sequence < 1200; ++sequence) {
+                ASSERT_EQ(next.window.would_accept(sequence), ReplayVerdict::fresh);
+            }
+        }
+    }
+    // Nothing was received yet: nothing is forbidden.
+    Window old(64);
+    Window next(128);
+    next.window.take_over(old.window);
+    EXPECT_EQ(next.window.would_accept(1), ReplayVerdict::fresh);
+}
+
+// The kernel has received packets with the same SA meanwhile: its top is the higher one.
+TEST(TakeOver, AHigherTopStands) {
+    for (const uint32_t after : {64u, 128u}) {
+        Window old(64, 10);
+        Window next(after, 50);
+        next.window.take_over(old.window);
+        EXPECT_EQ(next.window.top(), 50u);
+        for (uint64_t sequence = 0; sequence <= 50; ++sequence) {
+            EXPECT_NE(next.window.would_accept(sequence), ReplayVerdict::fresh);
+        }
+        EXPECT_EQ(next.window.would_accept(51), ReplayVerdict::fresh);
+    }
+}
+
 }  // namespace
 }  // namespace sallyport

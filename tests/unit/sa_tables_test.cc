@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -128,23 +130,185 @@ TEST(Sad, TakesWhatItHasRoomForAndNoMoreThanHalfItsSlots) {
     EXPECT_EQ(find(sad, 1, test::address("192.0.2.1")), nullptr);  // a full table still ends
 }
 
-TEST(OutboundTable, OneSaForAPolicyTheLatest) {
+// Replacing keeps every other SA findable, whatever slots they have moved to.
+TEST(Sad, ReplacesUnderRandomOperations) {
+    std::mt19937 random(6);
+    Sad sad(12);
+    std::map<Key, InboundSa*> reference;
+    std::vector<std::unique_ptr<InboundSa>> all;
+    for (const IpAddress& destination : destinations()) {
+        for (uint32_t spi = 256; spi < 264; ++spi) {
+            all.push_back(plain_sa(spi, destination));
+            all.push_back(plain_sa(spi, destination));  // same key, another object
+        }
+    }
+    uint32_t in_place = 0;
+    uint32_t moved = 0;
+    uint32_t refused = 0;
+    for (int step = 0; step < 40000; ++step) {
+        InboundSa* sa = all[random() % all.size()].get();
+        const auto there = reference.find(key_of(*sa));
+        if (reference.size() < 12 && random() % 3 == 0) {
+            ASSERT_EQ(sad.insert(sa), there == reference.end());
+            reference.try_emplace(key_of(*sa), sa);
+        } else if (!reference.empty()) {
+            const auto old =
+                std::next(reference.begin(), static_cast<ptrdiff_t>(random() % reference.size()));
+            InboundSa* const before = old->second;
+            const bool free_place = there == reference.end() || there == old;
+            if (before == sa) continue;
+            if (random() % 4 == 0) {
+                sad.remove(before);
+                reference.erase(old);
+            } else {
+                ASSERT_EQ(sad.replace(before, sa), free_place);
+                ++(!free_place ? refused : there == old ? in_place : moved);
+                if (free_place) {
+                    reference.erase(old);
+                    reference[key_of(*sa)] = sa;
+                }
+            }
+        }
+        ASSERT_EQ(sad.count(), reference.size());
+        for (const auto& one : all) {
+            const auto found = reference.find(key_of(*one));
+            InboundSa* const expected = found == reference.end() ? nullptr : found->second;
+            ASSERT_EQ(find(sad, one->spi.host(), one->outer_destination), expected);
+            const InboundSa& likely = *all[random() % all.size()];
+            ASSERT_EQ(sad.contains(one.get(), likely), expected == one.get());
+        }
+    }
+    EXPECT_GT(in_place, 50u);
+    EXPECT_GT(moved, 500u);
+    EXPECT_GT(refused, 500u);
+}
+
+// A full table has no room for one more, and none is needed.
+TEST(Sad, ReplacesInAFullTable) {
+    Sad sad(8);
+    std::vector<std::unique_ptr<InboundSa>> sas;
+    do {
+        sas.push_back(
+            plain_sa(256 + static_cast<uint32_t>(sas.size()), test::address("192.0.2.1")));
+    } while (sad.insert(sas.back().get()));
+    const uint32_t count = sad.count();
+    const auto other_place = plain_sa(256, test::address("2001:db8::1"));
+    EXPECT_FALSE(sad.insert(other_place.get()));
+    EXPECT_TRUE(sad.replace(sas[0].get(), other_place.get()));
+    EXPECT_EQ(sad.count(), count);
+    EXPECT_EQ(find(sad, 256, test::address("192.0.2.1")), nullptr);
+    EXPECT_EQ(find(sad, 256, test::address("2001:db8::1")), other_place.get());
+}
+
+std::unique_ptr<OutboundSa> plain_sa(PolicyId policy, uint64_t rank) {
+    auto sa = std::make_unique<OutboundSa>();
+    sa->policy = policy;
+    sa->rank = rank;
+    return sa;
+}
+
+TEST(OutboundTable, TheGreatestRankSendsAndTheNextWhenItGoes) {
     OutboundTable table(4);
-    OutboundSa first;
-    OutboundSa second;
-    first.policy = second.policy = PolicyId{3};
-    EXPECT_TRUE(table.insert(&first));
-    EXPECT_TRUE(table.insert(&second));
-    EXPECT_EQ(table.find(PolicyId{3}), &second);
-    table.remove(&first);  // replaced already
-    EXPECT_EQ(table.find(PolicyId{3}), &second);
-    table.remove(&second);
+    const auto old = plain_sa(PolicyId{3}, 5);
+    const auto rekeyed = plain_sa(PolicyId{3}, 6);
+    const auto fallback = plain_sa(PolicyId{3}, 0);
+    EXPECT_TRUE(table.insert(old.get()));
+    EXPECT_TRUE(table.insert(rekeyed.get()));
+    EXPECT_TRUE(table.insert(fallback.get()));
+    EXPECT_FALSE(table.insert(rekeyed.get()));  // there already
+    EXPECT_EQ(table.find(PolicyId{3}), rekeyed.get());
+    EXPECT_EQ(table.find(PolicyId{2}), nullptr);
+    table.remove(rekeyed.get());
+    EXPECT_EQ(table.find(PolicyId{3}), old.get());
+    table.remove(rekeyed.get());  // not there: nothing happens
+    table.remove(old.get());
+    EXPECT_EQ(table.find(PolicyId{3}), fallback.get());
+    table.remove(fallback.get());
     EXPECT_EQ(table.find(PolicyId{3}), nullptr);
-    OutboundSa beyond;
-    beyond.policy = PolicyId{4};
-    EXPECT_FALSE(table.insert(&beyond));
+    const auto beyond = plain_sa(PolicyId{4}, 1);
+    EXPECT_FALSE(table.insert(beyond.get()));
     EXPECT_EQ(table.find(PolicyId{4}), nullptr);
-    table.remove(&beyond);
+    table.remove(beyond.get());
+    // A replacement that has no place leaves all as it was.
+    EXPECT_TRUE(table.insert(old.get()));
+    EXPECT_FALSE(table.replace(old.get(), beyond.get()));
+    EXPECT_EQ(table.find(PolicyId{3}), old.get());
+}
+
+// Against one vector of all SAs, of which the right one is searched each time.
+class NaiveTable {
+  public:
+    bool insert(OutboundSa* sa, uint32_t policies) {
+        if (to_index(sa->policy) >= policies || contains(sa)) return false;
+        in_order_.push_back(sa);
+        return true;
+    }
+    void remove(const OutboundSa* sa) { std::erase(in_order_, sa); }
+    bool replace(const OutboundSa* old, OutboundSa* sa, uint32_t policies) {
+        if (to_index(sa->policy) >= policies || contains(sa)) return false;
+        // Among its equals it stands where the old one stood; elsewhere it is the latest.
+        if (old->policy == sa->policy && old->rank == sa->rank) {
+            *std::ranges::find(in_order_, old) = sa;
+            return true;
+        }
+        remove(old);
+        in_order_.push_back(sa);
+        return true;
+    }
+    [[nodiscard]] OutboundSa* find(PolicyId policy) const {
+        OutboundSa* best = nullptr;
+        for (OutboundSa* sa : in_order_) {
+            if (sa->policy == policy && (best == nullptr || sa->rank >= best->rank)) best = sa;
+        }
+        return best;
+    }
+    [[nodiscard]] bool contains(const OutboundSa* sa) const {
+        return std::ranges::find(in_order_, sa) != in_order_.end();
+    }
+    [[nodiscard]] const std::vector<OutboundSa*>& all() const { return in_order_; }
+
+  private:
+    std::vector<OutboundSa*> in_order_;
+};
+
+TEST(OutboundTable, EqualsASearchUnderRandomOperations) {
+    constexpr uint32_t kPolicies = 3;
+    std::mt19937 random(7);
+    OutboundTable table(kPolicies);
+    NaiveTable naive;
+    std::vector<std::unique_ptr<OutboundSa>> sas;
+    for (uint32_t i = 0; i < 24; ++i) {  // one policy more than there is room for
+        sas.push_back(plain_sa(PolicyId{i % (kPolicies + 1)}, random() % 3));
+    }
+    for (int step = 0; step < 100'000; ++step) {
+        OutboundSa* sa = sas[random() % sas.size()].get();
+        switch (random() % 4) {
+            case 0:
+            case 1:
+                ASSERT_EQ(table.insert(sa), naive.insert(sa, kPolicies));
+                break;
+            case 2:
+                table.remove(sa);
+                naive.remove(sa);
+                break;
+            default:
+                if (naive.all().empty()) break;
+                const OutboundSa* old = naive.all()[random() % naive.all().size()];
+                ASSERT_EQ(table.replace(old, sa), naive.replace(old, sa, kPolicies));
+                break;
+        }
+        for (uint32_t policy = 0; policy <= kPolicies; ++policy) {
+            ASSERT_EQ(table.find(PolicyId{policy}), naive.find(PolicyId{policy})) << step;
+        }
+        size_t visited = 0;
+        table.for_each([&](const OutboundSa* one) {
+            ASSERT_TRUE(naive.contains(one));
+            ++visited;
+        });
+        ASSERT_EQ(visited, naive.all().size());
+        ASSERT_EQ(table.contains(sa, *sas[random() % sas.size()]), naive.contains(sa));
+        if (random() % 8 == 0 && !naive.contains(sa)) sa->rank = random() % 3;
+    }
 }
 
 // What make_inbound_sa and make_outbound_sa refuse, without a word about the key.

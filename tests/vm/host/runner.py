@@ -9,6 +9,8 @@ import secrets
 import sys
 import time
 
+from lab import checks
+
 from . import guest, trees
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -95,6 +97,9 @@ def run_job(job, build, slow, report):
         if left:
             raise guest.GuestFailed(f"the guest ran only {len(job.cases) - len(left)} of "
                                     f"{len(job.cases)} cases\n{g.last_words()}")
+    except checks.Skip as e:
+        for case in left:
+            report.line(case.name + job.suffix, f"SKIP {e}")
     except guest.GuestFailed as e:
         for case in left:
             report.line(case.name + job.suffix, "FAIL", [str(e)])

@@ -53,6 +53,11 @@ class Gateway(daemon.Daemon):
         with os.fdopen(fd, "w") as f:
             f.write(self._text)
 
+    def beside(self, *argv, **kwargs):
+        """Runs another program in the gateway's namespace, with the gateway's /sys/fs/bpf."""
+        return self._lab.gw.sh("sh", "-c", 'mount --bind "$0" /sys/fs/bpf && exec "$@"',
+                               self._bpffs, *argv, **kwargs)
+
     def tables(self):
         """All that sallyportctl shows, for the eyes of who looks for a fault."""
         return "".join(self.table(what) for what in ("ports", "workers", "sa", "drops")) \

@@ -76,6 +76,7 @@ class Net(dict):
 
     def __init__(self, guest, *names):
         super().__init__((name, Namespace(name)) for name in names)
+        self.__dict__["_cards"] = []  # (namespace, name) of what card() has moved
         _batch([], [f"netns add {name}" for name in names])
         guest.later(self.close)
         for ns in self.values():
@@ -104,5 +105,22 @@ class Net(dict):
                 + [f"ethtool -K {d} tx off tso off gso off gro off; ethtool -K {d} gro on"
                    for d in devices]), timeout=120)
 
+    def card(self, mac, ns, name):
+        """Moves the guest's card with this address into a namespace, under this name; up."""
+        for device in os.listdir("/sys/class/net"):
+            with open(f"/sys/class/net/{device}/address", encoding="ascii") as f:
+                if f.read().strip() == mac:
+                    _batch([], [f"link set {device} down",
+                                f"link set {device} netns {ns} name {name}"])
+                    self[ns].sh("ethtool", "-K", name, "tx", "off", "tso", "off", "gso", "off",
+                                check=False)
+                    self[ns].batch([f"link set {name} up"])
+                    self._cards.append((ns, name))
+                    return
+        raise CommandFailed(f"no card has the address {mac}")
+
     def close(self):
+        # Cards go back to where they came from, for the next case; the others end here.
+        for number, (ns, name) in enumerate(self._cards):
+            self[ns].batch([f"link set {name} down", f"link set {name} netns 1 name card{number}"])
         _batch(["-force"], [f"netns del {name}" for name in self])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sallyportd follows the kernel's xfrm: SAs are taken over, given back, and never used twice."""
+
+from inside import boot, capture, register
+from lab import traffic
+from lab.checks import check, equal, eventually
+
+BOOT = boot.Boot(kernels=("newest", "6.12"), modules=register.MODULES)
+
+
+@BOOT.case("SAs of xfrm are taken over, and their counters come back", seconds=60)
+def taken_over(guest):
+    t = register.RegisterTunnel(guest)
+    t.states()
+    t.policies()
+    t.gw.start()
+    t.until_active()
+    t.ping()
+    t.checked_counters(5)
+    equal(t.n.peer.xfrm_statistics(), {}, "what the peer's kernel refused")
+    for row in t.gw.show("sa"):
+        guest.note(f"{row['direction']} {row['spi']}: worker {row['worker']}, {row['packets']} packets")
+    guest.note(t.gw.table("sa"))
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
+
+
+@BOOT.case("SAs and policies that come and go while it runs", seconds=60)
+def come_and_go(guest):
+    t = register.RegisterTunnel(guest, esn=True)
+    t.gw.start()
+    equal(t.gw.show("sa"), [], "SAs before there are any")
+    t.policies()
+    t.states()
+    t.until_active()
+    t.ping()
+    t.checked_counters(5)
+    # In clear it must not go, whatever is missing.
+    with capture.Capture(guest, t.n.peer, "wanp", "icmp") as clear:
+        t.n.gw.batch([f"xfrm state delete src {register.NEAR_END} dst {register.FAR_END} proto esp"
+                      f" spi {t.pair.spi_out:#x}"])
+        eventually(lambda: len(t.gw.show("sa")) == 1, "the outbound SA is still there", 10)
+        equal(traffic.ping(t.n.lan, register.HOST, register.FAR, 2), 0, "pings without an SA")
+        t.policies("delete")
+        eventually(lambda: t.gw.show("policy") == [], "policies are left", 10)
+        equal(traffic.ping(t.n.lan, register.HOST, register.FAR, 2), 0, "pings without a policy")
+        equal(len(clear.frames()), 0, "frames in clear")
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
+
+
+@BOOT.case("killed: the kernel goes on with the SAs; started again: workers do; no IV twice",
+           seconds=90)
+def killed(guest):
+    t = register.RegisterTunnel(guest)
+    t.states()
+    t.policies()
+    with capture.Capture(guest, t.n.peer, "wanp", "proto 50") as ciphertext:
+        t.gw.start()
+        t.until_active()
+        t.ping(10)
+        t.checked_counters(10)
+        t.gw.kill()
+        answered = traffic.ping(t.n.lan, register.HOST, register.FAR, 20)
+        guest.note(f"{answered} of 20 pings answered by the kernel after the kill")
+        check(answered >= 19, f"only {answered} of 20 pings answered after the kill")
+        t.gw.start()
+        t.until_active()
+        before = t.rows()["outbound"]["packets"]
+        t.ping(10)
+        after = t.rows()["outbound"]["packets"]
+        check(after >= before + 10, f"workers sent {after - before} of 10 pings after the restart")
+        equal(t.gw.stop(), 0, "exit status of sallyportd")
+        t.ping(5)
+        esp = ciphertext.esp()
+    equal(t.n.peer.xfrm_statistics(), {}, "what the peer's kernel refused")
+    for spi in (t.pair.spi_in, t.pair.spi_out):
+        rows = [row for row in esp if row[0] == spi]
+        check(len(rows) >= 45, f"only {len(rows)} ESP packets of {spi:#x} captured")
+        equal(len({row[1] for row in rows}), len(rows), "sequence numbers, each once")
+        equal(len({row[2] for row in rows}), len(rows), "IVs, each once")
+
+
+@BOOT.case("an SA that workers do not speak stays with the kernel, and works", seconds=60)
+def stays(guest):
+    t = register.RegisterTunnel(guest)
+    p = t.pair
+    suite = f"enc cbc(aes) 0x{p.key_out[:16].hex()} auth-trunc hmac(sha256) 0x{(p.key_out * 2)[:32].hex()} 128"
+    states = [f"xfrm state add src {a} dst {b} proto esp spi {spi:#x} reqid {reqid} mode tunnel"
+              f" replay-window 64 flag af-unspec {suite}"
+              for a, b, spi, reqid in ((register.NEAR_END, register.FAR_END, p.spi_out, p.spi_out),
+                                       (register.FAR_END, register.NEAR_END, p.spi_in, p.spi_in))]
+    t.n.peer.batch(["xfrm state flush", *states])
+    t.n.gw.batch(states)
+    t.n.gw.batch(register.policy_lines(p.local, p.remote, register.NEAR_END, register.FAR_END,
+                                       p.spi_in, p.spi_out))
+    t.gw.start()
+    t.ping()
+    rows = t.gw.show("sa")
+    equal({row["state"] for row in rows}, {"kernel"}, "who serves the SAs")
+    for row in rows:
+        check("cbc(aes)" in row["reason"], f"the reason is {row['reason']!r}")
+    guest.note("kernel: " + rows[0]["reason"])
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
