@@ -171,7 +171,7 @@ TEST_P(SteerUnprotected, SA_with_an_if_id_stays_with_the_kernel_unless_the_owner
     const Instance program = load();
     for (const auto& [name, frame] : shapes(kConnection)) {
         rig.check(program, {name, frame,
-                            GetParam() ? passed(kWan, frame.size())
+                            GetParam() ? passed_esp(kWan, frame.size())
                                        : dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
     }
     for (const auto& [name, frame] : shapes(kTakenConnection)) {
