@@ -19,7 +19,7 @@
 
 /* ---- limits ------------------------------------------------------------------------------- */
 
-#define SP_PORTS_MAX 16        /* ports of one appliance */
+#define SP_PORTS_MAX 16        /* port ids: ports of the configuration, and two of our own */
 #define SP_QUEUES_MAX 64       /* receive queues of one port */
 #define SP_WORKERS_MAX 64      /* workers of one appliance */
 #define SP_CPUS_MAX 1024       /* possible CPUs that pcpu_num can name */
@@ -70,7 +70,9 @@
     X(rx_ring_full, "the receive ring of the owning worker was full: the worker is overloaded")    \
     X(protect_in_clear, "a PROTECT policy covers a packet that was about to leave in clear")       \
     X(kernel_multicast, "the kernel's own multicast on the tunnel device: nobody is behind it")    \
-    X(not_established, "the kernel tracks no established connection that the packet belongs to")
+    X(not_established, "the kernel tracks no established connection that the packet belongs to")   \
+    X(no_connection, "routed into the xfrm interface, and its policy names no IPsec connection")   \
+    X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -82,7 +84,12 @@ enum sp_port_role {
     SP_ROLE_UNPROTECTED = 0, /* ciphertext side */
     SP_ROLE_PROTECTED = 1,   /* cleartext side */
     SP_ROLE_INJECTOR = 2,    /* sp0: what workers and the kernel hand to each other */
+    SP_ROLE_INTERFACE = 3,   /* the xfrm interface: what the kernel encrypts and decrypts */
 };
+
+/* Port ids that are not of the configuration; those begin at 0. */
+#define SP_PORT_INTERFACE (SP_PORTS_MAX - 2)
+#define SP_PORT_INJECTOR (SP_PORTS_MAX - 1)
 
 /* PERCPU_ARRAY port_counters, key: port id. Writer: programs of that port. Reader: control. */
 struct sp_port_counters {
@@ -197,8 +204,9 @@ struct sp_spd_entry {
     __u8 owners[SP_OWNERS_MAX]; /* flow_hash % owner_count picks one */
     __u32 ct_mark;              /* the mark of the packet's connection, where the mask has bits */
     __u32 ct_mark_mask;         /* 0: no selector */
+    __u32 if_id;                /* PROTECT without owners: the kernel's IPsec connection; 0: none */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 40, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 44, "abi");
 
 /* ARRAY spd_active, one element. */
 struct sp_spd_active {
@@ -206,6 +214,19 @@ struct sp_spd_active {
     __u32 enabled; /* 0: no SPD yet, everything that needs one is dropped (no_policy) */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 8, "abi");
+
+/* ---- IPsec connections of the kernel ------------------------------------------------------- */
+
+/* PERCPU_HASH connection_counters, key: __u32 if_id. Key: a connection that a policy names, or that
+   did. Writer: interface_in and interface_out; control adds and removes keys. Reader: control. */
+struct sp_connection_counters {
+    __u64 in_packets; /* decrypted by the connection, and what its policy lets it carry */
+    __u64 in_bytes;   /* of the inner packets */
+    __u64 in_dropped; /* decrypted by the connection and dropped, for whatever reason */
+    __u64 out_packets;
+    __u64 out_bytes;
+};
+SP_STATIC_ASSERT(sizeof(struct sp_connection_counters) == 40, "abi");
 
 /* ---- egress filter ------------------------------------------------------------------------ */
 
@@ -268,7 +289,8 @@ struct sp_tunables {
     __u32 port;             /* port id: key into counters, port_info, egress_rules */
     __u32 queues;           /* receive queues that have sockets */
     __u32 workers;          /* at least 1; xsks has queues * workers slots */
-    __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides */
+    __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides;
+                               interface programs: 0: this kernel cannot name connections */
     __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
     __u32 register_mode;    /* 1: SAs and policies are the kernel's, and what no worker has taken
                                over stays with it; 0: SAs and policies of the configuration */

@@ -7,7 +7,9 @@
  * (tune.register_mode):
  *
  *   SAs of the configuration   the kernel is asked first and its pcpu_num (RFC 9611) names the
- *                              owner; without the kfunc the owner map alone decides
+ *                              owner, but of an SA with an if_id (an IPsec connection of the
+ *                              kernel's, which stays there); without the kfunc the owner map
+ *                              alone decides
  *   SAs of an IKE daemon       the owner map is asked first: it lists what workers have taken over.
  *                              All others are the kernel's, which is asked only to tell them from
  *                              SPIs that nobody knows; without the kfunc the kernel gets both
@@ -19,6 +21,7 @@
 
 /* Minimal forms of kernel structures. CO-RE finds the member's place in the running kernel. */
 struct xfrm_state {
+    __u32 if_id;
     __u32 pcpu_num;
 } __attribute__((preserve_access_index));
 
@@ -65,9 +68,9 @@ static __always_inline int sp_kernel_tells(void) {
     return tune.use_kfunc && bpf_xdp_get_xfrm_state && bpf_xdp_xfrm_state_release;
 }
 
-/* 1: the kernel has the SA. `cpu`: its pcpu_num, if it has one. */
+/* 1: the kernel has the SA. `cpu`: its pcpu_num, if it has one; `if_id`: its connection, or 0. */
 static __always_inline int sp_kernel_has_state(struct xdp_md* ctx, const struct sp_packet* packet,
-                                               __u32 spi, __u32* cpu) {
+                                               __u32 spi, __u32* cpu, __u32* if_id) {
     struct bpf_xfrm_state_opts opts = {
         .netns_id = -1,
         .spi = spi,
@@ -81,6 +84,7 @@ static __always_inline int sp_kernel_has_state(struct xdp_md* ctx, const struct 
     if (!state) return 0;
     /* Kernels before 6.13 have SAs without pcpu_num. */
     if (bpf_core_field_exists(state->pcpu_num)) *cpu = state->pcpu_num;
+    if (bpf_core_field_exists(state->if_id)) *if_id = state->if_id;
     bpf_xdp_xfrm_state_release(state);
     return 1;
 }
@@ -99,11 +103,13 @@ static __always_inline struct sp_owner* sp_listed_owner(const struct sp_packet* 
 static __always_inline __u32 sp_find_registered_owner(struct xdp_md* ctx,
                                                       const struct sp_packet* packet, __u32 spi) {
     struct sp_owner* owner = sp_listed_owner(packet, spi);
+    __u32 if_id;
     __u32 cpu;
 
     if (owner) return owner->worker;
     if (!sp_kernel_tells()) return SP_OWNER_KERNEL;
-    return sp_kernel_has_state(ctx, packet, spi, &cpu) ? SP_OWNER_KERNEL : SP_OWNER_UNKNOWN_SA;
+    return sp_kernel_has_state(ctx, packet, spi, &cpu, &if_id) ? SP_OWNER_KERNEL
+                                                               : SP_OWNER_UNKNOWN_SA;
 }
 
 /* Worker index, SP_OWNER_KERNEL or SP_OWNER_UNKNOWN_SA. */
@@ -111,13 +117,14 @@ static __always_inline __u32 sp_find_owner(struct xdp_md* ctx, const struct sp_p
                                            __u32 spi) {
     struct sp_owner* owner;
     int state_found = 0;
+    __u32 if_id = 0;
 
     if (tune.register_mode) return sp_find_registered_owner(ctx, packet, spi);
     if (sp_kernel_tells()) {
         __u32 cpu = 0xffffffff;
 
-        state_found = sp_kernel_has_state(ctx, packet, spi, &cpu);
-        if (state_found) {
+        state_found = sp_kernel_has_state(ctx, packet, spi, &cpu, &if_id);
+        if (state_found && !if_id) {
             __u32* worker = bpf_map_lookup_elem(&cpu_worker, &cpu);
 
             if (worker && *worker != SP_OWNER_NONE) return *worker;
@@ -125,8 +132,9 @@ static __always_inline __u32 sp_find_owner(struct xdp_md* ctx, const struct sp_p
     }
     owner = sp_listed_owner(packet, spi);
     if (owner) return owner->worker;
-    if (state_found) return sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
-    return SP_OWNER_UNKNOWN_SA;
+    if (!state_found) return SP_OWNER_UNKNOWN_SA;
+    return if_id ? SP_OWNER_KERNEL
+                 : sp_sa_hash(spi, sp_last_word(packet, packet->dst)) % tune.workers;
 }
 
 #endif /* SP_OWNER_H */

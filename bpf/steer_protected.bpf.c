@@ -5,7 +5,10 @@
  *   not IP, multicast, ND and link-local for this host -> kernel
  *   IP behind a priority tag                           -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
- *                none: dropped, in register mode left to the kernel's own out policies
+ *                none: in register mode left to the kernel's own out policies;
+ *                none, and the policy has an if_id: the kernel, if it routes the packet into the
+ *                xfrm interface;
+ *                none: dropped
  *   BYPASS    -> FIB and devmap, here or on the CPU of the flow (spread.h)
  *   DISCARD, no policy -> dropped
  */
@@ -14,6 +17,22 @@
 #include <bpf/bpf_helpers.h>
 
 #include "steer.h"
+
+/* interface_out chooses the connection, by this same entry. A route elsewhere would let the packet
+   leave in clear. */
+static __always_inline int sp_protect_by_connection(struct xdp_md* ctx,
+                                                    const struct sp_packet* packet) {
+    __u32 interface = SP_PORT_INTERFACE;
+    struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &interface);
+    struct bpf_fib_lookup fib;
+    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+        return sp_drop(SP_DROP_no_route);
+    if (!info || info->ifindex == 0 || fib.ifindex != info->ifindex)
+        return sp_drop(SP_DROP_protect_in_clear);
+    return sp_pass_protect();
+}
 
 /*
  * No worker can encrypt the packet. SAs and policies of the configuration live in workers only, so
@@ -39,7 +58,7 @@ static __always_inline int sp_without_worker(struct sp_packet* packet, int found
    route leads into sp0, from where a worker reads them. */
 static __always_inline int sp_protect_by_kernel(struct xdp_md* ctx,
                                                 const struct sp_packet* packet) {
-    __u32 injector = SP_PORTS_MAX - 1;
+    __u32 injector = SP_PORT_INJECTOR;
     struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &injector);
     struct bpf_fib_lookup fib;
     long result = sp_fib_lookup(ctx, packet, 0, &fib);
@@ -62,6 +81,9 @@ static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* pack
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1) return sp_pass();
+    /* In register mode the kernel's own policy holds, with an interface or without. */
+    if (entry->owner_count == 0 && entry->if_id && !tune.register_mode)
+        return sp_protect_by_connection(ctx, packet);
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
         return sp_without_worker(packet, found, SP_DROP_no_sa);
     rule = tune.conntrack ? sp_ct_rule(NULL) : SP_CONNTRACK_OFF;

@@ -96,6 +96,7 @@ struct Policy {
     // Mark of the kernel's connection, where the mask has bits; bypass and discard only.
     std::optional<uint32_t> ct_mark;
     uint32_t ct_mark_mask = UINT32_MAX;
+    uint32_t if_id = 0;  // protect: the kernel's IPsec connection that serves it; 0: our own SAs
     Location location;
 };
 
@@ -126,6 +127,7 @@ struct StaticSa {
 struct Config {
     std::filesystem::path file;
     std::string device = "sp0";  // name of the TAP between workers and kernel
+    std::string xfrm_interface;  // for IPsec connections of the kernel's; empty: none
     EgressMode egress = EgressMode::devmap;
     UnknownSpi unknown_spi = UnknownSpi::drop;
     std::filesystem::path state_dir = "/var/lib/sallyport";

@@ -76,6 +76,10 @@ void read_gateway(const Node& node, Config& config, Diagnostics& diagnostics) {
     };
     TableReader table(node, "[gateway]", diagnostics);
     assign(config.device, read_device(table, "device"));
+    assign(config.xfrm_interface, read_device(table, "xfrm_interface"));
+    if (config.xfrm_interface == config.device) {
+        table.report("xfrm_interface", "is the name of gateway.device too: give it another");
+    }
     assign(config.egress, table.choice<EgressMode>("egress", kEgress));
     assign(config.unknown_spi, table.choice<UnknownSpi>("unknown_spi", kUnknownSpi));
     assign(config.state_dir, read_absolute_path(table, "state_dir", kPathBytesMax));
@@ -274,6 +278,10 @@ PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
         policy.priority = static_cast<uint32_t>(*priority);
     }
     read_ct_mark(table, policy);
+    assign(policy.if_id, table.integer("if_id", 1, UINT32_MAX));
+    if (policy.if_id != 0 && draft.action_known && policy.action != SpdAction::protect) {
+        table.report("if_id", "is for action = \"protect\": nothing else has a connection");
+    }
     if (!policy.local.empty() && !policy.remote.empty()) {
         if (policy.local[0].address.family != policy.remote[0].address.family) {
             table.report("remote",

@@ -42,6 +42,13 @@ void check_ports(const Draft& draft, Diagnostics& diagnostics) {
                                 " is gateway.device, which is made by the daemon: name the "
                                 "network device of this port");
         }
+        if (!draft.config.xfrm_interface.empty() && (port.name == draft.config.xfrm_interface ||
+                                                     port.device == draft.config.xfrm_interface)) {
+            diagnostics.add(port.location.line,
+                            label +
+                                " has the name or the device of gateway.xfrm_interface, which is "
+                                "no port: give one of them another");
+        }
         if (!port.device.empty()) {
             const auto [first, is_new] = devices.emplace(port.device, item.device_line);
             if (!is_new) {
@@ -55,10 +62,10 @@ void check_ports(const Draft& draft, Diagnostics& diagnostics) {
         has_unprotected = has_unprotected || port.role == PortRole::unprotected_side;
         has_protected = has_protected || port.role == PortRole::protected_side;
     }
-    if (draft.ports.size() > SP_PORTS_MAX) {
+    if (draft.ports.size() > SP_PORT_INTERFACE) {
         diagnostics.add(draft.ports_line, "[port] has " + std::to_string(draft.ports.size()) +
                                               " ports: allowed are at most " +
-                                              std::to_string(SP_PORTS_MAX));
+                                              std::to_string(SP_PORT_INTERFACE));
     }
     if (!roles_known) return;
     if (!has_unprotected) {
@@ -76,6 +83,12 @@ void check_ports(const Draft& draft, Diagnostics& diagnostics) {
 void check_policies(const Draft& draft, Diagnostics& diagnostics) {
     std::map<std::string_view, uint32_t> names;
     for (const PolicyDraft& item : draft.policies) {
+        if (item.policy.if_id != 0 && item.policy.action == SpdAction::protect &&
+            draft.config.xfrm_interface.empty()) {
+            diagnostics.add(item.policy.location.line,
+                            "[[policy]] if_id: the kernel's connections need an interface: write "
+                            "xfrm_interface = \"ipsec0\" below [gateway]");
+        }
         if (item.policy.name.empty()) continue;
         const auto [first, is_new] = names.emplace(item.policy.name, item.name_line);
         if (is_new) continue;
@@ -191,6 +204,11 @@ void check_sa_references(const Draft& draft, Diagnostics& diagnostics) {
             diagnostics.add(item.policy_line, "[[sa]] policy: " + shown(sa.policy) +
                                                   " does not protect: an SA needs a policy with "
                                                   "action = \"protect\"");
+        }
+        if (policy->second->policy.if_id != 0) {
+            diagnostics.add(item.policy_line,
+                            "[[sa]] policy: " + shown(sa.policy) +
+                                " has an if_id, so the kernel's SAs serve it: remove one of them");
         }
         if (!item.direction_known || sa.direction != SaDirection::outbound) continue;
         const auto [first, is_new] = outbound.emplace(sa.policy, item.policy_line);

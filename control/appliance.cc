@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "config/system.h"
+#include "control/startup/interface.h"
 #include "dataplane/base/unique_fd.h"
 #include "dataplane/io/direct_egress.h"
 
@@ -65,19 +66,29 @@ uint32_t outer_mtu(const std::vector<RunningPort>& ports) {
     return mtu;
 }
 
+// Room for the tunnel, so that the kernel fragments (or refuses) what it routes into one.
+uint32_t tunnel_mtu(const std::vector<RunningPort>& ports) {
+    const uint32_t outer = outer_mtu(ports);
+    return std::clamp(outer - std::min(outer, kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);
+}
+
+std::vector<uint32_t> if_ids_of(const std::vector<config::Policy>& policies) {
+    std::vector<uint32_t> out;
+    for (const config::Policy& policy : policies) out.push_back(policy.if_id);
+    return out;
+}
+
 }  // namespace
 
 std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
     config::Config& config, Log& log, boost::asio::io_context& context) {
     std::unique_ptr<Appliance> appliance(new Appliance(config, log, context));
     constexpr Step (Appliance::* kSteps[])() = {
-        &Appliance::choose_cpus,       &Appliance::find_connections,
-        &Appliance::find_devices,      &Appliance::lock_state,
-        &Appliance::prepare_memory,    &Appliance::guard_kernel_path,
-        &Appliance::enable_forwarding, &Appliance::create_tap,
-        &Appliance::open_sockets,      &Appliance::load_programs,
-        &Appliance::start_workers,     &Appliance::install_sas,
-        &Appliance::publish_policies,  &Appliance::attach};
+        &Appliance::choose_cpus,       &Appliance::find_connections,  &Appliance::find_devices,
+        &Appliance::lock_state,        &Appliance::prepare_memory,    &Appliance::make_interface,
+        &Appliance::guard_kernel_path, &Appliance::enable_forwarding, &Appliance::create_tap,
+        &Appliance::open_sockets,      &Appliance::load_programs,     &Appliance::start_workers,
+        &Appliance::install_sas,       &Appliance::publish_policies,  &Appliance::attach};
     for (const auto step : kSteps) {
         if (auto done = (appliance.get()->*step)(); !done) {
             appliance->stop();
@@ -163,8 +174,16 @@ Appliance::Step Appliance::prepare_memory() {
     return {};
 }
 
+Appliance::Step Appliance::make_interface() {
+    auto interface = open_interface(config_, tunnel_mtu(ports_), log_);
+    if (!interface) return std::unexpected(interface.error());
+    if (*interface) interface_.emplace(std::move(**interface));
+    return {};
+}
+
 Appliance::Step Appliance::guard_kernel_path() {
-    auto rows = xfrm::guard_rows(policies_without_marks(config_.policies), config_.sas);
+    auto rows = xfrm::guard_rows(policies_without_marks(config_.policies), config_.sas,
+                                 interface_ ? interface_->ifindex() : 0);
     if (!rows) return std::unexpected(rows.error());
     auto guard = xfrm::PolicyGuard::install(std::move(*rows));
     if (!guard) return std::unexpected(guard.error());
@@ -225,9 +244,7 @@ Appliance::Step Appliance::enable_forwarding() {
 }
 
 Appliance::Step Appliance::create_tap() {
-    // Room for the tunnel, so that the kernel fragments (or refuses) what it routes into sp0.
-    tap_mtu_ = std::clamp(outer_mtu(ports_) - std::min(outer_mtu(ports_), kTunnelOverheadMax),
-                          kTapMtuMin, kTapMtuMax);
+    tap_mtu_ = tunnel_mtu(ports_);
     auto tap = io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()), tap_mtu_);
     if (!tap) return std::unexpected(tap.error());
     tap_.emplace(std::move(*tap));
@@ -243,7 +260,18 @@ Appliance::Step Appliance::create_tap() {
         {v6 + "forwarding", "1"},
         {v6 + "disable_policy", "1"},
     };
-    for (const auto& [name, value] : settings) {
+    std::vector<std::pair<std::string, const char*>> all(std::begin(settings), std::end(settings));
+    if (interface_) {
+        const std::string own = "net/ipv4/conf/" + config_.xfrm_interface + "/";
+        // The interface itself looks for policies, by if_id, in both directions: disable_policy
+        // stays off, and disable_xfrm is about the way towards the interface only.
+        all.insert(all.end(), {{own + "forwarding", "1"},
+                               {own + "rp_filter", "0"},
+                               {own + "send_redirects", "0"},
+                               {own + "disable_xfrm", "1"},
+                               {"net/ipv6/conf/" + config_.xfrm_interface + "/forwarding", "1"}});
+    }
+    for (const auto& [name, value] : all) {
         if (Sysctls::get(name).empty()) continue;
         if (auto change = sysctls_.set(name, value); !change) {
             return std::unexpected(change.error());
@@ -338,6 +366,12 @@ Appliance::Step Appliance::load_programs() {
     auto injector = bpf_->add_injector({.device = config_.device, .ifindex = tap_->ifindex()});
     if (!injector) return std::unexpected(injector.error());
     injector_ = *injector;
+    if (interface_) {
+        auto added = bpf_->add_interface({.device = config_.xfrm_interface,
+                                          .ifindex = interface_->ifindex(),
+                                          .mtu = interface_->mtu()});
+        if (!added) return added;
+    }
     // What the kernel routes into sp0 is read by the worker that may encrypt it.
     auto queue_program = bpf_->load_injector_queue();
     if (!queue_program) return std::unexpected(queue_program.error());
@@ -430,10 +464,22 @@ Appliance::Step Appliance::publish_policies() {
     for (const auto& worker : workers_) {
         if (!worker->submit(command)) return std::unexpected("a worker does not take its policies");
     }
-    return bpf_->publish_spd(spd_.outbound, spd_.inbound, sas_->owners_by_policy());
+    return bpf_->publish_spd(spd_.outbound, spd_.inbound, sas_->owners_by_policy(),
+                             interface_ ? if_ids_of(config_.policies) : std::vector<uint32_t>{});
 }
 
 Appliance::Step Appliance::attach() {
+    if (interface_) {
+        const auto replaced = bpf_->attach_interface();
+        if (!replaced) return std::unexpected(replaced.error());
+        if (*replaced) {
+            log_.info("xfrm interface " + config_.xfrm_interface +
+                      ": replaced the programs of a killed run");
+        }
+        log_.info("xfrm interface " + config_.xfrm_interface + ": " +
+                  std::to_string(bpf_->connections().size()) +
+                  " IPsec connections of the kernel's");
+    }
     for (size_t i = 0; i < ports_.size(); ++i) {
         RunningPort& port = ports_[i];
         auto attachment = bpf_->attach_port(PortId{static_cast<uint16_t>(i)});

@@ -8,6 +8,7 @@
 //   sequence store   lock of the state directory; numbers of the keys
 //   namespace lock   one daemon per network namespace
 //   packet memory    DPDK's EAL and the pool
+//   xfrm interface   for the kernel's IPsec connections; without programs it lets nothing pass
 //   policy guard     from here on the kernel path lets nothing pass that PROTECT covers; it goes
 //                    when the end was asked for, or when the start failed and no gateway ran before
 //   SA registry      what a killed run left in xfrm goes
@@ -38,6 +39,7 @@
 #include "control/sa_control.h"
 #include "control/sequence_store.h"
 #include "control/startup/sysctls.h"
+#include "control/xfrm/interface.h"
 #include "control/xfrm/policy_guard.h"
 #include "control/xfrm/sa_registry.h"
 #include "dataplane/crypto/aead.h"
@@ -75,7 +77,10 @@ class Appliance {
     Appliance(const Appliance&) = delete;
 
     // Whether the kernel path stays blocked for what PROTECT covers when the object has gone.
-    void at_end(xfrm::PolicyGuard::AtEnd what) { guard_->at_end(what); }
+    void at_end(xfrm::PolicyGuard::AtEnd what) {
+        guard_->at_end(what);
+        if (interface_) interface_->keep(what == xfrm::PolicyGuard::AtEnd::keep);
+    }
     // Stops the workers, checks that no frame was lost and writes the sequence numbers back. False:
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
@@ -90,6 +95,10 @@ class Appliance {
     [[nodiscard]] const io::PacketMemory& memory() const { return *memory_; }
     [[nodiscard]] uint32_t tap_ifindex() const { return tap_->ifindex(); }
     [[nodiscard]] uint32_t tap_mtu() const { return tap_mtu_; }
+    // The xfrm interface for the kernel's IPsec connections; null: none configured or possible.
+    [[nodiscard]] const xfrm::Interface* interface() const {
+        return interface_ ? &*interface_ : nullptr;
+    }
     [[nodiscard]] const std::string& crypto() const { return crypto_description_; }
     // Static SAs, or those of xfrm: null where config().follows_xfrm() says the other.
     [[nodiscard]] SaControl* sas() { return sas_ ? &*sas_ : nullptr; }
@@ -108,6 +117,7 @@ class Appliance {
     Step find_connections();
     Step lock_state();
     Step prepare_memory();
+    Step make_interface();
     Step guard_kernel_path();
     Step find_devices();
     Step enable_forwarding();
@@ -129,6 +139,7 @@ class Appliance {
     std::optional<xfrm::NamespaceLock> namespace_lock_;
     std::optional<io::PacketMemory> memory_;
     std::optional<xfrm::PolicyGuard> guard_;
+    std::optional<xfrm::Interface> interface_;  // made before the guard, removed before it
     std::optional<xfrm::SaRegistry> registry_;
     Sysctls sysctls_{config_.state_dir / "sysctls"};
     uint32_t tap_mtu_ = 1500;

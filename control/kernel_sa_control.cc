@@ -301,7 +301,8 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
         if (!compiled) return std::unexpected(compiled.error());
         spd_ = compiled->spd.get();
         commands_->publish(std::move(compiled->spd));
-        auto done = bpf_->publish_spd(compiled->outbound, compiled->inbound, workers);
+        auto done = bpf_->publish_spd(compiled->outbound, compiled->inbound, workers,
+                                      adoption_.if_id_by_group);
         if (!done) return done;
         policies_due_ = false;
     } else if (workers != published_owners_) {

@@ -239,6 +239,8 @@ std::expected<json::value, std::string> Report::show(rpc::Show what) const {
             return policies();
         case rpc::Show::drops:
             return drops();
+        case rpc::Show::connections:
+            return connections();
     }
     return std::unexpected("unknown request");
 }
@@ -312,6 +314,16 @@ std::expected<json::value, std::string> Report::ports() const {
                               static_cast<uint16_t>(appliance_.workers().size()),
                               appliance_.tap_mtu(), appliance_.injector(), "none", "", *counters,
                               {}, nullptr));
+    if (appliance_.interface() == nullptr) return out;
+    const auto interface = appliance_.bpf().counters(bpf_objects::kInterfacePort);
+    if (!interface) return std::unexpected(interface.error());
+    const std::string& name = appliance_.config().xfrm_interface;
+    json::object row =
+        port_object(name, name, appliance_.interface()->ifindex(), "interface", 0,
+                    appliance_.interface()->mtu(), {}, "none", "", *interface, {}, nullptr);
+    row["xdp_mode"] = "none";
+    row["attached"] = "tc";
+    out.push_back(std::move(row));
     return out;
 }
 
@@ -393,6 +405,7 @@ json::value Report::policies() const {
                                    {"local_ports", port_range(policy.local_ports)},
                                    {"remote_ports", port_range(policy.remote_ports)},
                                    {"ct_mark", mark(policy)},
+                                   {"if_id", policy.if_id},
                                    {"sas", std::move(names)}});
     }
     return out;
@@ -410,6 +423,11 @@ std::expected<json::value, std::string> Report::drops() const {
     const auto counters = appliance_.bpf().counters(bpf_objects::kInjectorPort);
     if (!counters) return std::unexpected(counters.error());
     places.emplace_back("port " + appliance_.config().device, counters->drops);
+    if (appliance_.interface() != nullptr) {
+        const auto interface = appliance_.bpf().counters(bpf_objects::kInterfacePort);
+        if (!interface) return std::unexpected(interface.error());
+        places.emplace_back("port " + appliance_.config().xfrm_interface, interface->drops);
+    }
     for (const auto& worker : appliance_.workers()) {
         places.emplace_back("worker " + std::to_string(to_index(worker->id())), drops_of(*worker));
     }
@@ -427,6 +445,25 @@ std::expected<json::value, std::string> Report::drops() const {
                                    {"count", total},
                                    {"where", std::move(where)},
                                    {"help", text(kDropReasonHelp[reason])}});
+    }
+    return out;
+}
+
+json::value Report::connections() const {
+    json::array out;
+    for (const bpf_objects::Connection& connection : appliance_.bpf().connections()) {
+        json::array names;
+        for (const config::Policy& policy : appliance_.config().policies) {
+            if (policy.if_id == connection.if_id) names.emplace_back(text(policy.name));
+        }
+        const sp_connection_counters& counters = connection.counters;
+        out.push_back(json::object{{"if_id", connection.if_id},
+                                   {"policies", std::move(names)},
+                                   {"in_packets", counters.in_packets},
+                                   {"in_bytes", counters.in_bytes},
+                                   {"in_dropped", counters.in_dropped},
+                                   {"out_packets", counters.out_packets},
+                                   {"out_bytes", counters.out_bytes}});
     }
     return out;
 }

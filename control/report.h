@@ -31,6 +31,7 @@ class Report {
     [[nodiscard]] size_t policy_count() const;
     [[nodiscard]] size_t sa_count() const;
     [[nodiscard]] std::expected<boost::json::value, std::string> drops() const;
+    [[nodiscard]] boost::json::value connections() const;
 
     const Appliance& appliance_;
     const Log& log_;

@@ -57,6 +57,10 @@ WHAT_TO_DO = {
     "kernel_multicast": "Nothing.",
     "not_established": "As configured by `conntrack_in` and `conntrack_out`. If the traffic is wanted: `show ports` tells "
                        "whether the kernel tracks anything at all ([docs/config.md](config.md#connection-tracking)).",
+    "no_connection": "Give the policy the `if_id` of its connection, or, if workers protect it, correct the route into the xfrm "
+                     "interface.",
+    "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
+                        "is not its own.",
 }
 
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->

@@ -12,6 +12,7 @@
 #include <map>
 
 #include "control/bpf_objects/attachment.h"
+#include "control/bpf_objects/interface_programs.h"
 #include "control/bpf_objects/library_log.h"
 #include "control/bpf_objects/program_object.h"
 #include "control/bpf_objects/spd_writer.h"
@@ -115,12 +116,18 @@ struct BpfObjects::Impl {
     SpdWriter spd;
     std::map<uint16_t, Port> ports;
     std::unique_ptr<Injector> injector;
+    std::unique_ptr<InterfacePrograms> interface;
+    ConnectionCounters connection_counters;
     std::optional<ProgramObject> injector_queue;
 
     Connections connections;
 
     Impl(const Limits& room, SharedMaps shared, const Connections& wanted)
-        : limits(room), maps(std::move(shared)), spd(maps, limits), connections(wanted) {}
+        : limits(room),
+          maps(std::move(shared)),
+          spd(maps, limits),
+          connection_counters(maps),
+          connections(wanted) {}
 
     [[nodiscard]] sp_tunables tunables(PortId port) const {
         sp_tunables tunables{};
@@ -175,6 +182,7 @@ struct BpfObjects::Impl {
         // Nothing comes in any more before anything that forwards is taken apart.
         detach_ports();
         injector.reset();
+        interface.reset();
     }
     void detach_ports() {
         for (auto& [id, port] : ports) port.attachment.reset();
@@ -395,6 +403,22 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     return impl_->injector->attachment.report();
 }
 
+std::expected<void, std::string> BpfObjects::add_interface(const InterfaceSetup& setup) {
+    auto programs = InterfacePrograms::load(setup, impl_->maps);
+    if (!programs) return std::unexpected(programs.error());
+    impl_->interface = std::make_unique<InterfacePrograms>(std::move(*programs));
+    sp_port_info info{};
+    info.ifindex = setup.ifindex;
+    info.mtu = setup.mtu;
+    info.role = SP_ROLE_INTERFACE;
+    return impl_->write_info(to_index(kInterfacePort), info);
+}
+
+std::expected<bool, std::string> BpfObjects::attach_interface() {
+    if (!impl_->interface) return failure("there is no xfrm interface");
+    return impl_->interface->attach();
+}
+
 std::expected<int, std::string> BpfObjects::load_injector_queue() {
     auto program = ProgramObject::open(Program::injector_queue, sp_tunables{}, impl_->maps);
     if (!program) return std::unexpected(program.error());
@@ -462,8 +486,18 @@ std::expected<void, std::string> BpfObjects::remove_owner(Spi spi,
 
 std::expected<void, std::string> BpfObjects::publish_spd(
     const CompiledSpd& outbound, const CompiledSpd& inbound,
-    std::span<const std::vector<WorkerId>> owners_by_policy) {
-    return impl_->spd.publish(outbound, inbound, owners_by_policy);
+    std::span<const std::vector<WorkerId>> owners_by_policy,
+    std::span<const uint32_t> if_id_by_policy) {
+    // Without our interface nobody counts: in register mode if_ids are those of others, and many.
+    const auto counted = impl_->interface ? if_id_by_policy : std::span<const uint32_t>{};
+    if (auto added = impl_->connection_counters.add(counted); !added) return added;
+    auto published = impl_->spd.publish(outbound, inbound, owners_by_policy, if_id_by_policy);
+    if (published) impl_->connection_counters.keep_only(counted);
+    return published;
+}
+
+std::vector<Connection> BpfObjects::connections() const {
+    return impl_->connection_counters.read();
 }
 
 std::expected<size_t, std::string> BpfObjects::update_owners(

@@ -61,9 +61,15 @@ struct Connections {
     bool marks = false;    // some policy selects by connection mark
 };
 
-// The id sp0 has in counters. Ports of the configuration take 0 .. kPortsMax - 1.
-inline constexpr PortId kInjectorPort{SP_PORTS_MAX - 1};
-inline constexpr size_t kPortsMax = SP_PORTS_MAX - 1;
+// Whether this kernel lets programs name and read IPsec connections on an xfrm interface. Answers
+// after such an interface was made, which loads the kernel's module. Empty: it does; else why not.
+std::string probe_connections();
+
+// The ids that sp0 and the xfrm interface have in counters. Ports of the configuration take
+// 0 .. kPortsMax - 1.
+inline constexpr PortId kInjectorPort{SP_PORT_INJECTOR};
+inline constexpr PortId kInterfacePort{SP_PORT_INTERFACE};
+inline constexpr size_t kPortsMax = SP_PORT_INTERFACE;
 
 // Room in the shared maps. One generation of the SPD, both directions together, may take
 // spd_destinations and spd_sources rows and spd_entries entries; the maps have room for two.
@@ -72,6 +78,7 @@ struct Limits {
     uint32_t spd_destinations = 4096;
     uint32_t spd_sources = 16384;
     uint32_t spd_entries = 16384;
+    uint32_t connections = 4096;  // different if_ids
 };
 
 struct PortSetup {
@@ -93,6 +100,12 @@ struct PortSetup {
     config::Conntrack conntrack_out = config::Conntrack::off;
     std::vector<uint16_t> bypass_cpus;            // at most SP_BYPASS_CPUS_MAX
     std::vector<config::EgressRule> egress_deny;  // at most SP_EGRESS_RULES_MAX
+};
+
+struct InterfaceSetup {
+    std::string device;
+    uint32_t ifindex = 0;
+    uint32_t mtu = 1500;
 };
 
 struct InjectorSetup {
@@ -121,6 +134,12 @@ struct PortCounters {
     std::vector<uint64_t> taken_by_cpu;  // in the order of bypass_cpus
 };
 
+// An IPsec connection of the kernel's that some policy names, summed over CPUs.
+struct Connection {
+    uint32_t if_id = 0;
+    sp_connection_counters counters{};
+};
+
 // A deny rule as the egress programs (and direct egress) read it.
 std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule);
 
@@ -146,6 +165,11 @@ class BpfObjects {
     // Loads the program that chooses the worker for what the kernel routes into sp0, for
     // io::Tap::choose_queues_by(). The descriptor stays ours.
     std::expected<int, std::string> load_injector_queue();
+    // The xfrm interface: loads interface_in and interface_out. From here on packets of policies
+    // with an if_id are left to the kernel, if it routes them there.
+    std::expected<void, std::string> add_interface(const InterfaceSetup& setup);
+    // Attaches them by TC. True: those of a killed run were there and are replaced.
+    std::expected<bool, std::string> attach_interface();
     // MTU of the device changed.
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
     // Replaces the port's egress filter. The old one holds until the new one is complete.
@@ -168,9 +192,12 @@ class BpfObjects {
     // `owners_by_policy[PolicyId]`: workers that hold an outbound SA of the policy, at most
     // SP_OWNERS_MAX; none or out of range: PROTECT packets are dropped with no_sa, or left to the
     // kernel in register mode.
+    // `if_id_by_policy[PolicyId]`: the kernel's IPsec connection that serves a PROTECT policy while
+    // it has no owners; 0 or out of range: none.
     std::expected<void, std::string> publish_spd(
         const CompiledSpd& outbound, const CompiledSpd& inbound,
-        std::span<const std::vector<WorkerId>> owners_by_policy);
+        std::span<const std::vector<WorkerId>> owners_by_policy,
+        std::span<const uint32_t> if_id_by_policy = {});
 
     // Other owners for the SPD in use, in place: only entries whose owners differ are written, so
     // that an SA that comes or goes costs one map write for each entry of its policy. Returns how
@@ -180,6 +207,8 @@ class BpfObjects {
 
     // --- counters ---
     [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;
+    // By if_id, those that the published policies name.
+    [[nodiscard]] std::vector<Connection> connections() const;
 
   private:
     struct Impl;

@@ -56,4 +56,23 @@ ConnectionLookup probe_connection_lookup() {
     return {.possible = true, .reason = "the kernel has bpf_xdp_ct_lookup"};
 }
 
+std::string probe_connections() {
+    capture_library_log();
+    using Types = std::unique_ptr<btf, decltype(&btf__free)>;
+    const Types kernel(btf__load_vmlinux_btf(), &btf__free);
+    if (kernel == nullptr) {
+        return std::string("the kernel shows no BTF (") + std::strerror(errno) + ")";
+    }
+    // Null where the interface is no module. Its types come on top of the kernel's.
+    const Types module(btf__load_module_btf("xfrm_interface", kernel.get()), &btf__free);
+    const btf* types = module == nullptr ? kernel.get() : module.get();
+    for (const char* name : {"bpf_skb_set_xfrm_info", "bpf_skb_get_xfrm_info"}) {
+        if (btf__find_by_name_kind(types, name, BTF_KIND_FUNC) < 0) {
+            return std::string("the kernel has no ") + name +
+                   " (Linux 6.2 with CONFIG_XFRM_INTERFACE has it)";
+        }
+    }
+    return {};
+}
+
 }  // namespace sallyport::bpf_objects

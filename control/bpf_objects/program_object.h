@@ -26,11 +26,14 @@ enum class Program {
     egress_route,
     egress_port,
     injector_queue,
-    bypass_cpu
+    bypass_cpu,
+    interface_in,
+    interface_out
 };
 inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
                                             Program::egress_route,      Program::egress_port,
-                                            Program::injector_queue,    Program::bypass_cpu};
+                                            Program::injector_queue,    Program::bypass_cpu,
+                                            Program::interface_in,      Program::interface_out};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -46,6 +49,10 @@ constexpr const char* program_name(Program program) {
             return "injector_queue";
         case Program::bypass_cpu:
             return "bypass_cpu";
+        case Program::interface_in:
+            return "interface_in";
+        case Program::interface_out:
+            return "interface_out";
     }
     return "";
 }

@@ -49,7 +49,8 @@ void put_owners(sp_spd_entry& row, std::span<const std::vector<WorkerId>> owners
     }
 }
 
-sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners) {
+sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners,
+                       std::span<const uint32_t> if_ids) {
     sp_spd_entry row{};
     row.policy = to_index(entry.policy);
     row.action = static_cast<uint8_t>(entry.action);
@@ -62,6 +63,9 @@ sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<Worker
     row.ct_mark = entry.ct_mark;
     row.ct_mark_mask = entry.ct_mark_mask;
     put_owners(row, owners);
+    if (entry.action == SpdAction::protect && row.policy < if_ids.size()) {
+        row.if_id = if_ids[row.policy];
+    }
     return row;
 }
 
@@ -128,10 +132,11 @@ std::expected<void, std::string> SpdWriter::check_room(const CompiledSpd& outbou
 std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32_t direction,
                                                   uint32_t generation, uint32_t first_entry,
                                                   std::span<const std::vector<WorkerId>> owners,
+                                                  std::span<const uint32_t> if_ids,
                                                   Rows& rows) const {
     for (uint32_t i = 0; i < spd.entries.size(); ++i) {
         const uint32_t index = first_entry + i;
-        const sp_spd_entry row = entry_row(spd.entries[i], owners);
+        const sp_spd_entry row = entry_row(spd.entries[i], owners, if_ids);
         if (bpf_map_update_elem(entries_fd_, &index, &row, BPF_ANY) != 0) {
             return std::unexpected(map_error("spd_entries"));
         }
@@ -168,7 +173,8 @@ void SpdWriter::erase(const Rows& rows) const {
 
 std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
                                                     const CompiledSpd& inbound,
-                                                    std::span<const std::vector<WorkerId>> owners) {
+                                                    std::span<const std::vector<WorkerId>> owners,
+                                                    std::span<const uint32_t> if_ids) {
     if (auto room = check_room(outbound, inbound); !room) return room;
     if (auto checked = check_owners(owners); !checked) return checked;
 
@@ -177,10 +183,10 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
     const uint32_t half = first_entry(next);
     const auto outbound_entries = static_cast<uint32_t>(outbound.entries.size());
     Rows rows;
-    auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, rows);
+    auto written = write(outbound, SP_SPD_OUTBOUND, next, half, owners, if_ids, rows);
     if (written) {
         // Nobody encrypts by an inbound entry.
-        written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, {}, rows);
+        written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, {}, if_ids, rows);
     }
     if (written) {
         const uint32_t zero = 0;

@@ -27,7 +27,8 @@ class SpdWriter {
     // See BpfObjects::publish_spd().
     std::expected<void, std::string> publish(const CompiledSpd& outbound,
                                              const CompiledSpd& inbound,
-                                             std::span<const std::vector<WorkerId>> owners);
+                                             std::span<const std::vector<WorkerId>> owners,
+                                             std::span<const uint32_t> if_ids = {});
 
     // See BpfObjects::update_owners().
     std::expected<size_t, std::string> update_owners(std::span<const std::vector<WorkerId>> owners);
@@ -43,7 +44,7 @@ class SpdWriter {
     std::expected<void, std::string> write(const CompiledSpd& spd, uint32_t direction,
                                            uint32_t generation, uint32_t first_entry,
                                            std::span<const std::vector<WorkerId>> owners,
-                                           Rows& rows) const;
+                                           std::span<const uint32_t> if_ids, Rows& rows) const;
     void erase(const Rows& rows) const;
     [[nodiscard]] uint32_t first_entry(uint32_t generation) const {
         return (generation & 1) * limits_.spd_entries;

@@ -27,6 +27,7 @@ constexpr char kUsage[] =
     "  sa        security associations with their counters (never keys)\n"
     "  policy    the SPD in its order\n"
     "  drops     why packets were dropped, and where\n"
+    "  connections  packets of the kernel's IPsec connections (policies with an if_id)\n"
     "\n"
     "  --json         print the daemon's answer as JSON\n"
     "  --all          show drops: also the reasons that did not occur\n"

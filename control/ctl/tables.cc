@@ -345,13 +345,33 @@ std::string format_policies(const json::value& result) {
                  {"LOCAL PORTS"},
                  {"REMOTE PORTS"},
                  {"MARK"},
+                 {"IF_ID", Align::right},
                  {"SAS"}});
     for (const json::value& policy : rows_of(result)) {
         table.add({get(policy, "name"), get(policy, "action"), get(policy, "local"),
                    get(policy, "remote"), get(policy, "protocol"), get(policy, "local_ports"),
-                   get(policy, "remote_ports"), get(policy, "ct_mark"), get(policy, "sas")});
+                   get(policy, "remote_ports"), get(policy, "ct_mark"),
+                   get_number(policy, "if_id") == 0 ? std::string(kMissing) : get(policy, "if_id"),
+                   get(policy, "sas")});
     }
     return table.to_string();
+}
+
+std::string format_connections(const json::value& result) {
+    Table table({{"IF_ID", Align::right},
+                 {"POLICIES"},
+                 {"IN PACKETS", Align::right},
+                 {"IN BYTES", Align::right},
+                 {"IN DROPPED", Align::right},
+                 {"OUT PACKETS", Align::right},
+                 {"OUT BYTES", Align::right}});
+    for (const json::value& connection : rows_of(result)) {
+        table.add({get(connection, "if_id"), get(connection, "policies"),
+                   get(connection, "in_packets"), get_bytes(connection, "in_bytes"),
+                   get(connection, "in_dropped"), get(connection, "out_packets"),
+                   get_bytes(connection, "out_bytes")});
+    }
+    return table.empty() ? "no IPsec connection of the kernel's is in use\n" : table.to_string();
 }
 
 std::string format_drops(const json::value& result, DropRows drop_rows) {
@@ -438,6 +458,8 @@ std::string format_table(rpc::Show show, const json::value& result, DropRows dro
             return format_policies(result);
         case rpc::Show::drops:
             return format_drops(result, drop_rows);
+        case rpc::Show::connections:
+            return format_connections(result);
     }
     return {};
 }

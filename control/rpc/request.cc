@@ -10,7 +10,8 @@ namespace json = boost::json;
 
 namespace {
 
-constexpr std::string_view kShowHelp = "show takes status, ports, workers, sa, policy or drops";
+constexpr std::string_view kShowHelp =
+    "show takes status, ports, workers, sa, policy, drops or connections";
 
 // Enough of the peer's own words to recognise them, never a whole line of them.
 std::string quote(std::string_view text) {

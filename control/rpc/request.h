@@ -13,10 +13,10 @@
 
 namespace sallyport::rpc {
 
-enum class Show : uint8_t { status, ports, workers, sa, policy, drops };
+enum class Show : uint8_t { status, ports, workers, sa, policy, drops, connections };
 
-inline constexpr std::array<std::string_view, 6> kShowNames = {"status", "ports",  "workers",
-                                                               "sa",     "policy", "drops"};
+inline constexpr std::array<std::string_view, 7> kShowNames = {
+    "status", "ports", "workers", "sa", "policy", "drops", "connections"};
 
 struct Request {
     Show show = Show::status;

@@ -92,6 +92,7 @@ xfrm_selector linux_selector(const PolicySelector& selector) {
     out.sport_mask = Be16(selector.source_port_mask).raw();
     out.dport = Be16(selector.destination_port).raw();
     out.dport_mask = Be16(selector.destination_port_mask).raw();
+    out.ifindex = static_cast<int>(selector.ifindex);
     return out;
 }
 

@@ -117,6 +117,7 @@ struct PolicySelector {
     uint16_t source_port_mask = 0;
     uint16_t destination_port = 0;
     uint16_t destination_port_mask = 0;
+    uint32_t ifindex = 0;  // of the device that the route leads to; 0: any
 
     friend bool operator==(const PolicySelector&, const PolicySelector&) = default;
 };

@@ -50,8 +50,9 @@ std::expected<Progress, NetlinkError> take_message(
 
 }  // namespace
 
-std::expected<NetlinkSocket, std::string> NetlinkSocket::open() {
-    const int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_XFRM);
+std::expected<NetlinkSocket, std::string> NetlinkSocket::open(Protocol protocol) {
+    const int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC,
+                          protocol == Protocol::xfrm ? NETLINK_XFRM : NETLINK_ROUTE);
     if (fd < 0) {
         return std::unexpected(std::string("cannot open NETLINK_XFRM: ") + std::strerror(errno) +
                                "; the kernel needs CONFIG_XFRM_USER");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A blocking NETLINK_XFRM socket: one request at a time, each answered before the next is sent.
-// Owner: control. Used at start, at exit and when SAs change, never per packet.
+// A blocking NETLINK_XFRM (or rtnetlink) socket: one request at a time, each answered before the
+// next is sent. Owner: control. Used at start, at exit and when SAs change, never per packet.
 
 #include <cstdint>
 #include <expected>
@@ -21,7 +21,8 @@ struct NetlinkError {
 class NetlinkSocket {
   public:
     // In the network namespace of the calling thread.
-    static std::expected<NetlinkSocket, std::string> open();
+    enum class Protocol : uint8_t { xfrm, route };
+    static std::expected<NetlinkSocket, std::string> open(Protocol protocol = Protocol::xfrm);
     NetlinkSocket(NetlinkSocket&& other) noexcept;
     NetlinkSocket& operator=(NetlinkSocket&&) = delete;
     ~NetlinkSocket();

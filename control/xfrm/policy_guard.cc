@@ -24,7 +24,7 @@ auto identity(const PolicyRow& row) {
     const PolicySelector& s = row.selector;
     return std::tuple(row.direction, s.source.address.family, s.source.address.bytes, s.source.bits,
                       s.destination.address.bytes, s.destination.bits, s.protocol, s.source_port,
-                      s.source_port_mask, s.destination_port, s.destination_port_mask);
+                      s.source_port_mask, s.destination_port, s.destination_port_mask, s.ifindex);
 }
 using Identity = decltype(identity(PolicyRow{}));
 
@@ -94,6 +94,10 @@ std::vector<PolicySelector> outbound_selectors(const config::Policy& policy, con
     return out;
 }
 
+bool is_ipv6_connection(const config::Policy& policy) {
+    return policy.if_id != 0 && policy.local.front().address.family == Family::v6;
+}
+
 IpPrefix host_prefix(const IpAddress& address) {
     return {address, static_cast<uint8_t>(address.bit_count())};
 }
@@ -128,7 +132,8 @@ std::vector<PortMask> cover_port_range(uint16_t lo, uint16_t hi) {
 }
 
 std::expected<std::vector<PolicyRow>, std::string> guard_rows(
-    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas) {
+    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas,
+    uint32_t interface_ifindex) {
     RowList rows;
     size_t mirrored_count = policies.size();
     while (mirrored_count > 0 &&
@@ -147,6 +152,11 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
         } else {
             rows.add(PolicyDirection::in, PolicyAction::allow, priority, outer);
         }
+    }
+    if (interface_ifindex != 0 && std::ranges::any_of(policies, is_ipv6_connection)) {
+        const IpPrefix any{{.family = Family::v6}, 0};
+        rows.add(PolicyDirection::out, PolicyAction::allow, priority,
+                 {.source = any, .destination = any, .ifindex = interface_ifindex});
     }
     for (const config::Policy& policy : policies.first(mirrored_count)) {
         ++priority;

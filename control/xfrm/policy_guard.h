@@ -20,6 +20,11 @@
 // between the gateway's own addresses and a protected remote network is blocked, never sent in
 // clear; IPv6 in transit is not affected.
 //
+// The kernel's own IPsec connections (policies with an if_id) are not hindered: on the xfrm
+// interface the kernel looks for policies with that if_id, and ours have none. On the way to the
+// interface it looks for policies without: there disable_xfrm exempts IPv4, and for IPv6 an ALLOW
+// for the route's device stands in front.
+//
 // Policies are known by index 0x53xxxxxx. They are removed last at an exit that was asked for, and
 // stay after a kill and after any other end of a gateway that ran: also when the next start fails.
 
@@ -50,7 +55,8 @@ std::vector<PortMask> cover_port_range(uint16_t lo, uint16_t hi);
 
 // The rows to install, in order, index still 0. Fails when there would be too many.
 std::expected<std::vector<PolicyRow>, std::string> guard_rows(
-    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas);
+    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas,
+    uint32_t interface_ifindex = 0);  // of the xfrm interface, if there is one
 
 // For a gateway whose policies come from xfrm, where nothing has to be blocked: lets the outer ESP
 // packets of workers' SAs (source, destination) pass where they take the kernel path and a wide

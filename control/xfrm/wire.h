@@ -103,7 +103,8 @@ inline std::expected<PolicySelector, std::string> from_linux_selector(const xfrm
                           .source_port = Be16::from_raw(from.sport).host(),
                           .source_port_mask = Be16::from_raw(from.sport_mask).host(),
                           .destination_port = Be16::from_raw(from.dport).host(),
-                          .destination_port_mask = Be16::from_raw(from.dport_mask).host()};
+                          .destination_port_mask = Be16::from_raw(from.dport_mask).host(),
+                          .ifindex = static_cast<uint32_t>(from.ifindex)};
 }
 
 // Writes one request; the header's length is put right after each step.

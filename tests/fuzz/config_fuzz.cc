@@ -41,7 +41,8 @@ void check_errors(const std::vector<Error>& errors, std::string_view text) {
 }
 
 void check_ports(const Config& config) {
-    require(config.ports.size() >= 2 && config.ports.size() <= SP_PORTS_MAX, "number of ports");
+    require(config.ports.size() >= 2 && config.ports.size() <= SP_PORT_INTERFACE,
+            "number of ports");
     std::set<std::string> names{config.device};
     std::set<std::string> devices{config.device};
     for (const Port& port : config.ports) {

@@ -9,6 +9,7 @@
 
 #include "control/ctl/tables.h"
 #include "control/rpc/request.h"
+#include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
 
 namespace {
@@ -20,6 +21,7 @@ void parse_netlink(std::span<const std::byte> rest) {
         if (!message || !*message) return;
         static_cast<void>(decode_state((*message)->payload));
         static_cast<void>(decode_policy((*message)->payload));
+        static_cast<void>(decode_link((*message)->payload));
         static_cast<void>(decode_acknowledgement(**message));
     }
 }

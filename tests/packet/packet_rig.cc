@@ -292,7 +292,8 @@ Instance Rig::load(Program program, uint32_t port, Settings settings) {
                                       {.xsks = xsks->get(), .bypass_queues = queues->get()});
     if (!object) give_up(object.error());
     // The kernel test-runs no programs of the devmap and cpumap types; the code is the same.
-    bpf_program__set_expected_attach_type(object->program(), BPF_XDP);
+    const bool is_xdp = bpf_program__type(object->program()) == BPF_PROG_TYPE_XDP;
+    if (is_xdp) bpf_program__set_expected_attach_type(object->program(), BPF_XDP);
     if (auto loaded = object->load(); !loaded) give_up(loaded.error());
 
     Instance instance{.program = std::move(*object),
@@ -326,8 +327,10 @@ uint32_t Rig::verdict(const Instance& instance, const Bytes& in, uint32_t queue,
     options.data_size_in = static_cast<uint32_t>(in.size());
     options.data_out = frame.data();
     options.data_size_out = static_cast<uint32_t>(frame.size());
-    options.ctx_in = &context;
-    options.ctx_size_in = sizeof context;
+    if (bpf_program__type(instance.program.program()) == BPF_PROG_TYPE_XDP) {
+        options.ctx_in = &context;
+        options.ctx_size_in = sizeof context;
+    }
     const int error = bpf_prog_test_run_opts(instance.program.fd(), &options);
     EXPECT_EQ(error, 0) << strerror(-error);
     if (out != nullptr) {
@@ -446,9 +449,22 @@ void Rig::set_injector(uint32_t index) {
 }
 
 void Rig::publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
-                  const std::vector<std::vector<WorkerId>>& owners) {
-    const auto published = spd_->publish(compile_rows(outbound), compile_rows(inbound), owners);
+                  const std::vector<std::vector<WorkerId>>& owners,
+                  const std::vector<uint32_t>& if_ids) {
+    const auto published =
+        spd_->publish(compile_rows(outbound), compile_rows(inbound), owners, if_ids);
     if (!published) give_up(published.error());
+}
+
+void Rig::set_interface(const std::string& device) {
+    const uint32_t port = SP_PORT_INTERFACE;
+    sp_port_info info{};
+    info.ifindex = device.empty() ? 0 : ifindex(device);
+    info.mtu = 1400;
+    info.role = SP_ROLE_INTERFACE;
+    if (bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY) != 0) {
+        give_up("cannot write port_info");
+    }
 }
 
 size_t Rig::update_owners(const std::vector<std::vector<WorkerId>>& owners) {
@@ -489,19 +505,30 @@ size_t Rig::count_rows(const char* lpm_map) const {
 }
 
 void register_sa(uint32_t spi, const std::string& source, const std::string& destination,
-                 std::optional<uint32_t> cpu) {
+                 std::optional<uint32_t> cpu, uint32_t if_id) {
+    struct Attribute {
+        nlattr header{};
+        uint32_t value = 0;
+    };
     struct {
         nlmsghdr header;
         xfrm_userspi_info body;
-        nlattr attribute;
-        uint32_t cpu;
+        Attribute attributes[2];
     } request{};
-    static_assert(offsetof(decltype(request), attribute) ==
+    static_assert(offsetof(decltype(request), attributes) ==
                   sizeof(nlmsghdr) + sizeof(xfrm_userspi_info));
     static_assert(sizeof(xfrm_userspi_info) % NLMSG_ALIGNTO == 0);
     request.header.nlmsg_type = XFRM_MSG_ALLOCSPI;
     request.header.nlmsg_flags = NLM_F_REQUEST;
-    request.header.nlmsg_len = cpu ? sizeof request : offsetof(decltype(request), attribute);
+    size_t attributes = 0;
+    const auto add = [&](uint16_t type, uint32_t value) {
+        request.attributes[attributes++] = {
+            {.nla_len = sizeof(nlattr) + sizeof value, .nla_type = type}, value};
+    };
+    if (cpu) add(kXfrmaSaPcpu, *cpu);
+    if (if_id != 0) add(XFRMA_IF_ID, if_id);
+    request.header.nlmsg_len = static_cast<uint32_t>(offsetof(decltype(request), attributes) +
+                                                     attributes * sizeof(Attribute));
     xfrm_usersa_info& info = request.body.info;
     auto* const daddr = reinterpret_cast<uint8_t*>(&info.id.daddr);
     info.family = parse_address(destination, daddr) ? AF_INET : AF_INET6;
@@ -511,9 +538,6 @@ void register_sa(uint32_t spi, const std::string& source, const std::string& des
     info.reqid = spi;
     request.body.min = spi;
     request.body.max = spi;
-    request.attribute.nla_type = kXfrmaSaPcpu;
-    request.attribute.nla_len = sizeof(nlattr) + sizeof(uint32_t);
-    request.cpu = cpu.value_or(0);
 
     const FileDescriptor socket(::socket(AF_NETLINK, SOCK_RAW, NETLINK_XFRM));
     if (send(socket.get(), &request, request.header.nlmsg_len, 0) < 0) give_up("ALLOCSPI");

@@ -34,7 +34,7 @@ using bpf_objects::Program;
 
 inline constexpr uint32_t kWan = 0;
 inline constexpr uint32_t kLan = 1;
-inline constexpr uint32_t kInjector = SP_PORTS_MAX - 1;
+inline constexpr uint32_t kInjector = SP_PORT_INJECTOR;
 inline constexpr uint32_t kQueues = 2;
 inline constexpr uint32_t kWorkers = 2;
 
@@ -120,7 +120,10 @@ class Rig {
     void set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out);
     void set_injector(uint32_t ifindex);  // 0: none
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
-                 const std::vector<std::vector<WorkerId>>& owners);
+                 const std::vector<std::vector<WorkerId>>& owners,
+                 const std::vector<uint32_t>& if_ids = {});
+    // The device that stands for the xfrm interface; "": none.
+    void set_interface(const std::string& device);
     // How many entries were written.
     size_t update_owners(const std::vector<std::vector<WorkerId>>& owners);
     void disable_spd();
@@ -134,9 +137,9 @@ class Rig {
     std::unique_ptr<bpf_objects::SpdWriter> spd_;
 };
 
-// Registers a larval SA by XFRM_MSG_ALLOCSPI; `cpu`: its pcpu_num.
+// Registers a larval SA by XFRM_MSG_ALLOCSPI; `cpu`: its pcpu_num; `if_id`: its connection.
 void register_sa(uint32_t spi, const std::string& source, const std::string& destination,
-                 std::optional<uint32_t> cpu);
+                 std::optional<uint32_t> cpu, uint32_t if_id = 0);
 
 IpPrefix prefix(const std::string& text);
 // Rows for a few entries, straight from the definition: for each destination prefix and each source

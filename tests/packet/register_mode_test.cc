@@ -365,6 +365,21 @@ TEST_F(RegisterModeOutbound, PROTECT_without_a_worker_is_the_kernels) {
     drop(alive, "no SPD yet", to_worker, SP_DROP_no_policy);
 }
 
+// An interface decides what the kernel does with it, not whether it gets it.
+TEST_F(RegisterModeOutbound, PROTECT_with_an_if_id_is_the_kernels_wherever_it_is_routed) {
+    const Instance alive = load();
+    const Bytes to_worker = v4("10.2.0.9", icmp());
+    rig.publish(outbound_entries(), inbound_entries(), kOwners, {6, 7, 8});
+    for (const char* interface : {"", "other0"}) {
+        rig.set_interface(interface);
+        leave(alive, "v4", v4("10.2.4.9", udp({.dst = 53})));
+        leave(alive, "v6", v6("2001:db8:b:4::9", udp({.dst = 53})));
+        leave(alive, "ports", v4("10.2.4.9", tcp({.dst = 443})));
+        rig.check(alive, {"workers come first", to_worker, steered(kLan, to_worker.size(), 0, 1)});
+    }
+    rig.set_interface("");
+}
+
 // The kernel takes the ports of every fragment for 0. Passed is only what it must judge as we did.
 TEST_F(RegisterModeOutbound, fragments_that_the_kernel_would_judge_by_other_ports_stay_here) {
     for (const bool alive : {true, false}) {

@@ -126,6 +126,41 @@ TEST_F(SteerProtected, PROTECT_goes_to_an_owner_by_flow) {
     rig.check(program, {"with ports v6", https6, steered(kLan, https6.size(), 0, 1)});
 }
 
+// Policies 0 and 3 name a connection of the kernel's; policy 0 has owners as well. The route to
+// 198.18.0.0/24 leads to other0, which stands for the xfrm interface.
+TEST_F(SteerProtected, a_connection_of_the_kernel_gets_what_is_routed_into_its_interface) {
+    const Instance program = load();
+    const char* kInterface4 = "198.18.0.9";
+    const char* kInterface6 = "2001:db8:c::9";
+    const std::vector<SpdEntry> entries = {
+        entry(0, SpdAction::protect, "10.1.0.0/24", "10.2.0.0/24"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "198.18.0.0/24"),
+        entry(3, SpdAction::protect, "2001:db8:a::/64", "2001:db8:c::/64"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "192.0.2.0/24"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "203.0.113.0/24"),
+        entry(1, SpdAction::discard, "2001:db8:a::/64", "2001:db8:b::/64"),
+    };
+    rig.publish(entries, {}, kOwners, {6, 7, 0, 7});
+    rig.set_interface("other0");
+    for (const Bytes& frame : {v4(kInterface4, tcp({})), v6(kInterface6, udp({}))}) {
+        rig.check(program, {"into the interface", frame, passed_protect(kLan, frame.size())});
+    }
+    drop(program, "routed to a port", v4("192.0.2.2", icmp()), SP_DROP_protect_in_clear);
+    drop(program, "unreachable", v4("203.0.113.9", icmp()), SP_DROP_no_route);
+    drop(program, "no connection of a DISCARD", v6("2001:db8:b::9", udp({})),
+         SP_DROP_policy_discard);
+    const Bytes owned = v4("10.2.0.9", icmp());
+    rig.check(program,
+              {"workers come first", owned,
+               steered(kLan, owned.size(), 0, flow_owner(kHost4, "10.2.0.9", AF_INET, 1, 0, 0))});
+    rig.set_interface("");
+    drop(program, "no interface", v4(kInterface4, tcp({})), SP_DROP_protect_in_clear);
+    rig.publish(entries, {}, kOwners);
+    rig.set_interface("other0");
+    drop(program, "no connection", v4(kInterface4, tcp({})), SP_DROP_no_sa);
+    rig.set_interface("");
+}
+
 TEST_F(SteerProtected, PROTECT_never_falls_through_to_the_kernel) {
     const Instance program = load({.with_sockets = false});
     const Bytes frame = v4("10.2.0.9", icmp());

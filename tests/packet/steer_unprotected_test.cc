@@ -23,6 +23,9 @@ constexpr uint32_t kOnlyOwnerMap = 0x4242f006;  // not in xfrm; owner map says w
 constexpr uint32_t kUnknown = 0xdeadb007;
 constexpr uint32_t kIdleCpu = 0x66601208;  // in xfrm with pcpu_num 1 while that runs no worker
 
+constexpr uint32_t kConnection = 0x2b617509;       // in xfrm with an if_id, for CPU 0
+constexpr uint32_t kTakenConnection = 0x1d00e20a;  // in xfrm with one; owner map says worker 1
+
 uint32_t hash_owner(uint32_t spi, const char* destination, int family) {
     uint32_t words[4] = {};
     inet_pton(family, destination, words);
@@ -74,6 +77,8 @@ class SteerUnprotected : public ::testing::TestWithParam<bool> {
             register_sa(kByHash + add, peer, us, {});
             register_sa(kOfKernel + add, peer, us, {});
             register_sa(kIdleCpu + add, peer, us, 1);
+            register_sa(kConnection + add, peer, us, 0, 7);
+            register_sa(kTakenConnection + add, peer, us, {}, 7);
         }
     }
     void SetUp() override {
@@ -85,6 +90,7 @@ class SteerUnprotected : public ::testing::TestWithParam<bool> {
             rig.set_owner(kOnCpu0 + add, us, GetParam() ? 0 : 1);
             rig.set_owner(kOnCpu1 + add, us, GetParam() ? 1 : 0);
             rig.set_owner(kIdleCpu + add, us, 1);
+            rig.set_owner(kTakenConnection + add, us, 1);
         }
         rig.set_cpu_worker(0, 1);
         rig.set_cpu_worker(1, 0);
@@ -158,6 +164,18 @@ TEST_P(SteerUnprotected, ESP_goes_to_its_owner) {
     }
     for (const auto& [name, frame] : shapes(kOfKernel)) {
         rig.check(program, {name + ", the kernel's", frame, passed_esp(kWan, frame.size())});
+    }
+}
+
+TEST_P(SteerUnprotected, SA_with_an_if_id_stays_with_the_kernel_unless_the_owner_map_has_it) {
+    const Instance program = load();
+    for (const auto& [name, frame] : shapes(kConnection)) {
+        rig.check(program, {name, frame,
+                            GetParam() ? passed_esp(kWan, frame.size())
+                                       : dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
+    }
+    for (const auto& [name, frame] : shapes(kTakenConnection)) {
+        rig.check(program, {name, frame, steered(kWan, frame.size(), 0, 1)});
     }
 }
 

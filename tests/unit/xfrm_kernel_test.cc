@@ -17,6 +17,7 @@
 #include <string>
 #include <thread>
 
+#include "control/xfrm/interface.h"
 #include "control/xfrm/policy_guard.h"
 #include "control/xfrm/sa_registry.h"
 
@@ -358,6 +359,61 @@ TEST_F(XfrmKernel, GuardRefusesAPolicyOfAnotherProgram) {
         ASSERT_FALSE(guard);
         EXPECT_TRUE(guard.error().contains("10.1.0.0/24 to 10.2.0.0/24")) << guard.error();
         EXPECT_TRUE(output_of("ip xfrm policy").contains("priority 300000"));
+    });
+}
+
+// The guest's cases have the interface at work; what a kernel without it says can be seen here too.
+TEST_F(XfrmKernel, InterfaceIsMadeTakenOverAndRemovedOrSaidToBeMissing) {
+    in_new_namespace([&] {
+        auto first = Interface::open("ipsec0", 1400);
+        if (!first) {
+            EXPECT_TRUE(first.error().unsupported) << first.error().text;
+            EXPECT_TRUE(first.error().text.contains("CONFIG_XFRM_INTERFACE")) << first.error().text;
+            EXPECT_FALSE(output_of("ip link").contains("ipsec0"));
+            return;
+        }
+        EXPECT_EQ(first->origin(), Interface::Origin::made);
+        EXPECT_TRUE(output_of("ip link show ipsec0").contains("mtu 1400"));
+        first->keep(true);
+        {
+            const auto ifindex = first->ifindex();
+            auto second = Interface::open("ipsec0", 1300);
+            ASSERT_TRUE(second) << second.error().text;
+            EXPECT_EQ(second->origin(), Interface::Origin::left_by_killed_run);
+            EXPECT_EQ(second->ifindex(), ifindex);
+            second->keep(false);
+        }
+        EXPECT_FALSE(output_of("ip link").contains("ipsec0"));
+    });
+}
+
+TEST_F(XfrmKernel, InterfaceWithTheNameOfAnotherDeviceIsRefused) {
+    in_new_namespace([&] {
+        ASSERT_TRUE(succeeds("ip link add ipsec0 type veth peer name other0"));
+        const auto interface = Interface::open("ipsec0", 1400);
+        ASSERT_FALSE(interface);
+        EXPECT_FALSE(interface.error().unsupported);
+        EXPECT_TRUE(interface.error().text.contains("no xfrm interface")) << interface.error().text;
+        EXPECT_TRUE(output_of("ip link").contains("ipsec0"));
+    });
+}
+
+TEST_F(XfrmKernel, GuardRowForTheInterfaceHasItsDevice) {
+    in_new_namespace([&] {
+        ASSERT_TRUE(succeeds("ip link add other0 type veth peer name other1"));
+        std::vector<config::Policy> policies = {protect("fd00:1::/64", "fd00:9::/64")};
+        policies[0].if_id = 7;
+        const auto index =
+            static_cast<uint32_t>(std::atoi(output_of("ip -o link show other0").c_str()));
+        for (int round = 0; round < 2; ++round) {
+            auto guard = PolicyGuard::install(*guard_rows(policies, {}, index));
+            ASSERT_TRUE(guard) << guard.error();
+            EXPECT_EQ(guard->row_count(), 4u);
+            const std::string shown = output_of("ip xfrm policy");
+            EXPECT_TRUE(shown.contains("src ::/0 dst ::/0 dev other0")) << shown;
+            guard->at_end(round == 0 ? PolicyGuard::AtEnd::keep : PolicyGuard::AtEnd::remove);
+        }
+        EXPECT_EQ(output_of("ip xfrm policy"), "");
     });
 }
 

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
 #include "control/xfrm/policy_guard.h"
 
@@ -300,6 +301,70 @@ TEST(XfrmPolicyGuard, OuterEspOfOurSasPassesAWideProtect) {
     EXPECT_EQ(rows->front().selector.protocol, 50);
     EXPECT_EQ(rows->front().selector.source, prefix("192.0.2.1/32"));
     EXPECT_LT(rows->front().priority, rows->back().priority);
+}
+
+TEST(XfrmPolicyGuard, IPv6TowardsTheInterfaceOfAConnectionIsAllowed) {
+    config::Policy v4 = policy("v4", config::SpdAction::protect, "10.1.0.0/24", "10.2.0.0/24");
+    config::Policy v6 = policy("v6", config::SpdAction::protect, "fd00:1::/64", "fd00:9::/64");
+    v4.if_id = 7;
+    const std::vector<config::Policy> without = {v4, v6};
+    EXPECT_EQ(guard_rows(without, {}, 5)->size(), 6u) << "no IPv6 policy has an if_id";
+    v6.if_id = 8;
+    const std::vector<config::Policy> policies = {v4, v6};
+    EXPECT_EQ(guard_rows(policies, {})->size(), 6u) << "there is no interface";
+    const auto rows = guard_rows(policies, {}, 5);
+    ASSERT_TRUE(rows) << rows.error();
+    ASSERT_EQ(rows->size(), 7u);
+    const PolicyRow& allow = rows->front();
+    EXPECT_EQ(allow.action, PolicyAction::allow);
+    EXPECT_EQ(allow.direction, PolicyDirection::out);
+    EXPECT_EQ(allow.selector.ifindex, 5u);
+    EXPECT_EQ(allow.selector.destination.bits, 0);
+    EXPECT_EQ(allow.selector.destination.address.family, Family::v6);
+    for (const PolicyRow& row : std::span(*rows).subspan(1)) {
+        EXPECT_EQ(row.action, PolicyAction::block);
+        EXPECT_EQ(row.selector.ifindex, 0u);
+        EXPECT_GT(row.priority, allow.priority);
+    }
+}
+
+// What the kernel would answer, made of what we ask for: the two have the same form.
+TEST(XfrmInterface, LinkMessagesAreReadAsTheyAreWritten) {
+    const RequestBuffer request = encode_new_interface("ipsec0", 1423, 9);
+    EXPECT_EQ(request.size() % 4, 0u);
+    const std::vector<std::byte> payload(request.bytes().begin() + 16, request.bytes().end());
+    EXPECT_FALSE(decode_link(payload)) << "it has no index yet";
+    std::vector<std::byte> link = payload;
+    link[4] = std::byte{42};
+    const auto read = decode_link(link);
+    ASSERT_TRUE(read) << read.error();
+    EXPECT_EQ(*read, (LinkInfo{.ifindex = 42, .mtu = 1423, .kind = "xfrm", .external = true}));
+
+    const RequestBuffer take = encode_take_interface(42, 1400, true, 10);
+    const auto taken = decode_link(take.bytes().subspan(16));
+    ASSERT_TRUE(taken) << taken.error();
+    EXPECT_EQ(*taken, (LinkInfo{.ifindex = 42, .mtu = 1400, .alias = "sallyport"}));
+}
+
+TEST(XfrmInterface, CutAndMalformedLinksAreRefused) {
+    const RequestBuffer request = encode_new_interface("ipsec0", 1423, 9);
+    std::vector<std::byte> link(request.bytes().begin() + 16, request.bytes().end());
+    link[4] = std::byte{42};
+    size_t whole = 0;
+    for (size_t bytes = 0; bytes < link.size(); ++bytes) {
+        // An exact allocation, so that a sanitizer sees each byte too many.
+        const std::vector<std::byte> cut(link.begin(),
+                                         link.begin() + static_cast<std::ptrdiff_t>(bytes));
+        if (decode_link(cut)) ++whole;
+    }
+    EXPECT_EQ(whole, 4u) << "behind the header, the name (padded or not) and the MTU it may end";
+    for (size_t at = 16; at < link.size(); ++at) {
+        for (const int value : {0, 1, 3, 5, 255}) {
+            std::vector<std::byte> changed = link;
+            changed[at] = static_cast<std::byte>(value);
+            static_cast<void>(decode_link(changed));  // any answer, within the bytes
+        }
+    }
 }
 
 TEST(XfrmPolicyGuard, TooManyRowsAreRefusedByName) {

@@ -40,6 +40,7 @@ class Gateway(daemon.Daemon):
 
     def __init__(self, guest, ns, text, accept_keys=()):
         folder = os.path.join(guest.folder, ns.name)
+        daemon.READY_SECONDS = 120 * guest.slow
         self._text = text(os.path.join(folder, "gateway")) if callable(text) else text
         os.makedirs(folder, mode=0o700)
         super().__init__(types.SimpleNamespace(folder=folder, gw=ns, tunnels={}), guest.build)

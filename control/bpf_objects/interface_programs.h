@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The programs of the xfrm interface, and what they count of each IPsec connection (bpf/abi.h).
+
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "control/bpf_objects/attachment.h"
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/bpf_objects/program_object.h"
+#include "control/bpf_objects/tc_attachment.h"
+
+namespace sallyport::bpf_objects {
+
+class InterfacePrograms {
+  public:
+    // Loads both and takes the device's lock; nothing is attached yet.
+    static std::expected<InterfacePrograms, std::string> load(const InterfaceSetup& setup,
+                                                              const SharedMaps& maps);
+    // True: programs of a killed run were replaced.
+    std::expected<bool, std::string> attach();
+
+  private:
+    InterfacePrograms(const InterfaceSetup& setup, DeviceLock lock, ProgramObject in,
+                      ProgramObject out);
+
+    InterfaceSetup setup_;
+    DeviceLock lock_;
+    ProgramObject in_;
+    ProgramObject out_;
+    std::optional<TcAttachment> attachment_;
+};
+
+// The keys of connection_counters. `if_ids`: of policies; 0 is none.
+class ConnectionCounters {
+  public:
+    explicit ConnectionCounters(const SharedMaps& maps) : fd_(maps.fd("connection_counters")) {}
+
+    // Before a policy names them: then the first packet is counted.
+    std::expected<void, std::string> add(std::span<const uint32_t> if_ids);
+    // When no policy names the others any more.
+    void keep_only(std::span<const uint32_t> if_ids);
+    [[nodiscard]] std::vector<Connection> read() const;
+
+  private:
+    int fd_;
+    std::set<uint32_t> keys_;
+};
+
+}  // namespace sallyport::bpf_objects

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Two of our programs on one device by TC (clsact), one in each direction.
+//
+// They stand first (priority 1) under a handle of our own, and say nothing about what they let
+// pass, so that filters of others behind them still have their turn.
+
+#include <cstdint>
+#include <expected>
+#include <string>
+#include <utility>
+
+namespace sallyport::bpf_objects {
+
+class TcAttachment {
+  public:
+    // Replaces what a killed run left in one step for each direction; another's filter under our
+    // handle is an error. The caller holds the device's lock.
+    static std::expected<TcAttachment, std::string> attach(const std::string& device,
+                                                           uint32_t ifindex, int ingress_fd,
+                                                           int egress_fd);
+    TcAttachment(TcAttachment&& other) noexcept
+        : ifindex_(std::exchange(other.ifindex_, 0)), replaced_stale_(other.replaced_stale_) {}
+    TcAttachment& operator=(TcAttachment&&) = delete;
+    ~TcAttachment();  // detaches; clsact stays, it may have others' filters
+
+    [[nodiscard]] bool replaced_stale() const { return replaced_stale_; }
+
+  private:
+    explicit TcAttachment(uint32_t ifindex) : ifindex_(ifindex) {}
+
+    uint32_t ifindex_;
+    bool replaced_stale_ = false;
+};
+
+}  // namespace sallyport::bpf_objects
