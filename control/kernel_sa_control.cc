@@ -205,6 +205,12 @@ void KernelSaControl::refresh_slots(const Adoption& now) {
 
 void KernelSaControl::create_slots(const Adoption& now) {
     if (!taking_over_) return;
+    // Where a worker serves a group already, the kernel sends nothing of it. Else packets may be on
+    // their way through the kernel that will take the new SA, though it is unused until now.
+    std::set<PolicyId> served;
+    for (const auto& [name, slot] : by_name_) {
+        if (slot->outbound && slot->phase == Phase::installed) served.insert(slot->group);
+    }
     for (const auto& [name, decision] : now.sas) {
         if (!decision.adopted() || by_name_.contains(name)) continue;
         // One of that name is still on its way out: its counters are not known yet.
@@ -235,7 +241,9 @@ void KernelSaControl::create_slots(const Adoption& now) {
         slot->esn = state.esn;
         slot->replay = state.replay;
         slot->limits = state.limits;
-        slot->settle_first = used_by_kernel(state);
+        slot->settle_first =
+            used_by_kernel(state) ||
+            (slot->direction == StateDirection::outbound && !served.contains(slot->group));
         if (slot->direction == StateDirection::inbound) {
             const auto inserted = bpf_->insert_owner(name.spi, name.destination, slot->owner);
             if (!inserted) {

@@ -135,6 +135,7 @@ std::string format_status(const json::value& result) {
     const auto reasoned = [&](std::string_view name) {
         return get(result, name) + " (" + get(result, std::string(name) + "_reason") + ")";
     };
+    const bool follows_xfrm = get(result, "sa_source") == "xfrm";
     const std::vector<std::pair<std::string_view, std::string>> lines = {
         {"version", get(result, "version")},
         {"pid", get(result, "pid")},
@@ -142,14 +143,17 @@ std::string format_status(const json::value& result) {
         {"config", get(result, "config")},
         {"egress", get(result, "egress")},
         {"SA lookup", reasoned("sa_lookup")},
-        {"xfrm registration", reasoned("xfrm_registration")},
+        // Where SAs come from xfrm, there is nothing of ours to register.
+        follows_xfrm
+            ? std::pair<std::string_view, std::string>{"SAs come from", "the kernel's xfrm"}
+            : std::pair<std::string_view, std::string>{"xfrm registration",
+                                                       reasoned("xfrm_registration")},
         {"crypto", get(result, "crypto")},
         {"workers", get(result, "workers")},
         {"policies", get(result, "policies")},
-        {"SAs", get(result, "sas") + (get(result, "sa_source") == "xfrm"
-                                          ? " in xfrm, " + get(result, "sas_with_kernel") +
-                                                " of them with the kernel"
-                                          : "")},
+        {"SAs", get(result, "sas") + (follows_xfrm ? " in xfrm, " + get(result, "sas_with_kernel") +
+                                                         " of them with the kernel"
+                                                   : "")},
         {"frames",
          get(result, "frames.total") + " = " + get(result, "frames.pool") + " in pool + " +
              get(result, "frames.in_kernel") + " in kernel rings + " +
@@ -283,6 +287,11 @@ std::string drops_of(const json::value& sa) {
     return out.empty() ? std::string(kMissing) : out;
 }
 
+std::string text_or_empty(const json::value& value, std::string_view path) {
+    const json::value* found = find(value, path);
+    return found == nullptr || found->is_null() ? std::string() : text_of(*found);
+}
+
 std::string owner_of(const json::value& sa) {
     const std::string state = get(sa, "state");
     if (state == "kernel") return "kernel: " + get(sa, "reason");
@@ -336,23 +345,38 @@ std::string format_sas(const json::value& result) {
     return refused.empty() ? table.to_string() : table.to_string() + "\n" + refused;
 }
 
+// Policies of the configuration come first or stand alone; those of xfrm have a direction and a
+// priority, and may be left to the kernel.
 std::string format_policies(const json::value& result) {
-    Table table({{"POLICY"},
-                 {"ACTION"},
-                 {"LOCAL"},
-                 {"REMOTE"},
-                 {"PROTOCOL"},
-                 {"LOCAL PORTS"},
-                 {"REMOTE PORTS"},
-                 {"MARK"},
-                 {"IF_ID", Align::right},
-                 {"SAS"}});
+    bool of_xfrm = false;
+    bool left = false;
     for (const json::value& policy : rows_of(result)) {
-        table.add({get(policy, "name"), get(policy, "action"), get(policy, "local"),
-                   get(policy, "remote"), get(policy, "protocol"), get(policy, "local_ports"),
-                   get(policy, "remote_ports"), get(policy, "ct_mark"),
-                   get_number(policy, "if_id") == 0 ? std::string(kMissing) : get(policy, "if_id"),
-                   get(policy, "sas")});
+        of_xfrm |= find(policy, "direction") != nullptr;
+        left |= !text_or_empty(policy, "reason").empty();
+    }
+    std::vector<Column> columns = {{"POLICY"}, {"ACTION"}};
+    if (of_xfrm) columns.insert(columns.end(), {{"DIRECTION"}, {"PRIORITY", Align::right}});
+    columns.insert(columns.end(), {{"LOCAL"},
+                                   {"REMOTE"},
+                                   {"PROTOCOL"},
+                                   {"LOCAL PORTS"},
+                                   {"REMOTE PORTS"},
+                                   {"MARK"},
+                                   {"IF_ID", Align::right}});
+    if (!of_xfrm) columns.push_back({"SAS"});
+    if (left) columns.push_back({"LEFT TO THE KERNEL"});
+    Table table(std::move(columns));
+    for (const json::value& policy : rows_of(result)) {
+        std::vector<std::string> row = {get(policy, "name"), get(policy, "action")};
+        if (of_xfrm) row.insert(row.end(), {get(policy, "direction"), get(policy, "priority")});
+        row.insert(
+            row.end(),
+            {get(policy, "local"), get(policy, "remote"), get(policy, "protocol"),
+             get(policy, "local_ports"), get(policy, "remote_ports"), get(policy, "ct_mark"),
+             get_number(policy, "if_id") == 0 ? std::string(kMissing) : get(policy, "if_id")});
+        if (!of_xfrm) row.push_back(get(policy, "sas"));
+        if (left) row.push_back(text_or_empty(policy, "reason"));
+        table.add(std::move(row));
     }
     return table.to_string();
 }
