@@ -316,7 +316,7 @@ def kernel_keeps(guest):
     equal(s.in_clear(mark), [], "frames in clear on the wan")
 
 
-@BOOT.case("one (key, IV) pair never twice, nothing in clear: an independent look at the wire", seconds=60)
+@BOOT.case("D1 one (key, IV) pair never twice, nothing in clear: an independent look at the wire", seconds=60)
 def wire(guest):
     s = sites(guest)
     s.wire.stop()

@@ -47,7 +47,7 @@ def come_and_go(guest):
     equal(t.gw.stop(), 0, "exit status of sallyportd")
 
 
-@BOOT.case("killed: the kernel goes on with the SAs; started again: workers do; no IV twice",
+@BOOT.case("D1 killed: the kernel goes on with the SAs; started again: workers do; no IV twice",
            seconds=90)
 def killed(guest):
     t = register.RegisterTunnel(guest)

@@ -105,7 +105,7 @@ def named(names):
     return [f"{spi:#010x} to {socket.inet_ntoa(address)}" for address, spi in sorted(names)[:3]]
 
 
-@BOOT.case("SAs of CPUs: one tunnel, both workers; the SA without a CPU when one is missing", seconds=60)
+@BOOT.case("G1 SAs of CPUs: one tunnel, both workers; the SA without a CPU when one is missing", seconds=60)
 def per_cpu(guest):
     s = sites(guest)
     flows = 24
