@@ -112,11 +112,19 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
 
             const auto now = socket.get(known->name);
             ASSERT_TRUE(now) << now.error().text;
-            EXPECT_EQ(now->replay.sent, update.replay.sent);
-            EXPECT_EQ(now->replay.top, update.replay.top);
+            EXPECT_EQ(now->replay.sent, update.replay->sent);
+            EXPECT_EQ(now->replay.top, update.replay->top);
             EXPECT_EQ(now->usage.bytes, 123456789u);
             EXPECT_EQ(now->usage.packets, 4242u);
             EXPECT_EQ(now->usage.add_time, known->usage.add_time);
+            // Usage alone leaves the numbers where they are.
+            ASSERT_TRUE(socket.write_counters(*known, {.usage = {.bytes = 5, .packets = 6}}));
+            const auto later = socket.get(known->name);
+            ASSERT_TRUE(later) << later.error().text;
+            EXPECT_EQ(later->replay, now->replay);
+            EXPECT_EQ(later->usage.bytes, 5u);
+            EXPECT_EQ(later->usage.packets, 6u);
+            receive(socket, mirror);
             mirror.refresh(*now);
             EXPECT_TRUE(dump(socket, mirror).empty());
 

@@ -130,6 +130,7 @@ TEST(XfrmRegisterRequests, CountersKeepTimesThatAreNotGiven) {
     };
     EXPECT_EQ(said({50, 60, 0, 0})->usage, (Usage{50, 60, 1000, 2000}));
     EXPECT_EQ(said({50, 60, 7, 8})->usage, (Usage{50, 60, 7, 8}));
+    EXPECT_FALSE(said({50, 60, 7, 8})->replay) << "a number that is not said is not put down";
     EXPECT_EQ(said({})->name, name(1, "2001:db8::2", {3, 4}));
     EXPECT_EQ(said({})->reqid, 7u);
 }
