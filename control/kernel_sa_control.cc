@@ -154,7 +154,11 @@ void KernelSaControl::settle() {
     }
     // Only now that no frame is steered to them any more.
     for (Slot* slot : leaving) retire(*slot);
-    finish(false);
+    const auto steered_at = std::chrono::steady_clock::now();
+    for (const auto& [name, slot] : by_name_) {
+        if (!slot->steered_at) slot->steered_at = steered_at;
+    }
+    finish();
     finish_later();
 }
 
@@ -340,23 +344,26 @@ void KernelSaControl::finish_later() {
     finish_timer_.async_wait([this](ErrorCode error) {
         if (error) return;
         finish_due_ = false;
-        finish(true);
+        finish();
         finish_later();
     });
 }
 
-// `settled`: some time has passed since those that the kernel has used were steered away from it.
-void KernelSaControl::finish(bool settled) {
+// Those that the kernel has used only when some time has passed since they were steered away from
+// it, each by its own: a round that is due may be that of an earlier one.
+void KernelSaControl::finish() {
+    const auto steered_by = std::chrono::steady_clock::now() - std::chrono::milliseconds(kSettleMs);
     std::vector<Slot*> ready;
     for (const auto& [name, slot] : by_name_) {
-        if (slot->phase == Phase::steered && (settled || !slot->settle_first)) {
+        if (slot->phase == Phase::steered &&
+            (!slot->settle_first || (slot->steered_at && *slot->steered_at <= steered_by))) {
             ready.push_back(slot);
         }
     }
-    for (Slot* slot : ready) finish_one(*slot, settled);
+    for (Slot* slot : ready) finish_one(*slot);
 }
 
-void KernelSaControl::finish_one(Slot& slot, bool settled) {
+void KernelSaControl::finish_one(Slot& slot) {
     auto state = socket_->get(slot.name);
     if (!state) {
         if (state.error().number != ESRCH) return keep_with_kernel(slot, state.error().text);
@@ -367,7 +374,7 @@ void KernelSaControl::finish_one(Slot& slot, bool settled) {
         return keep_with_kernel(slot, "it was replaced");
     }
     // Its first packets came between the message about it and now: they too must have passed.
-    if (!settled && used_by_kernel(*state)) {
+    if (!slot.settle_first && used_by_kernel(*state)) {
         slot.settle_first = true;
         return;
     }

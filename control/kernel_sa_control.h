@@ -148,6 +148,7 @@ class KernelSaControl {
         xfrm::Replay replay;  // form of the kernel's state
         bool esn = false;
         bool settle_first = false;  // the kernel has used it: read it a moment later
+        std::optional<std::chrono::steady_clock::time_point> steered_at;
         OutboundSaPtr outbound;
         InboundSaPtr inbound;
         OutboundSaPtr old_outbound;  // being replaced
@@ -196,8 +197,8 @@ class KernelSaControl {
     std::expected<void, std::string> publish(Adoption now);
     void let_outer_packets_pass();
     void finish_later();
-    void finish(bool settled);
-    void finish_one(Slot& slot, bool settled);
+    void finish();
+    void finish_one(Slot& slot);
     void install_inbound(Slot& slot, const xfrm::KernelSa& state);
     void install_outbound(Slot& slot, const xfrm::KernelSa& state);
     InboundSaParameters inbound_parameters(const Slot& slot, const xfrm::KernelSa& state) const;

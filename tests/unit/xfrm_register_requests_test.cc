@@ -88,8 +88,8 @@ TEST(XfrmRegisterRequests, CountersHaveTheFormOfTheState) {
         } else {
             payload.add(XFRMA_REPLAY_VAL, xfrm_replay_state{});
         }
-        const Request request = open_request(
-            encode_counters(state_of(payload), {.replay = {.sent = row.sent, .top = row.top}}, 5));
+        const Request request = open_request(encode_counters(
+            state_of(payload), {.replay = Replay{.sent = row.sent, .top = row.top}}, 5));
         EXPECT_EQ(request.header.nlmsg_type, kMessageNewEvent);
         EXPECT_EQ(request.header.nlmsg_flags, NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
         EXPECT_EQ(request.header.nlmsg_seq, 5u);
