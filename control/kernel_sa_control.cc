@@ -103,6 +103,10 @@ void KernelSaControl::on_readable() {
     const auto received = socket_->receive(mirror_, changes_);
     if (!received) log_.warning("the register of SAs is read again: " + received.error());
     if (!received || changes_.resync) return read_again();
+    // The kernel says so for every other packet of an SA that it serves itself: no reason to
+    // decide about all of them anew.
+    for (const xfrm::SaName& name : std::exchange(changes_.used, {})) kernel_used(name);
+    changes_.acquires.clear();
     if (!changes_.empty()) settle_soon();
 }
 
@@ -119,9 +123,10 @@ void KernelSaControl::read_again() {
 }
 
 void KernelSaControl::settle_soon(int ms) {
-    if (settle_due_ || stopped_) return;
+    const auto at = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
+    if (stopped_ || (settle_due_ && settle_timer_.expiry() <= at)) return;
     settle_due_ = true;
-    settle_timer_.expires_after(std::chrono::milliseconds(ms));
+    settle_timer_.expires_at(at);
     settle_timer_.async_wait([this](ErrorCode error) {
         if (!error) settle();
     });
@@ -144,15 +149,19 @@ void KernelSaControl::settle() {
         slot->phase = Phase::retiring;
     }
     refresh_slots(now);
-    create_slots(now);
     name_marked_states();
+    create_slots(now);
     if (const auto published = publish(std::move(now)); !published) {
         log_.error("the policies in xfrm cannot be used, the earlier ones stay: " +
                    published.error());
     }
     // Only now that no frame is steered to them any more.
     for (Slot* slot : leaving) retire(*slot);
-    finish(false);
+    const auto steered_at = std::chrono::steady_clock::now();
+    for (const auto& [name, slot] : by_name_) {
+        if (!slot->steered_at) slot->steered_at = steered_at;
+    }
+    finish();
     finish_later();
     flush_soon();
 }
@@ -193,6 +202,7 @@ std::vector<KernelSaControl::Slot*> KernelSaControl::departed(
 void KernelSaControl::refresh_slots(const Adoption& now) {
     for (const auto& [name, slot] : by_name_) {
         const xfrm::KernelSa* state = mirror_.find(name);
+        if (slot->limits != state->limits) slot->soft_reported = slot->hard_reported = false;
         slot->limits = state->limits;
         const SaDecision& decision = now.sas.at(name);
         const bool other_selectors = decision.selectors != slot->decision.selectors;
@@ -359,17 +369,20 @@ void KernelSaControl::finish_later() {
     finish_timer_.async_wait([this](ErrorCode error) {
         if (error) return;
         finish_due_ = false;
-        finish(true);
+        finish();
         finish_later();
         flush_soon();
     });
 }
 
-// `settled`: some time has passed since those that the kernel has used were steered away from it.
-void KernelSaControl::finish(bool settled) {
+// Those that the kernel has used only when some time has passed since they were steered away from
+// it, each by its own: a round that is due may be that of an earlier one.
+void KernelSaControl::finish() {
+    const auto steered_by = std::chrono::steady_clock::now() - std::chrono::milliseconds(kSettleMs);
     std::vector<Slot*> ready;
     for (const auto& [name, slot] : by_name_) {
-        if (slot->phase == Phase::steered && (settled || !slot->settle_first)) {
+        if (slot->phase == Phase::steered &&
+            (!slot->settle_first || (slot->steered_at && *slot->steered_at <= steered_by))) {
             ready.push_back(slot);
         }
     }
@@ -385,6 +398,11 @@ void KernelSaControl::finish_one(Slot& slot) {
     }
     if (digest_of_key(state->key.bytes()) != slot.memory_name.key) {
         return keep_with_kernel(slot, "it was replaced");
+    }
+    // Its first packets came between the message about it and now: they too must have passed.
+    if (!slot.settle_first && used_by_kernel(*state)) {
+        slot.settle_first = true;
+        return;
     }
     slot.replay = state->replay;
     slot.base = state->usage;
@@ -454,7 +472,7 @@ void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) 
     const auto mask = random_mask();
     if (!mask) return keep_with_kernel(slot, mask.error());
     xfrm::CounterUpdate update{.replay = state.replay, .usage = state.usage};
-    update.replay.sent = range.end - 1;
+    update.replay->sent = range.end - 1;
     if (const auto done = socket_->write_counters(state, update); !done) {
         return keep_with_kernel(slot,
                                 "sequence numbers cannot be reserved in it: " + done.error().text);
@@ -494,31 +512,30 @@ void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) 
 
 void KernelSaControl::keep_with_kernel(Slot& slot, const std::string& reason) {
     kept_[slot.name] = reason;
-    if (slot.direction == StateDirection::inbound) {
-        if (const auto done = bpf_->remove_owner(slot.name.spi, slot.name.destination); !done) {
-            log_.error(done.error());
-        }
-    }
+    steer_away(slot);
     by_name_.erase(slot.name);
     free_slot(slot);
     settle_soon();  // the owners of its policy
 }
 
-// The SA is not steered to any more, or is about not to be.
+// Inbound frames go to the kernel, if it has the state.
+void KernelSaControl::steer_away(const Slot& slot) {
+    if (slot.direction != StateDirection::inbound ||
+        marked_.contains({slot.name.spi, slot.name.destination})) {
+        return;
+    }
+    if (const auto done = bpf_->remove_owner(slot.name.spi, slot.name.destination); !done) {
+        log_.error(done.error());
+    }
+}
+
+// Outbound traffic is not steered to the SA any more. Inbound traffic is until the worker has let
+// go and the kernel knows what it has accepted: earlier, the kernel would accept it once more.
 void KernelSaControl::retire(Slot& slot) {
-    const xfrm::KernelSa* state = mirror_.find(slot.name);
-    if ((slot.inbound || slot.outbound) && state != nullptr &&
-        digest_of_key(state->key.bytes()) == slot.memory_name.key) {
-        // The kernel goes on with it: with the counters of this moment, and as a second sender.
-        write_counters(slot);
-        if (slot.outbound && packets_of(slot) > 0) ask_rekey(slot);
+    if (!slot.inbound && !slot.outbound) {  // never installed
+        steer_away(slot);
+        return free_slot(slot);
     }
-    if (slot.direction == StateDirection::inbound) {
-        if (const auto done = bpf_->remove_owner(slot.name.spi, slot.name.destination); !done) {
-            log_.error(done.error());
-        }
-    }
-    if (!slot.inbound && !slot.outbound) return free_slot(slot);  // never installed
     ++retiring_[slot.name];
     Command command;
     if (slot.inbound) {
@@ -580,6 +597,7 @@ void KernelSaControl::handle(const Event& event) {
                 return;
             }
             remember(*slot);
+            if (!hand_back(*slot)) log_.warning("the counters of an SA are not written back");
             if (slot->phase != Phase::retiring) {
                 return keep_with_kernel(*slot, "its worker has no room: raise gateway.max_sas");
             }
@@ -587,6 +605,11 @@ void KernelSaControl::handle(const Event& event) {
                 count != retiring_.end() && --count->second == 0) {
                 retiring_.erase(count);
             }
+            // Where the kernel goes on with it, the key has a second sender.
+            if (slot->outbound && packets_of(*slot) > 0 && mirror_.find(slot->name) != nullptr) {
+                ask_rekey(*slot);
+            }
+            steer_away(*slot);
             free_slot(*slot);
             settle_soon();  // one of the same name may be waiting for this
             return;

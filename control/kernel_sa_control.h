@@ -18,7 +18,9 @@
 //   3. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
 //               worker may use, so that the kernel can go on at once, by itself, if we die
 //   4. install  the worker runs what it holds
-// Back to the kernel it goes the other way round. The kernel's counter is never put down again.
+// Back to the kernel it goes the other way round: the worker gives it up, its counters are written,
+// inbound frames are steered to the kernel. The kernel's counter is never put down again: only a
+// reservation writes it, after a look at what the kernel has sent; the rest is usage alone.
 //
 // Never a nonce twice (RFC 4106 3)
 // --------------------------------
@@ -33,7 +35,9 @@
 // SP 800-38D 8 sets. With ESN, where n bits of the number are in use, it is 2^-(64 - n). Because a
 // key that has had two senders has used up that chance once, every SA that is taken over from
 // another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft), at most
-// kRekeysPerSecond, and all those at a clean stop, when the kernel becomes the second sender.
+// kRekeysPerSecond, and all those at a clean stop, when the kernel becomes the second sender. Where
+// the kernel keeps sending beside the worker each successor has two senders again: a group is asked
+// for a few within kRekeyPause, not for ever.
 //
 // Replay (RFC 4303 3.4.3)
 // -----------------------
@@ -91,6 +95,7 @@ class KernelSaControl {
     static constexpr int kTickMs = 100;
     static constexpr int kFeedbackTicks = 10;
     static constexpr size_t kRekeysPerSecond = 100;
+    static constexpr std::chrono::minutes kRekeyPause{10};
 
     struct Setup {
         std::vector<uint16_t> cpus;  // of the workers
@@ -143,6 +148,7 @@ class KernelSaControl {
         xfrm::Replay replay;  // form of the kernel's state
         bool esn = false;
         bool settle_first = false;  // the kernel has used it: read it a moment later
+        std::optional<std::chrono::steady_clock::time_point> steered_at;
         OutboundSaPtr outbound;
         InboundSaPtr inbound;
         OutboundSaPtr old_outbound;  // being replaced
@@ -161,8 +167,21 @@ class KernelSaControl {
         uint64_t last_use = 0;  // seconds since the epoch; 0: not by a worker
         bool soft_reported = false;
         bool hard_reported = false;
+        bool expiry_failed = false;  // said once, not at every attempt
         bool rekey_asked = false;
         bool used_warned = false;
+    };
+
+    // What a worker has done with an SA so far.
+    struct Work {
+        uint64_t packets = 0;
+        uint64_t bytes = 0;
+        uint64_t top = 0;  // inbound
+    };
+    enum class Rekey : uint8_t { paced, always };
+    struct RekeyPace {
+        std::chrono::steady_clock::time_point since;
+        size_t asked = 0;
     };
 
     // --- following the register (kernel_sa_control.cc)
@@ -179,13 +198,14 @@ class KernelSaControl {
     void let_outer_packets_pass();
     void finish_later();
     void flush_soon();
-    void finish(bool settled);
+    void finish();
     void finish_one(Slot& slot);
     void install_inbound(Slot& slot, const xfrm::KernelSa& state);
     void install_outbound(Slot& slot, const xfrm::KernelSa& state);
     InboundSaParameters inbound_parameters(const Slot& slot, const xfrm::KernelSa& state) const;
     void replace_inbound(Slot& slot, const xfrm::KernelSa& state);
     void retire(Slot& slot);
+    void steer_away(const Slot& slot);
     void remember(const Slot& slot);
     void free_slot(Slot& slot);
     void keep_with_kernel(Slot& slot, const std::string& reason);
@@ -198,16 +218,20 @@ class KernelSaControl {
     void tick();
     void check_limits(Slot& slot);
     void write_counters(Slot& slot);
+    bool write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
+               const std::optional<xfrm::Replay>& replay);
+    bool write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent);
+    bool hand_back(Slot& slot);
     void extend(Slot& slot);
     void kernel_used(const xfrm::SaName& name);
-    void ask_rekey(Slot& slot);
+    void go_on_above(Slot& slot, const xfrm::KernelSa& state);
+    void ask_rekey(Slot& slot, Rekey when = Rekey::paced);
     void send_rekey_requests(size_t at_most);
     void note_use(Slot& slot);
     [[nodiscard]] static const InboundSa* counting(const Slot& slot);
-    [[nodiscard]] static uint64_t packets_of(const Slot& slot);
-    [[nodiscard]] static uint64_t bytes_of(const Slot& slot);
-    [[nodiscard]] static xfrm::Usage usage_of(const Slot& slot);
-    [[nodiscard]] xfrm::CounterUpdate counters_of(const Slot& slot) const;
+    [[nodiscard]] static Work work_of(const Slot& slot);
+    [[nodiscard]] static xfrm::Usage usage_of(const Slot& slot, const Work& work);
+    [[nodiscard]] static xfrm::Usage without_ours(const Slot& slot, xfrm::Usage usage);
 
     Log& log_;
     const config::Config& config_;
@@ -235,6 +259,7 @@ class KernelSaControl {
     bool taking_over_ = false;  // start() was called
     bool stopped_ = false;
     std::deque<xfrm::SaName> rekey_queue_;
+    std::map<PolicyId, RekeyPace> rekey_pace_;  // by group
     std::optional<WorkerCommands> commands_;
     std::optional<boost::asio::posix::stream_descriptor> readable_;
     boost::asio::io_context& context_;

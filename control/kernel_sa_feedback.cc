@@ -38,38 +38,52 @@ const InboundSa* KernelSaControl::counting(const Slot& slot) {
     return slot.old_inbound ? slot.old_inbound.get() : slot.inbound.get();
 }
 
-uint64_t KernelSaControl::packets_of(const Slot& slot) {
-    if (slot.outbound) return slot.outbound->packets.read();
-    return slot.inbound ? counting(slot)->packets.read() : 0;
+// Of a replacement and the one before the greater counts: the replacement begins with nothing and
+// takes over what the other has, and nobody knows yet whether it has done so.
+KernelSaControl::Work KernelSaControl::work_of(const Slot& slot) {
+    Work work;
+    if (slot.outbound) {
+        work.packets = slot.outbound->packets.read();
+        work.bytes = slot.outbound->bytes.read();
+    }
+    for (const InboundSa* sa : {slot.inbound.get(), slot.old_inbound.get()}) {
+        if (sa == nullptr) continue;
+        work.packets = std::max(work.packets, sa->packets.read());
+        work.bytes = std::max(work.bytes, sa->bytes.read());
+        work.top = std::max(work.top, sa->replay.top());
+    }
+    return work;
 }
 
-uint64_t KernelSaControl::bytes_of(const Slot& slot) {
-    if (slot.outbound) return slot.outbound->bytes.read();
-    return slot.inbound ? counting(slot)->bytes.read() : 0;
-}
-
-xfrm::Usage KernelSaControl::usage_of(const Slot& slot) {
+xfrm::Usage KernelSaControl::usage_of(const Slot& slot, const Work& work) {
     xfrm::Usage usage = slot.base;
-    usage.packets += packets_of(slot);
-    usage.bytes += bytes_of(slot);
+    usage.packets += work.packets;
+    usage.bytes += work.bytes;
     usage.use_time = std::max(usage.use_time, slot.last_use);
     return usage;
 }
 
-xfrm::CounterUpdate KernelSaControl::counters_of(const Slot& slot) const {
-    xfrm::CounterUpdate update{.replay = slot.replay, .usage = usage_of(slot)};
-    if (slot.outbound) {
-        update.replay.sent = slot.reserved - 1;
-        update.replay.top = 0;
-    } else {
-        update.replay.sent = 0;
-        update.replay.top = std::max(slot.written_top, counting(slot)->replay.top());
+// `replay`: nullopt leaves the kernel's own alone.
+bool KernelSaControl::write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
+                            const std::optional<xfrm::Replay>& replay) {
+    if (!socket_->write_counters(state, {.replay = replay, .usage = usage_of(slot, work)})) {
+        return false;
     }
-    return update;
+    slot.written_packets = work.packets;
+    slot.written_bytes = work.bytes;
+    if (slot.inbound && replay) slot.written_top = replay->top;
+    return true;
+}
+
+bool KernelSaControl::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
+    xfrm::Replay replay = slot.replay;
+    replay.sent = sent;
+    replay.top = 0;
+    return write(slot, state, work_of(slot), replay);
 }
 
 void KernelSaControl::note_use(Slot& slot) {
-    const uint64_t packets = packets_of(slot);
+    const uint64_t packets = work_of(slot).packets;
     if (packets != slot.seen_packets) slot.last_use = seconds_since_epoch();
     slot.seen_packets = packets;
 }
@@ -107,7 +121,7 @@ void KernelSaControl::tick() {
 
 void KernelSaControl::check_limits(Slot& slot) {
     const xfrm::Limits& limits = slot.limits;
-    const xfrm::Usage usage = usage_of(slot);
+    const xfrm::Usage usage = usage_of(slot, work_of(slot));
     const bool hard = usage.bytes >= limits.hard_bytes || usage.packets >= limits.hard_packets;
     const bool soft = usage.bytes >= limits.soft_bytes || usage.packets >= limits.soft_packets;
     if (hard ? slot.hard_reported : !soft || slot.soft_reported) return;
@@ -116,26 +130,65 @@ void KernelSaControl::check_limits(Slot& slot) {
     write_counters(slot);  // the IKE daemon reads them
     const auto told = socket_->expire(*state, hard);
     if (!told && told.error().number != ESRCH) {
-        log_.error(name_of(slot.name) +
-                   ": the end of its lifetime cannot be reported: " + told.error().text);
+        if (!std::exchange(slot.expiry_failed, true)) {
+            log_.error(name_of(slot.name) +
+                       ": the end of its lifetime cannot be reported: " + told.error().text);
+        }
+        return;  // tried again: a hard limit must hold
     }
+    slot.expiry_failed = false;
     slot.soft_reported = true;
     slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
 }
 
 void KernelSaControl::write_counters(Slot& slot) {
-    const uint64_t packets = packets_of(slot);
-    const uint64_t bytes = bytes_of(slot);
-    const xfrm::CounterUpdate update = counters_of(slot);
-    const bool top_moved = slot.inbound && update.replay.top != slot.written_top;
-    if (packets == slot.written_packets && !top_moved) return;
+    const Work work = work_of(slot);
     const xfrm::KernelSa* state = mirror_.find(slot.name);
     if (state == nullptr) return;
-    // ESRCH: it was deleted, the message is on its way.
-    if (!socket_->write_counters(*state, update)) return;
-    slot.written_packets = packets;
-    slot.written_bytes = bytes;
-    if (slot.inbound) slot.written_top = update.replay.top;
+    std::optional<xfrm::Replay> replay;
+    if (slot.inbound) {
+        const uint64_t top = std::max({slot.written_top, work.top, state->replay.top});
+        if (top != slot.written_top) {
+            replay = slot.replay;
+            replay->sent = 0;
+            replay->top = top;
+        }
+    }
+    if (work.packets == slot.written_packets && !replay) return;
+    // Outbound the usage alone: the kernel may have sent since we looked last, and a number put
+    // down again is a nonce used twice. ESRCH: it was deleted, the message is on its way.
+    (void)write(slot, *state, work, replay);
+}
+
+// What a worker that is done with the SA has used, for the kernel that goes on with it. Counters
+// only move up, also where the state was deleted and added again with older ones.
+bool KernelSaControl::hand_back(Slot& slot) {
+    if ((!slot.inbound && !slot.outbound) || mirror_.find(slot.name) == nullptr) return true;
+    const auto state = socket_->get(slot.name);
+    if (!state) return state.error().number == ESRCH;
+    if (digest_of_key(state->key.bytes()) != slot.memory_name.key) return true;  // another SA
+    const Work work = work_of(slot);
+    note_use(slot);
+    slot.base = without_ours(slot, state->usage);
+    std::optional<xfrm::Replay> replay = state->replay;
+    if (slot.inbound && (work.top > state->replay.top || work.packets > 0)) {
+        // Also where the kernel is ahead: below its top the worker has accepted packets too.
+        replay->top = std::max(work.top, state->replay.top);
+    } else if (slot.outbound && slot.reserved - 1 > state->replay.sent) {
+        replay->sent = slot.reserved - 1;
+    } else if (work.packets == slot.written_packets) {
+        return true;
+    } else {
+        replay.reset();
+    }
+    return write(slot, *state, work, replay);
+}
+
+// The kernel's own part of what its state shows.
+xfrm::Usage KernelSaControl::without_ours(const Slot& slot, xfrm::Usage usage) {
+    usage.packets -= std::min(usage.packets, slot.written_packets);
+    usage.bytes -= std::min(usage.bytes, slot.written_bytes);
+    return usage;
 }
 
 void KernelSaControl::extend(Slot& slot) {
@@ -144,16 +197,16 @@ void KernelSaControl::extend(Slot& slot) {
     if (slot.told == slot.reserved) {
         if (slot.reserved >= end) {
             slot.extension_due = false;
-            ask_rekey(slot);
+            ask_rekey(slot, Rekey::always);
             return;
         }
-        const xfrm::KernelSa* state = mirror_.find(slot.name);
-        if (state == nullptr) return;
-        xfrm::CounterUpdate update = counters_of(slot);
+        // The kernel tells of its own use late, or not at all where it is a packet now and then.
+        const auto state = socket_->get(slot.name);
+        if (!state || digest_of_key(state->key.bytes()) != slot.memory_name.key) return;
+        if (state->replay.sent >= slot.reserved) return go_on_above(slot, *state);
         const uint64_t reserved =
             slot.reserved + std::min(sequence_block(slot.esn), end - slot.reserved);
-        update.replay.sent = reserved - 1;
-        if (!socket_->write_counters(*state, update)) return;  // tried again
+        if (!write_sent(slot, *state, reserved - 1)) return;  // tried again
         slot.reserved = reserved;
     }
     Command command;
@@ -175,7 +228,7 @@ void KernelSaControl::kernel_used(const xfrm::SaName& name) {
     const auto state = socket_->get(name);
     if (!state) return;
     if (slot.inbound) {
-        if (state->replay.top <= std::max(slot.written_top, counting(slot)->replay.top())) return;
+        if (state->replay.top <= std::max(slot.written_top, work_of(slot).top)) return;
         if (!std::exchange(slot.used_warned, true)) {
             log_.warning(name_of(name) +
                          ": the kernel has received packets of it too, by a device that is no "
@@ -183,17 +236,22 @@ void KernelSaControl::kernel_used(const xfrm::SaName& name) {
         }
         return;
     }
-    if (state->replay.sent < slot.reserved) return;
+    if (state->replay.sent >= slot.reserved &&
+        digest_of_key(state->key.bytes()) == slot.memory_name.key) {
+        go_on_above(slot, *state);
+    }
+}
+
+// The kernel has sent with numbers behind those that are reserved. `state`: as it is now.
+void KernelSaControl::go_on_above(Slot& slot, const xfrm::KernelSa& state) {
     const uint64_t end = sequence_end(slot.esn);
-    const uint64_t first = state->replay.sent + 1;
-    if (first >= end) return;
-    slot.base.packets = state->usage.packets - std::min(state->usage.packets, slot.written_packets);
-    slot.base.bytes = state->usage.bytes - std::min(state->usage.bytes, slot.written_bytes);
-    xfrm::CounterUpdate update = counters_of(slot);
+    const uint64_t first = state.replay.sent + 1;
+    slot.extension_due = false;
+    if (first >= end) return ask_rekey(slot, Rekey::always);
+    slot.base = without_ours(slot, state.usage);
     const SequenceStore::Range range{
         .first = first, .end = first + std::min(sequence_block(slot.esn), end - first)};
-    update.replay.sent = range.end - 1;
-    if (!socket_->write_counters(*state, update)) return;
+    if (!write_sent(slot, state, range.end - 1)) return;
     slot.reserved = range.end;
     slot.told = range.end;
     Command command;
@@ -205,15 +263,26 @@ void KernelSaControl::kernel_used(const xfrm::SaName& name) {
     commands_->send(slot.owner, command);
     ask_rekey(slot);
     if (!std::exchange(slot.used_warned, true)) {
-        log_.warning(name_of(name) +
+        log_.warning(name_of(slot.name) +
                      ": the kernel has sent with it too (traffic of this host itself?): the worker "
                      "goes on above its numbers; route such traffic into " +
                      config_.device);
     }
 }
 
-void KernelSaControl::ask_rekey(Slot& slot) {
-    if (std::exchange(slot.rekey_asked, true)) return;
+// Where the kernel goes on sending for a group, each new SA has two senders too: without a limit
+// it would be rekeyed for ever.
+void KernelSaControl::ask_rekey(Slot& slot, Rekey when) {
+    if (slot.rekey_asked) return;
+    if (when == Rekey::paced) {
+        const auto now = std::chrono::steady_clock::now();
+        RekeyPace& pace = rekey_pace_[slot.group];
+        if (pace.asked == 0 || now - pace.since > kRekeyPause) pace = {.since = now};
+        // Per-CPU SAs of a group come at once, each with its predecessor.
+        if (pace.asked >= 2 * (setup_.cpus.size() + 1)) return;
+        ++pace.asked;
+    }
+    slot.rekey_asked = true;
     rekey_queue_.push_back(slot.name);
 }
 
@@ -233,15 +302,13 @@ void KernelSaControl::send_rekey_requests(size_t at_most) {
 void KernelSaControl::write_back() {
     if (!socket_) return;
     size_t failed = 0;
-    for (const auto& [name, slot] : by_name_) {
-        if (slot->phase != Phase::installed) continue;
-        note_use(*slot);
-        write_counters(*slot);
-        if (slot->written_packets != packets_of(*slot)) ++failed;
+    for (const auto& slot : slots_) {  // those on their way out too
+        if (!slot) continue;
+        if (!hand_back(*slot)) ++failed;
         // The kernel goes on with it: a second sender under the key.
-        if (slot->outbound && packets_of(*slot) > 0) {
+        if (slot->outbound && slot->phase == Phase::installed && work_of(*slot).packets > 0) {
             slot->rekey_asked = true;
-            rekey_queue_.push_back(name);
+            rekey_queue_.push_back(slot->name);
         }
     }
     if (failed > 0) {
@@ -271,14 +338,14 @@ std::vector<KernelSaView> KernelSaControl::sas() {
         } else if (const Slot& slot = *found->second; slot.phase == Phase::installed) {
             view.reason.clear();
             view.worker = slot.owner;
-            view.usage = usage_of(slot);
+            view.usage = usage_of(slot, work_of(slot));
             if (slot.outbound) {
                 view.sequence =
                     __atomic_load_n(&slot.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
                 view.reserved = slot.reserved - 1;
                 view.drops = &slot.outbound->drops;
             } else {
-                view.sequence = counting(slot)->replay.top();
+                view.sequence = work_of(slot).top;
                 view.drops = &counting(slot)->drops;
             }
         } else {

@@ -459,7 +459,7 @@ RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update
                           .packets = update.usage.packets,
                           .add_time = or_known(update.usage.add_time, state.usage.add_time),
                           .use_time = or_known(update.usage.use_time, state.usage.use_time)});
-    put_replay(writer, state, update.replay);
+    if (update.replay) put_replay(writer, state, *update.replay);
     return writer.take();
 }
 

@@ -81,7 +81,7 @@ RequestBuffer encode_get_sa(const SaName& name, uint32_t sequence);
 // Nothing in a window below `replay.top` is accepted by the kernel afterwards: its bitmap is
 // written full, because a packet that a worker has accepted must not pass again.
 struct CounterUpdate {
-    Replay replay;
+    std::optional<Replay> replay;  // nullopt: the kernel keeps its own, whatever it is by now
     Usage usage;
 };
 RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update,

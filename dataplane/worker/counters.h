@@ -27,7 +27,7 @@ struct alignas(64) WorkerCounters {
     Counter loops;
     Counter sleeps;
     Counter busy_cycles;        // TSC cycles in loops that moved at least one frame
-    Counter events_lost;        // event ring full
+    Counter events_lost;        // audits, event ring full
     Counter audits_suppressed;  // beyond the rate that is reported
 };
 

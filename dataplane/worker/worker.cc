@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <deque>
 #include <semaphore>
 #include <span>
 #include <system_error>
@@ -91,14 +92,25 @@ class EventChannel final : public EventSink {
                 return;
             }
         }
-        if (!ring_.push(event)) {
+        if (unsent_.empty() && ring_.push(event)) {
+            posted_ = true;
+            return;
+        }
+        if (event.kind == Event::Kind::audit || event.kind == Event::Kind::sequence_exhausted) {
             counters_.events_lost.add(1);
             return;
         }
-        posted_ = true;
+        // Without it control would keep an SA for ever. Each answers a command or happens once per
+        // SA and block of numbers, so they are not many.
+        unsent_.push_back(event);
     }
+    [[nodiscard]] bool has_unsent() const { return !unsent_.empty(); }
     // Once per loop, so that a burst of events is one system call.
     void notify() {
+        while (!unsent_.empty() && ring_.push(unsent_.front())) {
+            unsent_.pop_front();
+            posted_ = true;
+        }
         if (!posted_) return;
         posted_ = false;
         signal_event_fd(fd_);
@@ -123,6 +135,7 @@ class EventChannel final : public EventSink {
 
     WorkerCounters& counters_;
     SpscRing<Event> ring_;
+    std::deque<Event> unsent_;  // what must not be lost, while the ring is full
     int fd_;
     bool posted_ = false;
     uint64_t audit_second_ = 0;
@@ -303,7 +316,9 @@ struct Worker::Impl {
 
     // An idle worker must wake up when a frame on hold is due.
     [[nodiscard]] int sleep_ms() const {
-        if (a_home_starves() || setup.egress->has_unsent()) return kShortSleepMs;
+        if (a_home_starves() || setup.egress->has_unsent() || events.has_unsent()) {
+            return kShortSleepMs;
+        }
         uint64_t sleep = kSleepMs;
         for (const HoldList* held : {&inbound.on_hold(), &outbound.on_hold()}) {
             if (!held->empty()) sleep = std::min(sleep, held->time_left() / cycles_per_ms + 1);

@@ -251,6 +251,22 @@ TEST_F(WorkerTest, ReplaceThatFailsChangesNothing) {
     EXPECT_EQ(sender.packets.read(), 1u);
 }
 
+// Control frees an SA when its answer comes, so no answer may be lost, however late control looks.
+TEST_F(WorkerTest, AnswersOutliveAFullRing) {
+    start(64, 20'000);
+    InboundSa& marker = makes_.make_inbound(TestSa{});
+    constexpr size_t kAnswers = 40000;  // the ring has room for 16384
+    for (size_t i = 0; i < kAnswers; ++i) {
+        ASSERT_TRUE(reached([&] {
+            return worker_->submit({.kind = Command::Kind::retire_inbound, .inbound = &marker});
+        }));
+    }
+    size_t answers = 0;
+    while (answers < kAnswers && next_event()) ++answers;
+    EXPECT_EQ(answers, kAnswers);
+    EXPECT_EQ(worker_->counters().events_lost.read(), 0u);
+}
+
 // The old one was retired, answered and freed before the command came: it is not looked at, and
 // the new one is installed as it was built.
 TEST_F(WorkerTest, ReplaceOfWhatIsGoneInstalls) {

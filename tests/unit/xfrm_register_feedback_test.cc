@@ -103,7 +103,7 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
             EXPECT_EQ(known->replay, (Replay{row.esn_form, row.words, row.window, 0, 0}));
 
             const uint64_t high = row.esn ? uint64_t{5} << 32 : 0;
-            const CounterUpdate update = {.replay = {.sent = high + 1000, .top = high + 2000},
+            const CounterUpdate update = {.replay = Replay{.sent = high + 1000, .top = high + 2000},
                                           .usage = {.bytes = 123456789, .packets = 4242}};
             const auto written = socket.write_counters(*known, update);
             ASSERT_TRUE(written) << written.error().text;
@@ -112,11 +112,19 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
 
             const auto now = socket.get(known->name);
             ASSERT_TRUE(now) << now.error().text;
-            EXPECT_EQ(now->replay.sent, update.replay.sent);
-            EXPECT_EQ(now->replay.top, update.replay.top);
+            EXPECT_EQ(now->replay.sent, update.replay->sent);
+            EXPECT_EQ(now->replay.top, update.replay->top);
             EXPECT_EQ(now->usage.bytes, 123456789u);
             EXPECT_EQ(now->usage.packets, 4242u);
             EXPECT_EQ(now->usage.add_time, known->usage.add_time);
+            // Usage alone leaves the numbers where they are.
+            ASSERT_TRUE(socket.write_counters(*known, {.usage = {.bytes = 5, .packets = 6}}));
+            const auto later = socket.get(known->name);
+            ASSERT_TRUE(later) << later.error().text;
+            EXPECT_EQ(later->replay, now->replay);
+            EXPECT_EQ(later->usage.bytes, 5u);
+            EXPECT_EQ(later->usage.packets, 6u);
+            receive(socket, mirror);
             mirror.refresh(*now);
             EXPECT_TRUE(dump(socket, mirror).empty());
 
@@ -180,7 +188,7 @@ TEST_F(XfrmRegisterFeedback, WhatOthersDoIsSeen) {
         auto other = NetlinkSocket::open();
         ASSERT_TRUE(other);
         ASSERT_TRUE(other->exchange(encode_counters(
-            known, {.replay = {.sent = 77}, .usage = {.bytes = 5}}, other->next_sequence())));
+            known, {.replay = Replay{.sent = 77}, .usage = {.bytes = 5}}, other->next_sequence())));
         EXPECT_EQ(receive(socket, mirror).used.size(), 1u);
         EXPECT_EQ(known.replay.sent, 77u);
         EXPECT_EQ(known.usage.bytes, 5u);
@@ -230,7 +238,8 @@ TEST_F(XfrmRegisterFeedback, StatesAreReplacedAsADaemonDoesIt) {
         EXPECT_EQ(changes.added.size(), 1u);
         EXPECT_EQ(changes.removed.size(), 1u);
         // New limits for a state in use; the kernel keeps its counters.
-        ASSERT_TRUE(socket.write_counters(*mirror.find(name(0x1001)), {.replay = {.sent = 9}}));
+        ASSERT_TRUE(
+            socket.write_counters(*mirror.find(name(0x1001)), {.replay = Replay{.sent = 9}}));
         ASSERT_TRUE(succeeds("ip xfrm state update " + kName + kKeys + " limit byte-soft 1000000"));
         EXPECT_TRUE(receive(socket, mirror).resync);
         EXPECT_EQ(dump(socket, mirror).added.size(), 1u);

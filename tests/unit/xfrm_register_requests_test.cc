@@ -88,8 +88,8 @@ TEST(XfrmRegisterRequests, CountersHaveTheFormOfTheState) {
         } else {
             payload.add(XFRMA_REPLAY_VAL, xfrm_replay_state{});
         }
-        const Request request = open_request(
-            encode_counters(state_of(payload), {.replay = {.sent = row.sent, .top = row.top}}, 5));
+        const Request request = open_request(encode_counters(
+            state_of(payload), {.replay = Replay{.sent = row.sent, .top = row.top}}, 5));
         EXPECT_EQ(request.header.nlmsg_type, kMessageNewEvent);
         EXPECT_EQ(request.header.nlmsg_flags, NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
         EXPECT_EQ(request.header.nlmsg_seq, 5u);
@@ -130,6 +130,7 @@ TEST(XfrmRegisterRequests, CountersKeepTimesThatAreNotGiven) {
     };
     EXPECT_EQ(said({50, 60, 0, 0})->usage, (Usage{50, 60, 1000, 2000}));
     EXPECT_EQ(said({50, 60, 7, 8})->usage, (Usage{50, 60, 7, 8}));
+    EXPECT_FALSE(said({50, 60, 7, 8})->replay) << "a number that is not said is not put down";
     EXPECT_EQ(said({})->name, name(1, "2001:db8::2", {3, 4}));
     EXPECT_EQ(said({})->reqid, 7u);
 }
