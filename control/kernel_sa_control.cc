@@ -606,7 +606,8 @@ void KernelSaControl::handle(const Event& event) {
                 retiring_.erase(count);
             }
             // Where the kernel goes on with it, the key has a second sender.
-            if (slot->outbound && packets_of(*slot) > 0 && mirror_.find(slot->name) != nullptr) {
+            if (slot->outbound && slot->outbound->packets.read() > 0 &&
+                mirror_.find(slot->name) != nullptr) {
                 ask_rekey(*slot);
             }
             steer_away(*slot);
