@@ -43,8 +43,9 @@ struct Flow {
         return family == Family::v4 ? kOutside4 : kOutside6;
     }
     [[nodiscard]] Upper upper(Way way, uint8_t flags = kAck) const {
-        const Ports ports =
-            way == Way::out ? Ports{.src = kFrom, .dst = kTo} : Ports{.src = kTo, .dst = kFrom};
+        Ports ports;
+        ports.src = way == Way::out ? kFrom : kTo;
+        ports.dst = way == Way::out ? kTo : kFrom;
         return protocol == 6 ? tcp(ports, Bytes(12), flags) : udp(ports);
     }
     [[nodiscard]] Bytes frame(Way way, const Upper& upper, uint8_t ttl = 64,
