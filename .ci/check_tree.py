@@ -5,7 +5,7 @@
 - nothing names a path of one developer's machine
 - no white space at the end of a line
 
-Includes and licences are checked by tests/unit/layers_test.py.
+Includes and licences are checked by tests/layers_test.py.
 """
 
 import re

@@ -17,7 +17,7 @@
 #include <random>
 #include <vector>
 
-#include "control/xfrm/register_socket.h"
+#include "control/xfrm/mirror_socket.h"
 
 namespace sallyport::xfrm {
 namespace {

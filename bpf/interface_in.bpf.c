@@ -14,7 +14,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "connection.h"
+#include "xfrm_interface.h"
 
 static __always_inline enum sp_drop_reason sp_judge(struct __sk_buff* skb, struct sp_packet* packet,
                                                     __u32 if_id) {

@@ -11,7 +11,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "connection.h"
+#include "xfrm_interface.h"
 
 static __always_inline int sp_is_multicast(const struct sp_packet* packet) {
     __u32 first = bpf_ntohl(packet->dst[0]);

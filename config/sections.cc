@@ -17,7 +17,7 @@
 #include "config/reader.h"
 #include "config/suites.h"
 #include "config/values.h"
-#include "dataplane/io/frame.h"
+#include "dataplane/base/frame.h"
 #include "dataplane/sa/replay_window.h"
 
 namespace sallyport::config {

@@ -13,7 +13,8 @@
 #include "config/system.h"
 #include "control/startup/interface.h"
 #include "dataplane/base/unique_fd.h"
-#include "dataplane/io/direct_egress.h"
+#include "dataplane/egress/direct_egress.h"
+#include "dataplane/egress/tap_egress.h"
 
 namespace sallyport::control {
 

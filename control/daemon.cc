@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 
 #include "control/startup/service_manager.h"
 
@@ -171,9 +170,7 @@ void Daemon::handle(const Event& event) {
 }
 
 void Daemon::audit(const Event& event) {
-    char spi[16];
-    std::snprintf(spi, sizeof spi, "0x%08x", to_index(event.spi));
-    log_.audit(std::string(label(event.reason)) + " spi=" + spi + " source=" +
+    log_.audit(std::string(label(event.reason)) + " spi=" + xfrm::to_text(event.spi) + " source=" +
                to_string(event.source) + " destination=" + to_string(event.destination) +
                " sequence=" + std::to_string(event.number));
 }

@@ -17,9 +17,9 @@
 #include "config/config.h"
 #include "control/appliance.h"
 #include "control/log.h"
-#include "control/next_hop_control.h"
-#include "control/report.h"
-#include "control/rpc/server.h"
+#include "control/operator/report.h"
+#include "control/operator/server.h"
+#include "control/route/publisher.h"
 
 namespace sallyport::control {
 

@@ -18,7 +18,7 @@
 #include "config/config.h"
 #include "control/daemon.h"
 #include "control/log.h"
-#include "control/startup/accept_key.h"
+#include "control/sa/static/accept_key.h"
 
 namespace {
 

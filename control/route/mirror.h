@@ -2,7 +2,7 @@
 #pragma once
 
 // A copy of the kernel's routes and neighbours, as far as they concern our ports, from which the
-// snapshots for direct egress are built (dataplane/io/next_hops.h).
+// snapshots for direct egress are built (dataplane/egress/next_hops.h).
 //
 //   rtnetlink -> parse_datagram() -> RouteMirror -> build() -> NextHops -> workers
 //
@@ -29,7 +29,7 @@
 #include <vector>
 
 #include "control/route/messages.h"
-#include "dataplane/io/next_hops.h"
+#include "dataplane/egress/next_hops.h"
 
 namespace sallyport::route {
 

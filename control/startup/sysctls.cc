@@ -5,7 +5,7 @@
 #include <cstring>
 #include <fstream>
 
-#include "control/xfrm/sa_registry.h"
+#include "control/xfrm/announcer.h"
 
 namespace sallyport::control {
 

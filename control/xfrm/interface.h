@@ -4,7 +4,7 @@
 // The xfrm interface of the kernel's IPsec connections: `ip link add NAME type xfrm external`.
 //
 // In external mode one device carries every connection; which one, TC programs say packet by packet
-// (bpf/connection.h). A network namespace has at most one such device.
+// (bpf/xfrm_interface.h). A network namespace has at most one such device.
 //
 // Who made it decides who removes it. One that we made bears our mark (the device's alias) and goes
 // when the daemon ends; one with our mark that is there at start is what a killed run left, with

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -97,6 +98,12 @@ xfrm_selector linux_selector(const PolicySelector& selector) {
 }
 
 }  // namespace
+
+std::string to_text(Spi spi) {
+    char text[16];
+    std::snprintf(text, sizeof text, "0x%08x", to_index(spi));
+    return text;
+}
 
 std::byte* RequestBuffer::extend(size_t count) {
     // A bound that encode functions cannot reach: the largest state is below 1 KiB.

@@ -50,6 +50,9 @@ class RequestBuffer {
     size_t size_ = 0;
 };
 
+// "0x0000c0de", as iproute2 writes it.
+std::string to_text(Spi spi);
+
 // ---- states ----------------------------------------------------------------------------------
 
 enum class StateDirection : uint8_t { inbound, outbound };

@@ -9,7 +9,7 @@
 #include <span>
 #include <string>
 
-#include "control/xfrm/register.h"
+#include "control/xfrm/values.h"
 
 namespace sallyport::xfrm {
 

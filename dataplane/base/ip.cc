@@ -3,9 +3,20 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <charconv>
 
 namespace sallyport {
+
+IpPrefix shortened(const IpPrefix& prefix, uint8_t bits) {
+    IpPrefix result = prefix;
+    result.bits = bits;
+    for (unsigned i = 0; i < result.address.bytes.size(); ++i) {
+        const unsigned kept = bits > i * 8 ? std::min(8u, bits - i * 8) : 0;
+        result.address.bytes[i] &= static_cast<uint8_t>(0xff00u >> kept);
+    }
+    return result;
+}
 
 std::expected<IpAddress, std::string> parse_ip_address(std::string_view text) {
     const std::string terminated(text);

@@ -52,6 +52,9 @@ struct IpPrefix {
     }
 };
 
+// Its first `bits` bits alone; the others of the address become zero.
+IpPrefix shortened(const IpPrefix& prefix, uint8_t bits);
+
 // Text forms. The parse functions take exactly what inet_pton takes, plus "/bits"; a prefix with
 // host bits set is an error, not silently masked. Errors are sentences for the operator.
 std::expected<IpAddress, std::string> parse_ip_address(std::string_view text);

@@ -8,7 +8,7 @@
 #include <span>
 #include <string>
 
-#include "dataplane/io/frame.h"
+#include "dataplane/base/frame.h"
 
 namespace sallyport::io {
 
@@ -18,7 +18,7 @@ std::expected<void, std::string> start_eal(uint32_t frame_count, bool hugepages)
 
 // All packet buffers of the process: one rte_mempool that is also the AF_XDP UMEM.
 //
-//   one buffer, 4096 bytes, aligned to 4096 (dataplane/io/frame.h):
+//   one buffer, 4096 bytes, aligned to 4096 (dataplane/base/frame.h):
 //   +0 mempool header | +64 mbuf | +192 headroom | +320 packet ...
 //
 // The mempool keeps free buffers in a ring that all threads share; a registered thread has a

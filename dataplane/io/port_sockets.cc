@@ -16,7 +16,7 @@
 #include <thread>
 #include <utility>
 
-#include "dataplane/base/counter.h"
+#include "dataplane/base/single_writer.h"
 #include "dataplane/base/unique_fd.h"
 
 namespace sallyport::io {

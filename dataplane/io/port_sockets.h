@@ -34,8 +34,8 @@
 #include <span>
 #include <string>
 
+#include "dataplane/base/frame.h"
 #include "dataplane/base/ids.h"
-#include "dataplane/io/frame.h"
 #include "dataplane/io/packet_memory.h"
 
 namespace sallyport::io {

@@ -18,9 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "dataplane/io/egress.h"
-#include "dataplane/io/frame.h"
-#include "dataplane/io/packet_memory.h"
+#include "dataplane/base/frame.h"
 
 namespace sallyport::io {
 
@@ -63,14 +61,5 @@ class Tap {
     MacAddress mac_{};
     std::vector<TapQueue> queues_;
 };
-
-// Writes finished frames to a TAP queue in io_uring batches of up to 64. On the way it fills in the
-// Ethernet addresses: destination sp0's own MAC, source 02:53:50:00:00:KIND.
-//
-// A write to a TAP never waits, so each batch is complete when its submission returns: in_flight()
-// is 0 after flush(). One system call carries a batch, but XDP still runs once per frame.
-// Drop reason: injector_full (the kernel refused the write: no memory, or sp0 is down).
-std::expected<std::unique_ptr<Egress>, std::string> make_tap_egress(TapQueue& queue, MacAddress mac,
-                                                                    PacketMemory& memory);
 
 }  // namespace sallyport::io

@@ -11,15 +11,14 @@
 #include <cstdint>
 #include <span>
 
-#include "dataplane/base/counter.h"
 #include "dataplane/base/drop_reason.h"
+#include "dataplane/base/frame.h"
+#include "dataplane/base/single_writer.h"
 #include "dataplane/crypto/aead.h"
-#include "dataplane/io/egress.h"
-#include "dataplane/io/frame.h"
+#include "dataplane/exchange/messages.h"
 #include "dataplane/sa/sa_tables.h"
 #include "dataplane/spd/spd.h"
 #include "dataplane/wire/ip_packet.h"
-#include "dataplane/worker/messages.h"
 
 namespace sallyport {
 

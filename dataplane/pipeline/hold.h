@@ -25,8 +25,8 @@
 #include <span>
 #include <vector>
 
-#include "dataplane/base/counter.h"
-#include "dataplane/io/frame.h"
+#include "dataplane/base/frame.h"
+#include "dataplane/base/single_writer.h"
 
 namespace sallyport {
 

@@ -310,7 +310,7 @@ inline DropReason InboundPipeline::deliver(Packet& packet) {
                 packet.inner.family == Family::v4 ? wire::kEtherTypeIpv4 : wire::kEtherTypeIpv6);
     delivered_[delivered_count_++] = {
         .frame = {.data = frame, .bytes = kEthernetBytes + packet.inner.total_bytes},
-        .kind = io::FrameKind::transit};
+        .kind = FrameKind::transit};
     return DropReason::none;
 }
 

@@ -3,10 +3,10 @@
 
 #include <span>
 
+#include "dataplane/exchange/counters.h"
 #include "dataplane/pipeline/burst.h"
 #include "dataplane/pipeline/hold.h"
-#include "dataplane/pipeline/pass_clock.h"
-#include "dataplane/worker/counters.h"
+#include "dataplane/pipeline/observer.h"
 
 namespace sallyport {
 
@@ -39,7 +39,7 @@ class InboundPipeline {
     // from run(). Returns how many; call again until `most` are through.
     uint32_t run_held(uint32_t most, HoldList::Round round);
 
-    [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
+    [[nodiscard]] std::span<OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};
     }
     [[nodiscard]] std::span<std::byte* const> discarded() const { return burst_.discarded(); }
@@ -68,7 +68,7 @@ class InboundPipeline {
     EventSink& events_;
     WorkerId worker_;
     Burst burst_;
-    std::array<io::OutgoingFrame, kBurstMax> delivered_;
+    std::array<OutgoingFrame, kBurstMax> delivered_;
     uint32_t delivered_count_ = 0;
     HoldList hold_;
 };

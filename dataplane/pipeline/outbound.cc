@@ -309,7 +309,7 @@ inline DropReason OutboundPipeline::deliver(Packet& packet) {
                                                                   : wire::kEtherTypeIpv6);
     delivered_[delivered_count_++] = {
         .frame = {.data = frame, .bytes = kEthernetBytes + sa.header_bytes + packet.esp_bytes},
-        .kind = io::FrameKind::originated};
+        .kind = FrameKind::originated};
     return DropReason::none;
 }
 

@@ -3,10 +3,10 @@
 
 #include <span>
 
+#include "dataplane/exchange/counters.h"
 #include "dataplane/pipeline/burst.h"
 #include "dataplane/pipeline/hold.h"
-#include "dataplane/pipeline/pass_clock.h"
-#include "dataplane/worker/counters.h"
+#include "dataplane/pipeline/observer.h"
 
 namespace sallyport {
 
@@ -48,7 +48,7 @@ class OutboundPipeline {
     // from run(). Returns how many; call again until `most` are through.
     uint32_t run_held(uint32_t most, HoldList::Round round);
 
-    [[nodiscard]] std::span<io::OutgoingFrame> delivered() {
+    [[nodiscard]] std::span<OutgoingFrame> delivered() {
         return {delivered_.data(), delivered_count_};
     }
     [[nodiscard]] std::span<std::byte* const> discarded() const { return burst_.discarded(); }
@@ -77,7 +77,7 @@ class OutboundPipeline {
     const Spd* spd_ = nullptr;
     OutboundSource source_ = OutboundSource::port;
     Burst burst_;
-    std::array<io::OutgoingFrame, kBurstMax> delivered_;
+    std::array<OutgoingFrame, kBurstMax> delivered_;
     uint32_t delivered_count_ = 0;
     HoldList hold_;
 };

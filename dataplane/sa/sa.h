@@ -20,10 +20,10 @@
 #include <string>
 
 #include "dataplane/base/byte_order.h"
-#include "dataplane/base/counter.h"
 #include "dataplane/base/drop_reason.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
+#include "dataplane/base/single_writer.h"
 #include "dataplane/crypto/aead.h"
 #include "dataplane/sa/replay_window.h"
 

@@ -18,16 +18,6 @@ struct PrefixLess {
     }
 };
 
-IpPrefix shortened(const IpPrefix& prefix, uint8_t bits) {
-    IpPrefix result = prefix;
-    result.bits = bits;
-    for (unsigned i = 0; i < result.address.bytes.size(); ++i) {
-        const unsigned kept = bits > i * 8 ? std::min(8u, bits - i * 8) : 0;
-        result.address.bytes[i] &= static_cast<uint8_t>(0xff00u >> kept);
-    }
-    return result;
-}
-
 // Entries grouped by one of their prefixes, to find quickly all whose prefix covers another:
 // there are at most 129 lengths to try, however many entries.
 class CoverIndex {

@@ -21,7 +21,7 @@
 
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
-#include "dataplane/spd/prefix_table.h"
+#include "dataplane/base/prefix_table.h"
 
 namespace sallyport {
 

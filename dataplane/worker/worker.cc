@@ -22,7 +22,7 @@
 
 #include "dataplane/base/spsc_ring.h"
 #include "dataplane/crypto/aead.h"
-#include "dataplane/io/egress.h"
+#include "dataplane/egress/egress.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
@@ -326,7 +326,7 @@ struct Worker::Impl {
         return static_cast<int>(sleep);
     }
 
-    void finish(std::span<io::OutgoingFrame> delivered, std::span<std::byte* const> discarded) {
+    void finish(std::span<OutgoingFrame> delivered, std::span<std::byte* const> discarded) {
         if (!discarded.empty()) setup.memory->give(discarded);
         if (delivered.empty()) return;
         counters.egress_frames.add(delivered.size());

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "dataplane/base/ids.h"
-#include "dataplane/worker/counters.h"
-#include "dataplane/worker/messages.h"
+#include "dataplane/exchange/counters.h"
+#include "dataplane/exchange/messages.h"
 
 namespace sallyport {
 

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "dataplane/io/egress.h"
+#include "dataplane/egress/egress.h"
 #include "dataplane/pipeline/burst.h"
 #include "tests/support/esp_oracle.h"
 #include "tests/support/frame_buffers.h"
@@ -94,7 +94,7 @@ struct World {
     }
 
     // Each buffer of the burst is delivered or discarded, once, and frames lie in their buffers.
-    void check_conservation(std::span<io::OutgoingFrame> delivered,
+    void check_conservation(std::span<OutgoingFrame> delivered,
                             std::span<std::byte* const> discarded, size_t count) const {
         std::vector<bool> seen(kBurstMax, false);
         const auto see = [&](const std::byte* at) {

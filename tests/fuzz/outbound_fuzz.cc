@@ -42,7 +42,7 @@ std::vector<SpdEntry> policies() {
 }
 
 void check_opens_to(const World& world, size_t outer, bool esn, uint64_t sequence,
-                    const io::OutgoingFrame& outgoing, const test::Bytes& came_in,
+                    const OutgoingFrame& outgoing, const test::Bytes& came_in,
                     OutboundSource source) {
     const size_t header_bytes = outer == 0 ? 20 : 40;
     const std::span<const std::byte> frame(outgoing.frame.data, outgoing.frame.bytes);

@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <string_view>
 
-#include "control/ctl/tables.h"
-#include "control/rpc/request.h"
+#include "control/operator/request.h"
 #include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
+#include "ctl/tables.h"
 
 namespace {
 

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <span>
 
+#include "control/xfrm/mirror.h"
 #include "control/xfrm/register_messages.h"
-#include "control/xfrm/register_mirror.h"
 
 using namespace sallyport;
 using namespace sallyport::xfrm;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "dataplane/io/frame.h"
+#include "dataplane/base/frame.h"
 
 namespace sallyport::test {
 

@@ -13,7 +13,7 @@ BOOT = boot.Boot(kernels=("newest", "6.12"),
 
 
 def run(guest, program, tests="*"):
-    done = subprocess.run([os.path.join(guest.build, "tests/unit", program), "--gtest_color=no",
+    done = subprocess.run([os.path.join(guest.build, "tests/control", program), "--gtest_color=no",
                            "--gtest_filter=" + tests], stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False)
     check(done.returncode == 0 and "  SKIPPED ]" not in done.stdout, done.stdout[-4000:])

@@ -23,7 +23,7 @@ class Sallyport:
     def __init__(self, sites, ns):
         self._ns = ns
         self._program = os.path.join(sites.build, "control", "sallyportd")
-        self._ctl = os.path.join(sites.build, "control", "sallyportctl")
+        self._ctl = os.path.join(sites.build, "ctl", "sallyportctl")
         self._log = os.path.join(sites.folder, "sallyportd.log")
         self._process = None
         # ip netns exec mounts a fresh /sys; a BPF filesystem outlives one daemon, as on a real host.

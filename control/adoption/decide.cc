@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/adoption/decide.h"
+
+#include <algorithm>
+#include <limits>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "control/adoption/inbound_selectors.h"
+#include "control/adoption/owners.h"
+#include "control/adoption/parts.h"
+#include "control/adoption/templates.h"
+#include "control/policy/compile.h"
+
+namespace sallyport::control {
+
+namespace {
+
+using namespace adoption;
+
+constexpr uint8_t kFlagNoPathMtuDiscovery = 4;
+constexpr uint32_t kExtraDontEncapDscp = 1;
+
+constexpr uint32_t kConfigOwn = 0x80000000;
+constexpr uint8_t kOwnModeConfig = 0xfe;  // what is no group of the register
+constexpr uint8_t kOwnModeKernel = 0xff;
+// Beyond this many, every later group counts as within reach of one of them.
+constexpr size_t kPassingOnMax = 256;
+
+// A list of SPD entries; of two with the same selector the first decides, so the second is waste.
+class EntryList {
+  public:
+    void add(const SpdEntry& entry) {
+        if (known_.insert(selector_key(entry)).second) entries_.push_back(entry);
+    }
+    std::vector<SpdEntry> take() { return std::move(entries_); }
+
+  private:
+    std::vector<SpdEntry> entries_;
+    std::set<SelectorKey> known_;
+};
+
+// Addresses as the policy's own packets have them.
+GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Template& wanted,
+                              uint32_t own) {
+    return {.source = wanted.source,
+            .destination = wanted.destination,
+            .reqid = wanted.reqid,
+            .mode = static_cast<uint8_t>(wanted.mode),
+            .protocol = wanted.protocol,
+            .if_id = policy.if_id,
+            .own = own};
+}
+
+class Decider {
+  public:
+    Decider(const std::map<xfrm::SaName, xfrm::KernelSa>& states, const AdoptionSetup& setup,
+            GroupNumbers& numbers)
+        : states_(states), setup_(setup), numbers_(numbers) {}
+
+    Adoption decide(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
+        numbers_.begin();
+        beyond_capacity_ =
+            numbers_.number({.mode = kOwnModeKernel, .own = std::numeric_limits<uint32_t>::max()})
+                .value_or(PolicyId{});
+        read_policies(policies);
+        make_outbound_list();
+        make_inbound_list();
+        numbers_.end();
+        decide_sas();
+        choose_owners();
+        return std::move(out_);
+    }
+
+  private:
+    // ---- policies ----
+    void read_policies(const std::map<uint32_t, xfrm::KernelPolicy>& policies);
+    PolicyId number(const GroupNumbers::Name& name, uint32_t if_id, std::string& obstacle);
+    void read_policy(JudgedPolicy&& judged);
+    void make_outbound_list();
+    void make_inbound_list();
+    void add_config_policies(EntryList& list, SpdDirection direction);
+
+    // ---- SAs ----
+    void decide_sas();
+    std::optional<xfrm::StateDirection> direction_of(const xfrm::KernelSa& sa,
+                                                     std::span<const uint32_t> fitting_out,
+                                                     std::span<const uint32_t> fitting_in);
+    void decide_outbound(const xfrm::KernelSa& sa, std::span<const uint32_t> fitting,
+                         SaDecision& decision);
+    void decide_inbound(std::span<const uint32_t> fitting, SaDecision& decision);
+    void choose_owners();
+
+    bool is_local(const IpAddress& address) const {
+        return std::ranges::find(setup_.local_addresses, address) != setup_.local_addresses.end();
+    }
+
+    const std::map<xfrm::SaName, xfrm::KernelSa>& states_;
+    const AdoptionSetup& setup_;
+    GroupNumbers& numbers_;
+    PolicyId beyond_capacity_{};
+
+    TemplateClasses outbound_classes_{xfrm::StateDirection::outbound};
+    TemplateClasses inbound_classes_{xfrm::StateDirection::inbound};
+    std::vector<Row> outbound_rows_;
+    std::vector<Row> inbound_rows_;
+    std::optional<InboundSelectors> inbound_selectors_;  // of inbound_rows_
+    std::vector<std::vector<Member>> members_;           // by group
+
+    Adoption out_;
+};
+
+void Decider::read_policies(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
+    out_.policies.reserve(policies.size());
+    for (JudgedPolicy& judged : judge_in_order(policies)) read_policy(std::move(judged));
+}
+
+PolicyId Decider::number(const GroupNumbers::Name& name, uint32_t if_id, std::string& obstacle) {
+    const auto group = numbers_.number(name);
+    if (!group) {
+        if (obstacle.empty()) {
+            obstacle = "more than " + std::to_string(numbers_.capacity()) + " groups of policies";
+        }
+        return beyond_capacity_;
+    }
+    if (to_index(*group) >= out_.if_id_by_group.size()) {
+        out_.if_id_by_group.resize(to_index(*group) + size_t{1});
+    }
+    out_.if_id_by_group[to_index(*group)] = if_id;
+    return *group;
+}
+
+void Decider::read_policy(JudgedPolicy&& judged) {
+    const xfrm::KernelPolicy& policy = *judged.policy;
+    const bool outbound = policy.row.direction == xfrm::PolicyDirection::out;
+    const bool protects = judged.entry.action == SpdAction::protect;
+
+    GroupNumbers::Name name{.own = policy.row.index};
+    if (protects && judged.exact()) {
+        const xfrm::Template& wanted = policy.templates.front();
+        name = class_name(policy, wanted, to_index(wanted.spi) != 0 ? policy.row.index : 0);
+        if (!outbound) std::swap(name.source, name.destination);
+    }
+    std::string obstacle = judged.obstacle;
+    if (obstacle.empty() && policy.if_id != 0) {
+        obstacle = "xfrm interface " + std::to_string(policy.if_id);
+    }
+    judged.entry.policy = number(name, policy.if_id, obstacle);
+    if (outbound && !judged.exact()) judged.entry.action = SpdAction::protect;
+
+    // Needs no group, so it may be beyond capacity.
+    const bool is_exact_filter = !protects && judged.exact();
+    auto& rows = outbound ? outbound_rows_ : inbound_rows_;
+    Row row{.judged = std::move(judged), .template_class = {}, .view = out_.policies.size()};
+    TemplateClasses& classes = outbound ? outbound_classes_ : inbound_classes_;
+    if (protects) {
+        // More than one is an obstacle, but SAs have to know.
+        for (const xfrm::Template& wanted : policy.templates) {
+            const uint32_t index = classes.obtain(class_name(policy, wanted, name.own), wanted);
+            TemplateClass& its_class = classes[index];
+            its_class.group = row.judged.entry.policy;
+            its_class.obstacle = obstacle;
+            its_class.rows.push_back(static_cast<uint32_t>(rows.size()));
+            row.template_class = index;
+        }
+    }
+    out_.policies.push_back({.index = policy.row.index,
+                             .group = row.judged.entry.policy,
+                             .action = row.judged.entry.action,
+                             .reason = is_exact_filter ? std::string() : std::move(obstacle)});
+    rows.push_back(std::move(row));
+}
+
+void Decider::make_outbound_list() {
+    EntryList list;
+    std::vector<const SpdEntry*> passing_on;
+    for (const Row& row : outbound_rows_) {
+        const SpdEntry& entry = row.judged.entry;
+        list.add(entry);
+        if (row.judged.exact() && row.template_class) {
+            TemplateClass& its_class = outbound_classes_[*row.template_class];
+            const auto hands_over = [&](const SpdEntry* other) { return overlap(*other, entry); };
+            if (its_class.obstacle.empty() && (passing_on.size() > kPassingOnMax ||
+                                               std::ranges::any_of(passing_on, hands_over))) {
+                its_class.obstacle = "behind one that only the kernel can judge";
+            }
+        }
+        if (row.judged.may_pass_on) passing_on.push_back(&entry);
+    }
+    for (const Row& row : outbound_rows_) {
+        std::string& reason = out_.policies[row.view].reason;
+        if (row.template_class && reason.empty()) {
+            reason = outbound_classes_[*row.template_class].obstacle;
+        }
+    }
+    add_config_policies(list, SpdDirection::outbound);
+    out_.outbound = list.take();
+}
+
+void Decider::make_inbound_list() {
+    // A `fwd` policy that allows vouches for an `in` policy with the same selector.
+    EntryList list;
+    std::vector<const SpdEntry*> behind;
+    for (const Row& row : inbound_rows_) {
+        // Those of an xfrm interface say nothing about what arrives by a port.
+        if (row.judged.policy->if_id != 0) continue;
+        const SpdEntry& entry = row.judged.entry;
+        if (entry.action != SpdAction::bypass) {
+            list.add(entry);
+        } else if (row.judged.exact()) {
+            if (row.judged.policy->row.direction == xfrm::PolicyDirection::forward) {
+                list.add(entry);
+            } else {
+                behind.push_back(&entry);
+            }
+        }
+    }
+    for (const SpdEntry* entry : behind) list.add(*entry);
+    add_config_policies(list, SpdDirection::inbound);
+    out_.inbound = list.take();
+    inbound_selectors_.emplace(inbound_rows_);
+}
+
+void Decider::add_config_policies(EntryList& list, SpdDirection direction) {
+    for (SpdEntry entry : spd_entries(setup_.policies, direction)) {
+        std::string unused;
+        entry.policy =
+            number({.mode = kOwnModeConfig, .own = kConfigOwn + to_index(entry.policy)}, 0, unused);
+        list.add(entry);
+    }
+}
+
+std::optional<xfrm::StateDirection> Decider::direction_of(const xfrm::KernelSa& sa,
+                                                          std::span<const uint32_t> fitting_out,
+                                                          std::span<const uint32_t> fitting_in) {
+    if (sa.direction) return sa.direction;
+    // An optional template wants no SA of its own, so it says nothing.
+    const auto wants = [](TemplateClasses& classes) {
+        return [&](uint32_t index) { return !classes[index].wanted.optional; };
+    };
+    bool outbound = std::ranges::any_of(fitting_out, wants(outbound_classes_));
+    bool inbound = std::ranges::any_of(fitting_in, wants(inbound_classes_));
+    if (outbound == inbound) {
+        outbound = is_local(sa.source);
+        inbound = is_local(sa.name.destination);
+    }
+    if (outbound == inbound) return std::nullopt;
+    return outbound ? xfrm::StateDirection::outbound : xfrm::StateDirection::inbound;
+}
+
+void Decider::decide_sas() {
+    out_.group_count = std::max(numbers_.upper_bound(), 1u);  // beyond_capacity_ at least
+    out_.if_id_by_group.resize(out_.group_count);
+    out_.owners.resize(out_.group_count);
+    members_.resize(out_.group_count);
+    const xfrm::SaName* previous = nullptr;
+    SaDecision* previous_decision = nullptr;
+    for (const auto& [name, sa] : states_) {
+        SaDecision& decision = out_.sas.try_emplace(out_.sas.end(), name)->second;
+        const auto fitting_out = outbound_classes_.fitting(sa);
+        const auto fitting_in = inbound_classes_.fitting(sa);
+        decision.direction = direction_of(sa, fitting_out, fitting_in);
+        decision.reason = obstacle_of(sa, decision.direction);
+        if (!decision.direction) {
+            if (decision.adopted()) decision.reason = "direction not known";
+        } else if (*decision.direction == xfrm::StateDirection::outbound) {
+            decide_outbound(sa, fitting_out, decision);
+        } else {
+            decide_inbound(fitting_in, decision);
+        }
+        if (decision.adopted()) {
+            decision.suite = suite_of(sa).value_or(crypto::Suite{});
+            decision.copy_dscp = (sa.extra_flags & kExtraDontEncapDscp) == 0;
+            if ((sa.flags & kFlagNoPathMtuDiscovery) != 0) decision.df = DfPolicy::clear;
+        }
+        // Only marks tell them apart, which no worker and no XDP program sees.
+        if (previous != nullptr && previous->spi == name.spi &&
+            previous->destination == name.destination && previous->protocol == name.protocol) {
+            for (SaDecision* one : {previous_decision, &decision}) {
+                if (one->adopted()) one->reason = "another SA with its SPI has a mark";
+            }
+        }
+        previous = &name;
+        previous_decision = &decision;
+    }
+}
+
+void Decider::decide_outbound(const xfrm::KernelSa& sa, std::span<const uint32_t> fitting,
+                              SaDecision& decision) {
+    const auto refuse = [&](const std::string& reason) {
+        if (decision.adopted()) decision.reason = reason;
+    };
+    if (fitting.empty()) return refuse("no policy for it yet");
+    decision.group = outbound_classes_[fitting.front()].group;
+    for (const uint32_t index : fitting) {
+        const TemplateClass& one = outbound_classes_[index];
+        if (!one.obstacle.empty()) refuse("its policy: " + one.obstacle);
+        if (one.group != decision.group) refuse("several groups of policies use it");
+        // The kernel does not send with a larval SA.
+        if (!sa.larval) members_[to_index(one.group)].push_back({.sa = &sa, .decision = &decision});
+    }
+}
+
+void Decider::decide_inbound(std::span<const uint32_t> fitting, SaDecision& decision) {
+    const auto refuse = [&](const std::string& reason) {
+        if (decision.adopted()) decision.reason = reason;
+    };
+    if (fitting.empty()) return refuse("no policy for it yet");
+    decision.group = inbound_classes_[fitting.front()].group;
+    std::vector<uint32_t> rows;
+    for (const uint32_t index : fitting) {
+        const TemplateClass& one = inbound_classes_[index];
+        if (!one.obstacle.empty()) refuse("its policy: " + one.obstacle);
+        rows.insert(rows.end(), one.rows.begin(), one.rows.end());
+    }
+    if (!decision.adopted()) return;
+    // `in` and `fwd` policies with one selector are one selector.
+    auto selectors = inbound_selectors_->of(fitting, rows);
+    if (!selectors) return refuse(selectors.error());
+    decision.selectors = std::move(*selectors);
+}
+
+void Decider::choose_owners() {
+    for (const auto& group : members_) hold_back(group);
+    auto state = states_.begin();
+    for (auto& [name, decision] : out_.sas) {
+        const xfrm::KernelSa& sa = (state++)->second;  // both have all SAs, in the same order
+        if (decision.adopted() && decision.direction == xfrm::StateDirection::inbound) {
+            decision.owner = inbound_owner(sa, setup_.cpus);
+        }
+    }
+    for (size_t group = 0; group < members_.size(); ++group) {
+        out_.owners[group] = choose_outbound_owners(members_[group], setup_.cpus);
+    }
+}
+
+}  // namespace
+
+Adoption decide_adoption(const std::map<xfrm::SaName, xfrm::KernelSa>& states,
+                         const std::map<uint32_t, xfrm::KernelPolicy>& policies,
+                         const AdoptionSetup& setup, GroupNumbers& numbers) {
+    return Decider(states, setup, numbers).decide(policies);
+}
+
+Adoption decide_adoption(const xfrm::RegisterMirror& mirror, const AdoptionSetup& setup,
+                         GroupNumbers& numbers) {
+    return decide_adoption(mirror.states(), mirror.policies(), setup, numbers);
+}
+
+}  // namespace sallyport::control

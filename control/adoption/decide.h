@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Which SAs of the kernel's register the workers take over, and what the SPD is: a pure function of
+// the register, computed anew whenever it changed. kernel_sa_control.h carries it out.
+//
+// Policies
+// --------
+// `out` policies in the kernel's order (priority, then arrival) are the outbound SPD, `in` and
+// `fwd` policies the inbound one. A policy with a template is PROTECT, one without is BYPASS
+// (allow) or DISCARD (block). Policies of the configuration (BYPASS and DISCARD only) stand behind
+// them. All policies with the same template (reqid, tunnel addresses, mode, if_id) belong to one
+// *group*, and the PolicyId of their entries is the group: an SA serves a group, so a child SA with
+// several traffic selectors needs no more than one entry in a worker's table. Entries that can
+// never decide, because an earlier one has the same selector, are left out.
+//
+// What the workers cannot judge (a mark, a device in the selector, several or optional templates,
+// ports by a mask that is no range, ICMP types) fails closed, each time by an entry that covers at
+// least what the policy covers:
+//   out, any action      PROTECT in a group of its own that no worker serves: the kernel decides
+//   in, fwd, template    PROTECT: cleartext that it may cover does not enter
+//   in, fwd, block       DISCARD
+//   in, fwd, allow       none: what nothing else lets in stays out
+// An `out` policy of an xfrm interface is PROTECT in its group, which no worker serves;
+// if_id_by_group tells the kernel's path which interface it is. Its `in` and `fwd` policies apply
+// to that interface only, not to what arrives by a port.
+//
+// The kernel asks `in` for packets to the host and `fwd` for what it forwards; here is one list,
+// and XDP forwards what it lets in. So an `in` policy that allows and has no `fwd` twin stands
+// behind all others of the register: it cannot let through what `fwd` forbids. What the host
+// itself takes in is judged again by the kernel. `fwd` policies do not judge cleartext from the
+// protected side, `out` policies do.
+//
+// SAs
+// ---
+// Direction: XFRMA_SA_DIR; else the policies whose template fits; else which end is an address of
+// this host. A template fits as in the kernel: outbound reqid, destination and source are equal
+// (source 0: any); inbound reqid and source are equal (0: any) and the destination is not asked.
+// An SA that a worker cannot serve stays with the kernel, and `reason` says why, in words that
+// follow "kernel: " in `show sa`: "no keys yet", "its keys are hidden (lockdown)", "AH", "IPComp",
+// "offloaded to a device", "UDP encapsulation", "transport mode", "cipher cbc(aes) + hmac(sha256)",
+// "ICV of 64 bits", "xfrm interface 7", "mark 0x10", "no policy for it yet", ...
+//
+// One SA has one sender. Outbound SAs stay with the kernel where it would send with them as well:
+// - The newest outbound SA of a group must stay: the kernel sends for the whole group.
+// - A policy that only the kernel can judge has the SA's template, or may hand packets on to the
+//   SA's group because it stands before one of its entries and does not apply to all it covers.
+// - The SA serves several groups.
+//
+// Selectors of an inbound SA are those of the policies whose template fits, without what earlier
+// policies with other templates or without any take away from them: the kernel drops a decrypted
+// packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated). A
+// worker cannot know whether `in` or `fwd` would be asked, so neither may forbid it; one suffices.
+// Where that takes more than kSelectorsMax selectors, the SA stays with the kernel.
+//
+// Owner: the worker whose CPU is the SA's pcpu, where it runs one; else by hash of peer and reqid,
+// so that a rekeyed SA stays where its predecessor was. RFC 9611: outbound SAs without a CPU are
+// the fallback: they rank behind the owner's own per-CPU SA, and newer ranks before older. Last
+// rank those of a CPU without a worker. A fallback is owned by a worker that has no per-CPU SA in
+// the group, if there is one, so it may move when per-CPU SAs come and go.
+//
+// XFRM_STATE_ flags: NOPMTUDISC clears DF, DONT_ENCAP_DSCP leaves DSCP alone, ESN is ESN;
+// AF_UNSPEC, ALIGN4 (an AH matter) and ICMP (workers are stricter: they look at the packet alone)
+// change nothing; the others keep the SA with the kernel.
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "control/xfrm/mirror.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/sa/sa.h"
+#include "dataplane/spd/spd.h"
+
+namespace sallyport::control {
+
+struct AdoptionSetup {
+    std::span<const uint16_t> cpus;  // of the workers, by WorkerId
+    std::span<const IpAddress> local_addresses;
+    std::span<const config::Policy> policies;  // of the configuration: BYPASS and DISCARD
+};
+
+struct SaDecision {
+    std::optional<xfrm::StateDirection> direction;  // unknown: stays with the kernel
+    std::string reason;  // why the kernel keeps it; empty: a worker takes it
+    PolicyId group{};    // meaningful when adopted
+    WorkerId owner{};
+    crypto::Suite suite{};
+    DfPolicy df = DfPolicy::copy;     // outbound
+    bool copy_dscp = true;            // outbound
+    uint64_t rank = 0;                // outbound: greater goes first among those of one group
+    std::vector<Selector> selectors;  // inbound
+    [[nodiscard]] bool adopted() const { return reason.empty(); }
+};
+
+// What `show policy` tells of one policy of the register.
+struct PolicyView {
+    uint32_t index = 0;
+    PolicyId group{};
+    SpdAction action = SpdAction::discard;
+    std::string reason;  // why its traffic is left to the kernel, if it is
+};
+
+struct Adoption {
+    std::vector<SpdEntry> outbound;  // SPD order
+    std::vector<SpdEntry> inbound;
+    std::map<xfrm::SaName, SaDecision> sas;
+    std::vector<PolicyView> policies;
+    uint32_t group_count = 0;
+    std::vector<uint32_t> if_id_by_group;  // 0: none
+    // By group: workers with an adopted outbound SA, sorted, without repetition.
+    std::vector<std::vector<WorkerId>> owners;
+};
+
+// Keeps a group's number for as long as the group exists, so that running SAs keep their PolicyId.
+class GroupNumbers {
+  public:
+    struct Name {
+        IpAddress source;  // of the tunnel, as an outbound packet has it
+        IpAddress destination;
+        uint32_t reqid = 0;
+        uint8_t mode = 0;
+        uint8_t protocol = 0;
+        uint32_t if_id = 0;
+        uint32_t own = 0;  // policy index of a group that consists of one policy; else 0
+        friend auto operator<=>(const Name&, const Name&) = default;
+    };
+    explicit GroupNumbers(uint32_t capacity) : capacity_(capacity) {}
+    // Starts a round; names that were not asked for until the next end() lose their number, which
+    // is not given away before the next round.
+    void begin();
+    // nullopt: more than `capacity` groups.
+    std::optional<PolicyId> number(const Name& name);
+    void end();
+    [[nodiscard]] uint32_t upper_bound() const { return upper_bound_; }  // numbers are below it
+    [[nodiscard]] uint32_t capacity() const { return capacity_; }
+
+  private:
+    uint32_t capacity_;
+    uint32_t upper_bound_ = 0;
+    std::map<Name, uint32_t> numbers_;
+    std::map<Name, uint32_t> previous_;
+    std::deque<uint32_t> free_;  // longest free first
+};
+
+// Uses capacity for one group more than there are: that of the policies beyond it, which the
+// kernel serves.
+Adoption decide_adoption(const std::map<xfrm::SaName, xfrm::KernelSa>& states,
+                         const std::map<uint32_t, xfrm::KernelPolicy>& policies,
+                         const AdoptionSetup& setup, GroupNumbers& numbers);
+Adoption decide_adoption(const xfrm::RegisterMirror& mirror, const AdoptionSetup& setup,
+                         GroupNumbers& numbers);
+
+}  // namespace sallyport::control

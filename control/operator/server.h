@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The UNIX socket that sallyportctl talks to (docs/rpc.md).
+//
+// Limits, because clients are not trusted to behave: a request line, the answers that wait for a
+// slow client, and the number of clients at once. Who breaks one is disconnected; the others and
+// the daemon do not notice. Access is by file mode: owner and group of the daemon.
+//
+// Owner: control thread; everything runs in handlers of its io_context.
+
+#include <boost/asio/io_context.hpp>
+#include <cstddef>
+#include <expected>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "control/operator/request.h"
+
+namespace sallyport::rpc {
+
+inline constexpr size_t kRequestBytesMax = size_t{64} << 10;
+inline constexpr size_t kWaitingBytesMax = size_t{1} << 20;
+inline constexpr size_t kClientsMax = 16;
+
+class Server {
+  public:
+    using Handler =
+        std::function<std::expected<boost::json::value, std::string>(const Request& request)>;
+
+    // Listens on `path` (mode 0660). A socket file that nobody listens on any more is replaced; one
+    // that answers belongs to a running daemon and is refused.
+    static std::expected<Server, std::string> listen(boost::asio::io_context& context,
+                                                     const std::filesystem::path& path,
+                                                     Handler handler);
+    Server(Server&&) noexcept;
+    Server& operator=(Server&&) = delete;
+    ~Server();  // disconnects everybody and removes the file
+
+  private:
+    struct State;
+    explicit Server(std::shared_ptr<State> state);
+    std::shared_ptr<State> state_;
+};
+
+}  // namespace sallyport::rpc

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/route/publisher.h"
+
+#include <chrono>
+
+namespace sallyport::control {
+
+using ErrorCode = boost::system::error_code;
+
+std::expected<std::unique_ptr<NextHopControl>, std::string> NextHopControl::start(
+    boost::asio::io_context& context, Log& log, std::vector<uint32_t> port_ifindexes,
+    std::vector<EgressFilter> filters, std::span<const std::unique_ptr<Worker>> workers) {
+    auto socket = route::RouteSocket::open();
+    if (!socket) return std::unexpected(socket.error());
+    route::RouteMirror mirror(std::move(port_ifindexes));
+    if (auto dumped = socket->dump(mirror); !dumped) return std::unexpected(dumped.error());
+    std::unique_ptr<NextHopControl> control(new NextHopControl(
+        context, log, std::move(*socket), std::move(mirror), std::move(filters), workers));
+    control->publish();
+    control->wait_for_changes();
+    control->refresh_later();
+    return control;
+}
+
+NextHopControl::NextHopControl(boost::asio::io_context& context, Log& log,
+                               route::RouteSocket socket, route::RouteMirror mirror,
+                               std::vector<EgressFilter> filters,
+                               std::span<const std::unique_ptr<Worker>> workers)
+    : log_(log),
+      socket_(std::move(socket)),
+      mirror_(std::move(mirror)),
+      filters_(std::move(filters)),
+      workers_(workers),
+      readable_(context, dup(socket_.fd())),
+      coalesce_(context),
+      refresh_(context) {}
+
+void NextHopControl::stop() {
+    ErrorCode ignored;
+    readable_.close(ignored);
+    coalesce_.cancel();
+    refresh_.cancel();
+}
+
+void NextHopControl::released(const NextHops* next_hops) {
+    const auto found = snapshots_.find(next_hops);
+    if (found != snapshots_.end() && --found->second.holders == 0) snapshots_.erase(found);
+}
+
+void NextHopControl::wait_for_changes() {
+    readable_.async_wait(boost::asio::posix::stream_descriptor::wait_read, [this](ErrorCode error) {
+        if (error) return;
+        on_readable();
+        wait_for_changes();
+    });
+}
+
+void NextHopControl::on_readable() {
+    const auto effect = socket_.receive(mirror_);
+    if (effect && *effect == route::Effect::none) return;
+    if (!effect) log_.warning("routes are read again: " + effect.error());
+    if (!effect || *effect == route::Effect::resync) return read_again();
+    publish_soon();
+}
+
+void NextHopControl::read_again() {
+    const auto dumped = socket_.dump(mirror_);
+    if (!dumped) {
+        log_.error("routes for direct egress may be out of date, they are read again in " +
+                   std::to_string(kRefreshSeconds) + " s: " + dumped.error());
+    }
+    read_again_due_ = !dumped.has_value();
+    if (dumped) publish_soon();
+}
+
+void NextHopControl::publish_soon() {
+    if (publish_due_) return;
+    publish_due_ = true;
+    coalesce_.expires_after(std::chrono::milliseconds(kCoalesceMs));
+    coalesce_.async_wait([this](ErrorCode error) {
+        if (error) return;
+        publish_due_ = false;
+        publish();
+    });
+}
+
+void NextHopControl::publish() {
+    auto next_hops = mirror_.build(filters_);
+    Command command;
+    command.kind = Command::Kind::publish_next_hops;
+    command.next_hops = next_hops.get();
+    size_t holders = 0;
+    for (const auto& worker : workers_) {
+        // A worker whose ring is full keeps its older snapshot until the next attempt.
+        if (worker->submit(command)) {
+            ++holders;
+        } else {
+            publish_soon();
+        }
+    }
+    if (holders == 0) return;
+    const NextHops* key = next_hops.get();
+    snapshots_.emplace(key, Snapshot{.next_hops = std::move(next_hops), .holders = holders});
+}
+
+void NextHopControl::refresh_later() {
+    refresh_.expires_after(std::chrono::seconds(kRefreshSeconds));
+    refresh_.async_wait([this](ErrorCode error) {
+        if (error) return;
+        if (read_again_due_) read_again();
+        if (const auto refreshed = socket_.refresh_used(mirror_); !refreshed) {
+            log_.warning("neighbours are not refreshed: " + refreshed.error());
+        }
+        refresh_later();
+    });
+}
+
+}  // namespace sallyport::control

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/sa/kernel/sequence_memory.h"
+
+#include <algorithm>
+
+namespace sallyport::control {
+
+SequenceMemory::State SequenceMemory::find(const Name& name) const {
+    const auto found = names_.find(name);
+    return found == names_.end() ? State{} : found->second.state;
+}
+
+void SequenceMemory::raise(const Name& name, const State& used) {
+    const auto [found, is_new] = names_.try_emplace(name);
+    Entry& entry = found->second;
+    entry.state.outbound_next = std::max(entry.state.outbound_next, used.outbound_next);
+    entry.state.inbound_top = std::max(entry.state.inbound_top, used.inbound_top);
+    if (!is_new) by_age_.erase(entry.noted);
+    entry.noted = ++clock_;
+    by_age_.emplace(entry.noted, name);
+    if (names_.size() > kNamesMax) {
+        const auto oldest = by_age_.begin();
+        names_.erase(oldest->second);
+        by_age_.erase(oldest);
+    }
+}
+
+}  // namespace sallyport::control

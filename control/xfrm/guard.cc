@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/xfrm/guard.h"
+
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <set>
+#include <tuple>
+
+namespace sallyport::xfrm {
+
+namespace {
+
+constexpr uint32_t kIndexMask = 0xff000000;
+constexpr uint32_t kIndexMarker = 0x53000000;
+
+bool is_ours(const PolicyInfo& info) {
+    return !info.per_socket && (info.row.index & kIndexMask) == kIndexMarker;
+}
+
+// What the kernel takes as the same policy.
+auto identity(const PolicyRow& row) {
+    const PolicySelector& s = row.selector;
+    return std::tuple(row.direction, s.source.address.family, s.source.address.bytes, s.source.bits,
+                      s.destination.address.bytes, s.destination.bits, s.protocol, s.source_port,
+                      s.source_port_mask, s.destination_port, s.destination_port_mask, s.ifindex);
+}
+using Identity = decltype(identity(PolicyRow{}));
+
+std::string describe(const PolicyRow& row) {
+    return to_string(row.selector.source) + " to " + to_string(row.selector.destination);
+}
+
+// Collects rows; of two with the same identity the first decides, as in the SPD.
+class RowList {
+  public:
+    void add(PolicyDirection direction, PolicyAction action, uint32_t priority,
+             const PolicySelector& selector) {
+        PolicyRow row{.selector = selector,
+                      .direction = direction,
+                      .action = action,
+                      .priority = priority,
+                      .index = 0};
+        if (known_.insert(identity(row)).second) rows_.push_back(row);
+    }
+    [[nodiscard]] size_t size() const { return rows_.size(); }
+    std::vector<PolicyRow> take() { return std::move(rows_); }
+
+  private:
+    std::vector<PolicyRow> rows_;
+    std::set<Identity> known_;
+};
+
+PolicySelector reversed(const PolicySelector& s) {
+    return {.source = s.destination,
+            .destination = s.source,
+            .protocol = s.protocol,
+            .source_port = s.destination_port,
+            .source_port_mask = s.destination_port_mask,
+            .destination_port = s.source_port,
+            .destination_port_mask = s.source_port_mask};
+}
+
+std::vector<PortMask> masks_of(const std::optional<std::pair<uint16_t, uint16_t>>& range) {
+    return range ? cover_port_range(range->first, range->second) : std::vector<PortMask>{{0, 0}};
+}
+
+// The selectors of one entry as packets towards the remote side have them.
+std::vector<PolicySelector> outbound_selectors(const config::Policy& policy, const IpPrefix& local,
+                                               const IpPrefix& remote) {
+    std::vector<PolicySelector> out;
+    for (const PortMask& near : masks_of(policy.local_ports)) {
+        for (const PortMask& far : masks_of(policy.remote_ports)) {
+            out.push_back({.source = local,
+                           .destination = remote,
+                           .protocol = policy.protocol.value_or(0),
+                           .source_port = near.value,
+                           .source_port_mask = near.mask,
+                           .destination_port = far.value,
+                           .destination_port_mask = far.mask});
+        }
+    }
+    const bool has_ports = policy.local_ports || policy.remote_ports;
+    if (has_ports && policy.action == config::SpdAction::protect) {
+        out.push_back({.source = local,
+                       .destination = remote,
+                       .protocol = policy.protocol.value_or(0),
+                       .source_port = 0,
+                       .source_port_mask = 0xffff,
+                       .destination_port = 0,
+                       .destination_port_mask = 0xffff});
+    }
+    return out;
+}
+
+bool is_ipv6_connection(const config::Policy& policy) {
+    return policy.if_id != 0 && policy.local.front().address.family == Family::v6;
+}
+
+IpPrefix host_prefix(const IpAddress& address) {
+    return {address, static_cast<uint8_t>(address.bit_count())};
+}
+
+std::expected<std::vector<PolicyInfo>, std::string> dump(NetlinkSocket& socket) {
+    std::vector<PolicyInfo> out;
+    const auto done =
+        socket.exchange(encode_dump_policies(socket.next_sequence()), [&](const Message& message) {
+            if (const auto info = decode_policy(message.payload)) out.push_back(*info);
+        });
+    if (!done) return std::unexpected("cannot list xfrm policies: " + done.error().text);
+    return out;
+}
+
+void remove(NetlinkSocket& socket, uint32_t index) {
+    const auto removed = socket.exchange(encode_delete_policy(index, socket.next_sequence()));
+    static_cast<void>(removed);  // gone already: that is as good
+}
+
+}  // namespace
+
+std::vector<PortMask> cover_port_range(uint16_t lo, uint16_t hi) {
+    std::vector<PortMask> out;
+    uint32_t next = lo;
+    while (next <= hi) {
+        uint32_t size = next == 0 ? 0x10000 : next & (~next + 1);  // largest aligned block
+        while (next + size - 1 > hi) size /= 2;
+        out.push_back({static_cast<uint16_t>(next), static_cast<uint16_t>(~(size - 1))});
+        next += size;
+    }
+    return out;
+}
+
+std::expected<std::vector<PolicyRow>, std::string> guard_rows(
+    std::span<const config::Policy> policies, std::span<const config::StaticSa> sas,
+    uint32_t interface_ifindex) {
+    RowList rows;
+    size_t mirrored_count = policies.size();
+    while (mirrored_count > 0 &&
+           policies[mirrored_count - 1].action != config::SpdAction::protect) {
+        --mirrored_count;
+    }
+    if (mirrored_count == 0) return rows.take();
+
+    uint32_t priority = kGuardPriorityFirst;
+    for (const config::StaticSa& sa : sas) {
+        const PolicySelector outer{.source = host_prefix(sa.source),
+                                   .destination = host_prefix(sa.destination),
+                                   .protocol = IPPROTO_ESP};
+        if (sa.direction == config::SaDirection::outbound) {
+            rows.add(PolicyDirection::out, PolicyAction::allow, priority, outer);
+        } else {
+            rows.add(PolicyDirection::in, PolicyAction::allow, priority, outer);
+        }
+    }
+    if (interface_ifindex != 0 && std::ranges::any_of(policies, is_ipv6_connection)) {
+        const IpPrefix any{{.family = Family::v6}, 0};
+        rows.add(PolicyDirection::out, PolicyAction::allow, priority,
+                 {.source = any, .destination = any, .ifindex = interface_ifindex});
+    }
+    for (const config::Policy& policy : policies.first(mirrored_count)) {
+        ++priority;
+        const PolicyAction action =
+            policy.action == config::SpdAction::bypass ? PolicyAction::allow : PolicyAction::block;
+        for (const IpPrefix& local : policy.local) {
+            for (const IpPrefix& remote : policy.remote) {
+                for (const PolicySelector& selector : outbound_selectors(policy, local, remote)) {
+                    rows.add(PolicyDirection::out, action, priority, selector);
+                    rows.add(PolicyDirection::in, action, priority, reversed(selector));
+                    rows.add(PolicyDirection::forward, action, priority, reversed(selector));
+                }
+                if (rows.size() > kGuardRowsMax) {
+                    return std::unexpected("policy '" + policy.name +
+                                           "': its prefixes and port ranges make too many xfrm "
+                                           "policies (more than " +
+                                           std::to_string(kGuardRowsMax) +
+                                           " in all): use fewer or rounder port ranges");
+                }
+            }
+        }
+    }
+    return rows.take();
+}
+
+std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAddress>> tunnels) {
+    RowList rows;
+    for (const auto& [source, destination] : tunnels) {
+        rows.add(PolicyDirection::out, PolicyAction::allow, kGuardPriorityFirst,
+                 {.source = host_prefix(source),
+                  .destination = host_prefix(destination),
+                  .protocol = IPPROTO_ESP});
+    }
+    return rows.take();
+}
+
+std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyRow> rows) {
+    auto socket = NetlinkSocket::open();
+    if (!socket) return std::unexpected(socket.error());
+    const auto before = dump(*socket);
+    if (!before) return std::unexpected(before.error());
+    PolicyGuard guard(std::move(*socket));
+    // Fail closed: what is in place stays when this start fails half way.
+    guard.at_end_ = AtEnd::keep;
+    if (auto done = guard.replace(std::move(rows), *before); !done) {
+        return std::unexpected(done.error());
+    }
+    const bool has_leftovers = std::ranges::any_of(*before, is_ours);
+    guard.at_end_ = has_leftovers ? AtEnd::keep : AtEnd::remove;
+    return guard;
+}
+
+std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows) {
+    const auto before = dump(socket_);
+    if (!before) return std::unexpected(before.error());
+    return replace(std::move(rows), *before);
+}
+
+std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows,
+                                                      std::span<const PolicyInfo> before) {
+    std::set<Identity> foreign;
+    std::set<uint32_t> used;
+    for (const PolicyInfo& info : before) {
+        if (info.per_socket) continue;
+        used.insert(info.row.index);
+        if (!is_ours(info)) foreign.insert(identity(info.row));
+    }
+    std::set<Identity> wanted;
+    for (const PolicyRow& row : rows) {
+        wanted.insert(identity(row));
+        if (foreign.contains(identity(row))) {
+            return std::unexpected("an xfrm policy for " + describe(row) +
+                                   " exists already and is not ours: stop the program that made it "
+                                   "(an IKE daemon?), or remove it with 'ip xfrm policy'");
+        }
+    }
+
+    uint32_t next = 0;
+    for (PolicyRow& row : rows) {
+        do {
+            row.index = kIndexMarker | (next++ << 3) | static_cast<uint32_t>(row.direction);
+        } while (used.contains(row.index));
+        const auto done = socket_.exchange(encode_update_policy(row, socket_.next_sequence()));
+        if (!done) {
+            return std::unexpected("cannot install the xfrm policy for " + describe(row) + ": " +
+                                   done.error().text +
+                                   ". Those installed so far stay and block, so that nothing "
+                                   "leaves in clear (their index in 'ip xfrm policy' begins with "
+                                   "0x53); the next start replaces them");
+        }
+    }
+    for (const PolicyInfo& info : before) {
+        if (is_ours(info) && !wanted.contains(identity(info.row))) {
+            remove(socket_, info.row.index);
+        }
+    }
+    rows_ = rows.size();
+    return {};
+}
+
+PolicyGuard::PolicyGuard(PolicyGuard&& other) noexcept
+    : socket_(std::move(other.socket_)),
+      rows_(other.rows_),
+      at_end_(std::exchange(other.at_end_, AtEnd::keep)) {}
+
+PolicyGuard::~PolicyGuard() {
+    if (at_end_ == AtEnd::keep) return;
+    const auto present = dump(socket_);
+    if (!present) return;
+    for (const PolicyInfo& info : *present) {
+        if (is_ours(info)) remove(socket_, info.row.index);
+    }
+}
+
+}  // namespace sallyport::xfrm

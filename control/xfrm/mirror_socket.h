@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The NETLINK_XFRM sockets behind a RegisterMirror. No event loop here: the owner watches fd() and
+// calls receive() when it is readable; when the changes say resync it calls dump().
+//
+// Notifications can be lost when they come faster than they are read (ENOBUFS): the kernel says so,
+// receive() asks for a resync, and a dump makes it good. Requests and dumps run on a socket of
+// their own, after the notifications were subscribed, so that nothing falls between.
+//
+// Owner: control thread.
+
+#include <expected>
+#include <span>
+#include <string>
+
+#include "control/xfrm/mirror.h"
+#include "control/xfrm/netlink_socket.h"
+#include "control/xfrm/register_messages.h"
+#include "dataplane/base/unique_fd.h"
+
+namespace sallyport::xfrm {
+
+class RegisterSocket {
+  public:
+    // Subscribes to states, policies, expiries, acquires, mappings, migrations and counter events
+    // of the calling thread's network namespace, with a receive buffer for bursts.
+    static std::expected<RegisterSocket, std::string> open();
+
+    [[nodiscard]] int fd() const { return notifications_.get(); }
+    // Netlink port of the requests below: what comes back with it is our own doing.
+    [[nodiscard]] uint32_t own_port() const;
+
+    // Brings `mirror` to what the kernel has now. Blocks while the kernel answers.
+    std::expected<void, std::string> dump(RegisterMirror& mirror, RegisterChanges& changes);
+    // Takes all notifications that wait. Never blocks. What was received is wiped.
+    std::expected<void, std::string> receive(RegisterMirror& mirror, RegisterChanges& changes);
+
+    // One state as it is now; an error with number ESRCH when it has gone.
+    std::expected<KernelSa, NetlinkError> get(const SaName& name);
+    std::expected<void, NetlinkError> write_counters(const KernelSa& state,
+                                                     const CounterUpdate& update);
+    std::expected<void, NetlinkError> expire(const KernelSa& state, bool hard);
+
+  private:
+    RegisterSocket(UniqueFd notifications, NetlinkSocket requests)
+        : notifications_(std::move(notifications)), requests_(std::move(requests)) {}
+
+    UniqueFd notifications_;
+    NetlinkSocket requests_;
+};
+
+}  // namespace sallyport::xfrm

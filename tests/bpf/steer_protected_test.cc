@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every way out of steer_protected, and of the forwarding that BYPASS uses.
+
+#include <linux/bpf.h>
+
+#include <set>
+
+#include "tests/bpf/packet_rig.h"
+
+namespace sallyport::packet {
+namespace {
+
+constexpr const char* kHost4 = "10.1.0.10";
+constexpr const char* kHost6 = "2001:db8:a::10";
+
+std::vector<SpdEntry> outbound_entries() {
+    const SpdEntry https4 =
+        to_port(entry(1, SpdAction::protect, "10.1.0.0/24", "10.2.4.0/24", 6), 443);
+    const SpdEntry https6 =
+        to_port(entry(1, SpdAction::protect, "2001:db8:a::/64", "2001:db8:b:4::/64", 6), 443);
+    return {
+        entry(0, SpdAction::protect, "10.1.0.0/24", "10.2.0.0/24"),
+        entry(0, SpdAction::protect, "2001:db8:a::/64", "2001:db8:b::/64"),
+        https4,
+        https6,
+        entry(2, SpdAction::discard, "10.1.0.0/24", "10.2.5.0/24"),
+        entry(2, SpdAction::discard, "2001:db8:a::/64", "2001:db8:b:5::/64"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "10.2.6.0/24"),
+        entry(3, SpdAction::protect, "2001:db8:a::/64", "2001:db8:b:6::/64"),
+        entry(4, SpdAction::bypass, "10.1.0.0/24", "0.0.0.0/0"),
+        entry(4, SpdAction::bypass, "2001:db8:a::/64", "::/0"),
+    };
+}
+
+// Policy 0: both workers. Policy 1: worker 1. Policies 2 and 3: nobody.
+const std::vector<std::vector<WorkerId>> kOwners = {{WorkerId{1}, WorkerId{0}}, {WorkerId{1}}, {}};
+
+uint32_t flow_owner(const char* source, const char* destination, int family, uint32_t protocol,
+                    uint32_t src_port, uint32_t dst_port) {
+    uint32_t from[4] = {};
+    uint32_t to[4] = {};
+    inet_pton(family, source, from);
+    inet_pton(family, destination, to);
+    const size_t word = family == AF_INET ? 0 : 3;
+    return to_index(
+        kOwners[0][sp_flow_hash(from[word], to[word], protocol, src_port, dst_port) % 2]);
+}
+
+class SteerProtected : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        rig.set_rules(kWan, {});
+        rig.publish(outbound_entries(), {}, kOwners);
+    }
+    Instance load(Settings settings = {}) {
+        return rig.load(Program::steer_protected, kLan, settings);
+    }
+    static Bytes v4(const char* destination, const Upper& upper, uint8_t ttl = 64,
+                    const Link& link = {}) {
+        return eth(ip4({.src = kHost4, .dst = destination, .ttl = ttl}, upper), link);
+    }
+    static Bytes v6(const char* destination, const Upper& upper, uint8_t ttl = 64,
+                    const Link& link = {}) {
+        return eth(ip6({.src = kHost6, .dst = destination, .hop_limit = ttl}, upper), link);
+    }
+    void pass(const Instance& program, const char* name, const Bytes& frame) {
+        rig.check(program, {name, frame, passed(kLan, frame.size())});
+    }
+    void drop(const Instance& program, const char* name, const Bytes& frame,
+              sp_drop_reason reason) {
+        rig.check(program, {name, frame, dropped(kLan, frame.size(), reason)});
+    }
+    Rig& rig = Rig::get();
+};
+
+TEST_F(SteerProtected, PROTECT_goes_to_an_owner_by_flow) {
+    const Instance program = load();
+    std::set<uint32_t> seen;
+    for (uint16_t port = 1000; port < 1016; ++port) {
+        const uint32_t queue = port & 1;
+        const Bytes frame = v4("10.2.0.9", tcp({.src = port, .dst = 80}));
+        const uint32_t owner = flow_owner(kHost4, "10.2.0.9", AF_INET, 6, port, 80);
+        seen.insert(owner);
+        rig.check(program, {"v4 TCP", frame, steered(kLan, frame.size(), queue, owner), queue});
+        const Bytes frame6 = v6("2001:db8:b::9", udp({.src = port, .dst = 80}));
+        const uint32_t owner6 = flow_owner(kHost6, "2001:db8:b::9", AF_INET6, 17, port, 80);
+        rig.check(program, {"v6 UDP", frame6, steered(kLan, frame6.size(), queue, owner6), queue});
+    }
+    EXPECT_EQ(seen.size(), 2u) << "sixteen flows went to one worker";
+
+    const Bytes ping = v4("10.2.0.9", icmp());
+    rig.check(program,
+              {"v4 ICMP", ping,
+               steered(kLan, ping.size(), 0, flow_owner(kHost4, "10.2.0.9", AF_INET, 1, 0, 0))});
+    // All fragments of a packet take one way, so the first does not count its ports.
+    const uint32_t fragments = flow_owner(kHost4, "10.2.0.9", AF_INET, 17, 0, 0);
+    const Bytes first =
+        eth(ip4({.src = kHost4, .dst = "10.2.0.9", .more = true}, udp({.src = 7, .dst = 9})));
+    const Bytes later =
+        eth(ip4({.src = kHost4, .dst = "10.2.0.9", .offset = 3}, raw(17, Bytes(24))));
+    rig.check(program, {"first fragment", first, steered(kLan, first.size(), 0, fragments)});
+    rig.check(program, {"later fragment", later, steered(kLan, later.size(), 0, fragments)});
+    const uint32_t fragments6 = flow_owner(kHost6, "2001:db8:b::9", AF_INET6, 17, 0, 0);
+    const Bytes first6 =
+        v6("2001:db8:b::9", hop_by_hop(fragment({.more = true}, udp({.src = 7, .dst = 9}))));
+    const Bytes later6 = v6("2001:db8:b::9", hop_by_hop(fragment({.offset = 3}, udp({}))));
+    rig.check(program, {"first fragment v6", first6, steered(kLan, first6.size(), 0, fragments6)});
+    rig.check(program, {"later fragment v6", later6, steered(kLan, later6.size(), 0, fragments6)});
+
+    const Bytes https = v4("10.2.4.9", tcp({.dst = 443}));
+    const Bytes https6 = v6("2001:db8:b:4::9", destination_options(tcp({.dst = 443})));
+    rig.check(program, {"with ports", https, steered(kLan, https.size(), 0, 1)});
+    rig.check(program, {"with ports v6", https6, steered(kLan, https6.size(), 0, 1)});
+}
+
+// Policies 0 and 3 name a connection of the kernel's; policy 0 has owners as well. The route to
+// 198.18.0.0/24 leads to other0, which stands for the xfrm interface.
+TEST_F(SteerProtected, a_connection_of_the_kernel_gets_what_is_routed_into_its_interface) {
+    const Instance program = load();
+    const char* kInterface4 = "198.18.0.9";
+    const char* kInterface6 = "2001:db8:c::9";
+    const std::vector<SpdEntry> entries = {
+        entry(0, SpdAction::protect, "10.1.0.0/24", "10.2.0.0/24"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "198.18.0.0/24"),
+        entry(3, SpdAction::protect, "2001:db8:a::/64", "2001:db8:c::/64"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "192.0.2.0/24"),
+        entry(3, SpdAction::protect, "10.1.0.0/24", "203.0.113.0/24"),
+        entry(1, SpdAction::discard, "2001:db8:a::/64", "2001:db8:b::/64"),
+    };
+    rig.publish(entries, {}, kOwners, {6, 7, 0, 7});
+    rig.set_interface("other0");
+    for (const Bytes& frame : {v4(kInterface4, tcp({})), v6(kInterface6, udp({}))}) {
+        rig.check(program, {"into the interface", frame, passed_protect(kLan, frame.size())});
+    }
+    drop(program, "routed to a port", v4("192.0.2.2", icmp()), SP_DROP_protect_in_clear);
+    drop(program, "unreachable", v4("203.0.113.9", icmp()), SP_DROP_no_route);
+    drop(program, "no connection of a DISCARD", v6("2001:db8:b::9", udp({})),
+         SP_DROP_policy_discard);
+    const Bytes owned = v4("10.2.0.9", icmp());
+    rig.check(program,
+              {"workers come first", owned,
+               steered(kLan, owned.size(), 0, flow_owner(kHost4, "10.2.0.9", AF_INET, 1, 0, 0))});
+    rig.set_interface("");
+    drop(program, "no interface", v4(kInterface4, tcp({})), SP_DROP_protect_in_clear);
+    rig.publish(entries, {}, kOwners);
+    rig.set_interface("other0");
+    drop(program, "no connection", v4(kInterface4, tcp({})), SP_DROP_no_sa);
+    rig.set_interface("");
+}
+
+TEST_F(SteerProtected, PROTECT_never_falls_through_to_the_kernel) {
+    const Instance program = load({.with_sockets = false});
+    const Bytes frame = v4("10.2.0.9", icmp());
+    const Bytes frame6 = v6("2001:db8:b::9", icmp6());
+    drop(program, "no socket v4", frame, SP_DROP_steer_failed);
+    drop(program, "no socket v6", frame6, SP_DROP_steer_failed);
+    drop(program, "no SA v4", v4("10.2.6.9", icmp()), SP_DROP_no_sa);
+    drop(program, "no SA v6", v6("2001:db8:b:6::9", icmp6()), SP_DROP_no_sa);
+    // Except to be answered: a packet that may make no further hop is never forwarded.
+    pass(program, "TTL 1", v4("10.2.0.9", icmp(), 1));
+    pass(program, "TTL 0", v4("10.2.0.9", icmp(), 0));
+    pass(program, "hop limit 1", v6("2001:db8:b::9", icmp6(), 1));
+}
+
+TEST_F(SteerProtected, DISCARD_and_no_policy) {
+    const Instance program = load();
+    drop(program, "DISCARD v4", v4("10.2.5.9", icmp()), SP_DROP_policy_discard);
+    drop(program, "DISCARD v6", v6("2001:db8:b:5::9", icmp6()), SP_DROP_policy_discard);
+    const Bytes stranger = eth(ip4({.src = "10.9.0.1", .dst = "10.2.0.9"}, icmp()));
+    const Bytes stranger6 = eth(ip6({.src = "2001:db8:9::1", .dst = "2001:db8:b::9"}, icmp6()));
+    drop(program, "no policy v4", stranger, SP_DROP_no_policy);
+    drop(program, "no policy v6", stranger6, SP_DROP_no_policy);
+    pass(program, "no policy, for us", eth(ip4({.src = "10.9.0.1", .dst = "10.1.0.1"}, icmp())));
+    pass(program, "no policy, for us v6",
+         eth(ip6({.src = "2001:db8:9::1", .dst = "2001:db8:a::1"}, icmp6())));
+    drop(program, "later fragment v4",
+         eth(ip4({.src = kHost4, .dst = "10.2.4.9", .offset = 1}, raw(6, Bytes(8)))),
+         SP_DROP_fragment_without_ports);
+    drop(program, "later fragment v6",
+         v6("2001:db8:b:4::9", fragment({.offset = 1}, raw(6, Bytes(8)))),
+         SP_DROP_fragment_without_ports);
+}
+
+TEST_F(SteerProtected, the_hosts_own_packets_go_to_the_kernel) {
+    const Instance program = load();
+    pass(program, "ARP", eth(arp()));
+    pass(program, "STP", eth({0x0026, Bytes(46)}));
+    pass(program, "multicast v4", v4("239.1.2.3", udp({.dst = 5000})));
+    pass(program, "multicast v6", v6("ff05::2", udp({.dst = 547})));
+    pass(program, "link-local v6", v6("fe80::1", icmp6(136), 255));
+    pass(program, "link-local v4", v4("169.254.169.254", tcp({.dst = 80})));
+    pass(program, "neighbour advertisement to us", v6("2001:db8:a::1", icmp6(136), 255));
+    pass(program, "BYPASS that ends here", v4("10.1.0.1", tcp({.dst = 22})));
+    pass(program, "BYPASS that ends here v6", v6("2001:db8:a::1", tcp({.dst = 22})));
+    // What looks like neighbour discovery and is not for us is traffic like any other.
+    const Bytes fake = v6("2001:db8:b::9", icmp6(135), 255);
+    rig.check(program, {"solicitation into a tunnel", fake,
+                        steered(kLan, fake.size(), 0,
+                                flow_owner(kHost6, "2001:db8:b::9", AF_INET6, 58, 0, 0))});
+}
+
+// Linux forwards IPv4 link-local destinations by any route that covers them, so only those that end
+// here are the host's own.
+TEST_F(SteerProtected, link_local_v4_on_its_way_through_meets_the_SPD) {
+    run("ip route replace 169.254.169.254/32 via 192.0.2.2");
+    run("ip addr replace 169.254.7.7/32 dev lan0");
+    const Instance program = load();
+    const Bytes stranger =
+        eth(ip4({.src = "10.9.0.1", .dst = "169.254.169.254"}, tcp({.dst = 80})));
+    drop(program, "no policy", stranger, SP_DROP_no_policy);
+    pass(program, "ours", v4("169.254.7.7", tcp({.dst = 179})));
+    rig.publish({entry(0, SpdAction::protect, "0.0.0.0/0", "0.0.0.0/0")}, {}, kOwners);
+    EXPECT_EQ(rig.verdict(program, v4("169.254.169.254", tcp({.dst = 80}))),
+              static_cast<uint32_t>(XDP_REDIRECT));
+    pass(program, "ours, whatever the SPD says", v4("169.254.7.7", tcp({.dst = 179})));
+    run("ip addr del 169.254.7.7/32 dev lan0");
+    run("ip route del 169.254.169.254/32");
+}
+
+// The kernel takes a tag of VLAN 0 off and routes the packet like an untagged one.
+TEST_F(SteerProtected, a_priority_tag_hides_no_packet) {
+    const Instance program = load();
+    const auto tagged = [](uint16_t type, uint16_t tci, const Network& network) {
+        Bytes bytes;
+        put16(bytes, tci);
+        put16(bytes, network.ethertype);
+        append(bytes, network.bytes);
+        return eth({type, bytes});
+    };
+    const Network v4_packet = ip4({.src = kHost4, .dst = "203.0.113.9"}, tcp({.dst = 80}));
+    const Network v6_packet = ip6({.src = kHost6, .dst = "2001:db8:9::9"}, tcp({.dst = 80}));
+    Bytes inner_tag;
+    put16(inner_tag, 0);
+    put16(inner_tag, v4_packet.ethertype);
+    append(inner_tag, v4_packet.bytes);
+    for (const uint16_t type : {uint16_t{0x8100}, uint16_t{0x88a8}}) {
+        drop(program, "v4", tagged(type, 0, v4_packet), SP_DROP_unsupported_packet);
+        drop(program, "v6, with a priority", tagged(type, 0xe000, v6_packet),
+             SP_DROP_unsupported_packet);
+        drop(program, "two tags", tagged(type, 0, {0x8100, inner_tag}), SP_DROP_unsupported_packet);
+        drop(program, "cut short", eth({type, Bytes(3)}), SP_DROP_truncated);
+        pass(program, "ARP", tagged(type, 0, arp()));
+        pass(program, "another VLAN", tagged(type, 5, v4_packet));
+        pass(program, "the last VLAN", tagged(type, 0x0fff, v4_packet));
+    }
+}
+
+// Whatever the policies say.
+TEST_F(SteerProtected, host_scope_comes_before_the_SPD) {
+    rig.publish({entry(0, SpdAction::protect, "0.0.0.0/0", "0.0.0.0/0"),
+                 entry(0, SpdAction::protect, "::/0", "::/0")},
+                {}, kOwners);
+    const Instance program = load();
+    pass(program, "link-local v4, no route", v4("169.254.169.254", tcp({.dst = 80})));
+    pass(program, "multicast v4", v4("224.0.0.251", udp({.dst = 5353})));
+    pass(program, "broadcast v4", v4("255.255.255.255", udp({.dst = 67})));
+    pass(program, "link-local v6", v6("fe80::1", tcp({.dst = 80})));
+    pass(program, "multicast v6", v6("ff02::fb", udp({.dst = 5353})));
+    const auto protect = [&](const char* name, const Bytes& frame) {
+        EXPECT_EQ(rig.verdict(program, frame), static_cast<uint32_t>(XDP_REDIRECT)) << name;
+    };
+    protect("beside link-local v4", v4("169.253.255.255", icmp()));
+    protect("above multicast v4", v4("240.0.0.1", icmp()));
+    protect("below multicast v4", v4("223.255.255.255", icmp()));
+    protect("beside link-local v6", v6("fec0::1", icmp6()));
+}
+
+TEST_F(SteerProtected, BYPASS_is_forwarded) {
+    const Instance program = load();
+    const Link out{.dst = kWanPeerMac, .src = kWanMac};
+    const auto forward = [&](const char* name, const Bytes& in, const Bytes& result) {
+        rig.check(program, {name, in, redirected(kLan, in.size(), result)});
+    };
+    forward("v4", v4("192.0.2.2", icmp()), v4("192.0.2.2", icmp(), 63, out));
+    forward("v4, TTL 2", v4("192.0.2.2", icmp(), 2), v4("192.0.2.2", icmp(), 1, out));
+    forward("v4, behind the peer", v4("10.2.7.9", tcp({.dst = 80})),
+            v4("10.2.7.9", tcp({.dst = 80}), 63, out));
+    forward("v4, where PROTECT takes another port", v4("10.2.4.9", tcp({.dst = 80})),
+            v4("10.2.4.9", tcp({.dst = 80}), 63, out));
+    forward("v4, the port below", v4("10.2.4.9", tcp({.dst = 442})),
+            v4("10.2.4.9", tcp({.dst = 442}), 63, out));
+    forward("v4, the port above", v4("10.2.4.9", tcp({.dst = 444})),
+            v4("10.2.4.9", tcp({.dst = 444}), 63, out));
+    forward("v6", v6("2001:db8:1::2", icmp6()), v6("2001:db8:1::2", icmp6(), 63, out));
+    forward("v6, behind the peer", v6("2001:db8:b:7::9", hop_by_hop(tcp({.dst = 80}))),
+            v6("2001:db8:b:7::9", hop_by_hop(tcp({.dst = 80})), 63, out));
+    const Bytes options =
+        eth(ip4({.src = kHost4, .dst = "192.0.2.2", .tos = 0x88, .option_words = 3}, icmp()));
+    const Bytes options_out = eth(
+        ip4({.src = kHost4, .dst = "192.0.2.2", .ttl = 63, .tos = 0x88, .option_words = 3}, icmp()),
+        out);
+    forward("v4 with options", options, options_out);
+    forward("back out of the same port", v4(kHost4, icmp()),
+            v4(kHost4, icmp(), 63, {.dst = kLanHostMac, .src = kLanMac}));
+}
+
+TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {
+    const Instance program = load();
+    const Upper big = udp({.dst = 80}, Bytes(1300));
+    pass(program, "TTL 1", v4("192.0.2.2", icmp(), 1));
+    pass(program, "hop limit 1", v6("2001:db8:1::2", icmp6(), 1));
+    pass(program, "no neighbour v4", v4("192.0.2.99", icmp()));
+    pass(program, "no neighbour v6", v6("2001:db8:1::99", icmp6()));
+    pass(program, "too big for the route v4", v4("10.3.0.9", udp({.dst = 80}, Bytes(700))));
+    pass(program, "too big for the route v6", v6("2001:db8:b:3::9", big));
+    pass(program, "too big and no neighbour", v4("10.3.1.9", udp({.dst = 80}, Bytes(700))));
+    pass(program, "not out of a port v4", v4("198.18.0.2", icmp()));
+    pass(program, "not out of a port v6", v6("2001:db8:c::2", icmp6()));
+    pass(program, "no route v4", v4("203.0.113.1", icmp()));
+    pass(program, "no route v6", v6("2001:db9::1", icmp6()));
+    pass(program, "blackhole v4", v4("10.66.0.9", icmp()));
+    pass(program, "unreachable v4", v4("10.67.0.9", icmp()));
+    pass(program, "prohibited v4", v4("10.68.0.9", icmp()));
+    pass(program, "unreachable v6", v6("2001:db8:b:67::9", icmp6()));
+    pass(program, "prohibited v6", v6("2001:db8:b:68::9", icmp6()));
+}
+
+// The kernel's way out meets no devmap program.
+TEST_F(SteerProtected, egress_filter_holds_on_the_kernels_way) {
+    const Instance program = load();
+    sp_egress_rule rule4{};
+    rule4.family = AF_INET;
+    rule4.protocol = 17;
+    rule4.dst_port_lo = 25;
+    rule4.dst_port_hi = 26;
+    sp_egress_rule rule6 = rule4;
+    rule6.family = AF_INET6;
+    rig.set_rules(kWan, {rule4, rule6});
+    const auto to = [](uint16_t port, size_t bytes = 16) {
+        return udp({.dst = port}, Bytes(bytes));
+    };
+    drop(program, "no neighbour v4", v4("192.0.2.99", to(25)), SP_DROP_egress_denied);
+    drop(program, "no neighbour v6", v6("2001:db8:1::99", to(26)), SP_DROP_egress_denied);
+    drop(program, "too big v4", v4("10.3.0.9", to(25, 700)), SP_DROP_egress_denied);
+    drop(program, "too big v6", v6("2001:db8:b:3::9", to(25, 1300)), SP_DROP_egress_denied);
+    drop(program, "too big and no neighbour", v4("10.3.1.9", to(25, 700)), SP_DROP_egress_denied);
+    pass(program, "another destination port", v4("192.0.2.99", to(27)));
+    pass(program, "another protocol", v4("192.0.2.99", tcp({.dst = 25})));
+    pass(program, "not out of a port", v4("198.18.0.2", to(25)));
+    // With a neighbour the devmap program denies it.
+    const Bytes frame = v4("192.0.2.2", to(25));
+    rig.check(program,
+              {"through the devmap", frame,
+               redirected(kLan, frame.size(),
+                          v4("192.0.2.2", to(25), 63, {.dst = kWanPeerMac, .src = kWanMac}))});
+}
+
+TEST_F(SteerProtected, a_port_without_devmap_entry) {
+    const Instance program = load();
+    rig.remove_tx_port(kWan);
+    const Bytes frame = v4("192.0.2.2", icmp());
+    const Outcome expected = dropped(kLan, frame.size(), SP_DROP_no_route);
+    Bytes rewritten = v4("192.0.2.2", icmp(), 63, {.dst = kWanPeerMac, .src = kWanMac});
+    rig.check(program, {"empty slot", frame, {expected.action, expected.counters, rewritten}});
+    rig.restore_tx_port(kWan);
+}
+
+TEST_F(SteerProtected, without_an_SPD_only_the_host_is_reached) {
+    rig.disable_spd();
+    const Instance program = load();
+    drop(program, "v4", v4("192.0.2.2", icmp()), SP_DROP_no_policy);
+    drop(program, "v6", v6("2001:db8:1::2", icmp6()), SP_DROP_no_policy);
+    pass(program, "for us", v4("10.1.0.1", icmp()));
+    pass(program, "for us v6", v6("2001:db8:a::1", icmp6()));
+}
+
+TEST_F(SteerProtected, malformed_packets_are_dropped) {
+    const Instance program = load();
+    drop(program, "truncated v4", eth({0x0800, Bytes(19, 0x45)}), SP_DROP_truncated);
+    drop(program, "truncated v6", eth({0x86dd, Bytes(39, 0x60)}), SP_DROP_truncated);
+    drop(program, "longer than the frame",
+         eth(ip4({.src = kHost4, .dst = "10.2.0.9", .total_length = 2000}, icmp())),
+         SP_DROP_malformed_ip);
+    drop(program, "v6 longer than the frame",
+         eth(ip6({.src = kHost6, .dst = "2001:db8:b::9", .payload_length = 2000}, icmp6())),
+         SP_DROP_malformed_ip);
+    drop(program, "TCP without ports", v4("10.2.0.9", raw(6, Bytes(2))), SP_DROP_truncated);
+    drop(program, "v6 SCTP without ports", v6("2001:db8:b::9", raw(132, Bytes(2))),
+         SP_DROP_truncated);
+}
+
+TEST_F(SteerProtected, every_truncation_is_dropped) {
+    const Instance program = load();
+    for (const Bytes& frame :
+         {v4("10.2.0.9", tcp({.dst = 80})), v4("192.0.2.2", udp({.dst = 80})),
+          v6("2001:db8:b::9", hop_by_hop(destination_options(tcp({.dst = 80})))),
+          v6("2001:db8:1::2", routing(udp({.dst = 80}))),
+          v6("2001:db8:b::9", fragment({.offset = 1}, udp({.dst = 80})))}) {
+        for (size_t bytes = 14; bytes < frame.size(); ++bytes) {
+            const Bytes cut(frame.begin(), frame.begin() + static_cast<ptrdiff_t>(bytes));
+            EXPECT_EQ(rig.verdict(program, cut), static_cast<uint32_t>(XDP_DROP)) << bytes;
+        }
+        EXPECT_EQ(rig.verdict(program, frame), static_cast<uint32_t>(XDP_REDIRECT));
+    }
+}
+
+// Every value the checksum can have before the TTL is decremented.
+TEST_F(SteerProtected, checksum_stays_valid) {
+    const Instance program = load();
+    for (uint32_t id = 0; id <= 0xffff; ++id) {
+        const Bytes frame =
+            eth(ip4({.src = kHost4, .dst = "192.0.2.2", .id = static_cast<uint16_t>(id)}, icmp()));
+        Bytes out;
+        ASSERT_EQ(rig.verdict(program, frame, 0, &out), static_cast<uint32_t>(XDP_REDIRECT));
+        ASSERT_EQ(checksum(&out[14], 20), 0) << id;
+        if (frame[24] != 0 || frame[25] != 0) continue;
+        // 0 has a second form, which some senders use (RFC 1624).
+        Bytes other_zero = frame;
+        other_zero[24] = other_zero[25] = 0xff;
+        ASSERT_EQ(rig.verdict(program, other_zero, 0, &out), static_cast<uint32_t>(XDP_REDIRECT));
+        ASSERT_EQ(checksum(&out[14], 20), 0) << id;
+    }
+}
+
+// A new SPD replaces the old one whole; nothing of the old one is left.
+TEST_F(SteerProtected, publishing_again) {
+    const Instance program = load();
+    const Bytes frame = v4("10.2.0.9", icmp());
+    for (int round = 0; round < 5; ++round) {
+        rig.publish({entry(0, SpdAction::discard, "10.1.0.0/24", "0.0.0.0/0")}, {}, {});
+        drop(program, "discard", frame, SP_DROP_policy_discard);
+        rig.publish({entry(0, SpdAction::protect, "10.1.0.0/24", "10.2.0.0/16")}, {},
+                    {{WorkerId{1}}});
+        rig.check(program, {"protect", frame, steered(kLan, frame.size(), 0, 1)});
+        drop(program, "nothing of the old one", v4("192.0.2.2", icmp()), SP_DROP_no_policy);
+    }
+    EXPECT_EQ(rig.count_rows("spd_dst"), 1u);
+    EXPECT_EQ(rig.count_rows("spd_src"), 1u);
+}
+
+}  // namespace
+}  // namespace sallyport::packet

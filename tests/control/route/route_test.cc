@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <linux/neighbour.h>
+#include <linux/rtnetlink.h>
+
+#include <algorithm>
+
+#include "control/route/mirror.h"
+#include "control/route/socket.h"
+#include "tests/dataplane/io/support.h"
+
+namespace sallyport::route {
+namespace {
+
+using test::run;
+
+// ---- parsing ----------------------------------------------------------------------------------
+
+// Builds messages as the kernel does.
+class Writer {
+  public:
+    template <typename Header>
+    Writer(uint16_t type, const Header& header, uint16_t flags = 0) {
+        nlmsghdr netlink{};
+        netlink.nlmsg_type = type;
+        netlink.nlmsg_flags = flags;
+        append(&netlink, sizeof netlink);
+        append(&header, sizeof header);
+    }
+    Writer& add(uint16_t type, const void* value, size_t size) {
+        const rtattr attribute{.rta_len = static_cast<uint16_t>(RTA_LENGTH(size)),
+                               .rta_type = type};
+        append(&attribute, sizeof attribute);
+        append(value, size);
+        return *this;
+    }
+    Writer& add(uint16_t type, uint32_t value) { return add(type, &value, sizeof value); }
+    Writer& add(uint16_t type, const char* address) {
+        const IpAddress parsed = parse_ip_address(address).value();
+        return add(type, parsed.bytes.data(), parsed.bit_count() / 8);
+    }
+    [[nodiscard]] std::vector<std::byte> bytes() const {
+        std::vector<std::byte> result = bytes_;
+        const auto size = static_cast<uint32_t>(result.size());
+        std::memcpy(result.data(), &size, sizeof size);
+        return result;
+    }
+
+  private:
+    void append(const void* data, size_t size) {
+        const auto* begin = static_cast<const std::byte*>(data);
+        bytes_.insert(bytes_.end(), begin, begin + size);
+        bytes_.resize((bytes_.size() + 3) & ~size_t{3});
+    }
+    std::vector<std::byte> bytes_;
+};
+
+rtmsg route_header(uint8_t family, uint8_t bits) {
+    rtmsg header{};
+    header.rtm_family = family;
+    header.rtm_dst_len = bits;
+    header.rtm_table = RT_TABLE_MAIN;
+    header.rtm_type = RTN_UNICAST;
+    return header;
+}
+
+template <typename T>
+T only(const std::vector<std::byte>& bytes) {
+    const auto datagram = parse_datagram(bytes);
+    EXPECT_TRUE(datagram) << datagram.error();
+    if (!datagram || datagram->messages.size() != 1 ||
+        !std::holds_alternative<T>(datagram->messages[0])) {
+        ADD_FAILURE() << "not one message of the expected kind";
+        return {};
+    }
+    return std::get<T>(datagram->messages[0]);
+}
+
+TEST(RouteMessages, GatewayRoute) {
+    const auto change = only<RouteChange>(Writer(RTM_NEWROUTE, route_header(AF_INET, 16))
+                                              .add(RTA_DST, "10.2.0.0")
+                                              .add(RTA_PRIORITY, 50)
+                                              .add(RTA_GATEWAY, "192.0.2.1")
+                                              .add(RTA_OIF, 7)
+                                              .bytes());
+    EXPECT_FALSE(change.removed);
+    EXPECT_EQ(to_string(change.route.destination), "10.2.0.0/16");
+    EXPECT_EQ(change.route.table, uint32_t{RT_TABLE_MAIN});
+    EXPECT_EQ(change.route.metric, 50u);
+    EXPECT_EQ(change.route.ifindex, 7u);
+    EXPECT_TRUE(change.route.plain);
+    EXPECT_EQ(to_string(change.route.gateway.value()), "192.0.2.1");
+}
+
+TEST(RouteMessages, TableNumbersAbove255) {
+    EXPECT_EQ(only<RouteChange>(
+                  Writer(RTM_NEWROUTE, route_header(AF_INET, 0)).add(RTA_TABLE, 1000).bytes())
+                  .route.table,
+              1000u);
+}
+
+TEST(RouteMessages, ViaOfTheOtherFamily) {
+    std::array<uint8_t, 18> via{AF_INET6};
+    via[2] = 0xfe;
+    via[3] = 0x80;
+    via[17] = 1;
+    const auto change = only<RouteChange>(Writer(RTM_NEWROUTE, route_header(AF_INET, 0))
+                                              .add(RTA_VIA, via.data(), via.size())
+                                              .add(RTA_OIF, 3)
+                                              .bytes());
+    EXPECT_EQ(to_string(change.route.gateway.value()), "fe80::1");
+}
+
+TEST(RouteMessages, MultipathTakesTheFirstHop) {
+    const std::array<uint8_t, 32> hops = {
+        16, 0, 0, 0, 5, 0, 0, 0, 8, 0, RTA_GATEWAY, 0, 192, 0, 2, 1,
+        16, 0, 0, 0, 6, 0, 0, 0, 8, 0, RTA_GATEWAY, 0, 192, 0, 2, 2,
+    };
+    const auto change = only<RouteChange>(Writer(RTM_NEWROUTE, route_header(AF_INET, 0))
+                                              .add(RTA_MULTIPATH, hops.data(), hops.size())
+                                              .bytes());
+    EXPECT_EQ(change.route.ifindex, 5u);
+    EXPECT_EQ(change.route.hop_count, 2u);
+    EXPECT_EQ(to_string(change.route.gateway.value()), "192.0.2.1");
+    EXPECT_TRUE(change.route.plain);
+}
+
+TEST(RouteMessages, WhatOnlyTheKernelCanFollowIsNotPlain) {
+    const auto plain = [](const Writer& writer) {
+        return only<RouteChange>(writer.bytes()).route.plain;
+    };
+    rtmsg header = route_header(AF_INET, 0);
+    EXPECT_TRUE(plain(Writer(RTM_NEWROUTE, header)));
+    EXPECT_FALSE(plain(Writer(RTM_NEWROUTE, header).add(RTA_NH_ID, 1)));
+    EXPECT_FALSE(plain(Writer(RTM_NEWROUTE, header).add(RTA_ENCAP, nullptr, 0)));
+    header.rtm_flags = RTNH_F_DEAD;
+    EXPECT_FALSE(plain(Writer(RTM_NEWROUTE, header)));
+    header.rtm_flags = 0;
+    header.rtm_type = RTN_BLACKHOLE;
+    EXPECT_FALSE(plain(Writer(RTM_NEWROUTE, header)));
+}
+
+TEST(RouteMessages, NeighbourStates) {
+    const std::array<uint8_t, 6> mac = {2, 0, 0, 0, 0, 9};
+    for (unsigned state = 0; state < 256; ++state) {
+        ndmsg header{};
+        header.ndm_family = AF_INET;
+        header.ndm_ifindex = 4;
+        header.ndm_state = static_cast<uint16_t>(state);
+        Writer writer(RTM_NEWNEIGH, header);
+        writer.add(NDA_DST, "10.0.0.9").add(NDA_LLADDR, mac.data(), mac.size());
+        const auto change = only<NeighbourChange>(writer.bytes());
+        const bool usable = (state & ~unsigned{NUD_INCOMPLETE | NUD_FAILED}) != 0;
+        EXPECT_EQ(change.neighbour.usable, usable) << state;
+        EXPECT_EQ(change.neighbour.stale, (state & NUD_STALE) != 0) << state;
+        EXPECT_EQ(change.neighbour.ifindex, 4u);
+        EXPECT_EQ(change.neighbour.mac == mac, usable);
+    }
+}
+
+TEST(RouteMessages, ErrorsAndEndsOfDumps) {
+    const auto done = parse_datagram(Writer(NLMSG_DONE, int{0}, NLM_F_DUMP_INTR).bytes());
+    ASSERT_TRUE(done);
+    EXPECT_TRUE(done->done);
+    EXPECT_TRUE(done->interrupted);
+    EXPECT_EQ(done->error, 0);
+    const auto error = parse_datagram(Writer(NLMSG_ERROR, nlmsgerr{.error = -EPERM}).bytes());
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->error, EPERM);
+}
+
+// Every prefix of a datagram is an error, except where it ends between two messages.
+TEST(RouteMessages, EveryTruncationIsRefused) {
+    const std::array<uint8_t, 16> hop = {16, 0, 0, 0, 5, 0, 0, 0, 8, 0, RTA_GATEWAY, 0, 1, 2, 3, 4};
+    ndmsg neighbour{};
+    neighbour.ndm_family = AF_INET6;
+    std::vector<std::byte> bytes;
+    std::vector<size_t> ends = {0};
+    for (const Writer& writer : {Writer(RTM_NEWROUTE, route_header(AF_INET, 24))
+                                     .add(RTA_DST, "10.2.0.0")
+                                     .add(RTA_PRIORITY, 50)
+                                     .add(RTA_MULTIPATH, hop.data(), hop.size()),
+                                 Writer(RTM_NEWNEIGH, neighbour).add(NDA_DST, "2001:db8::1"),
+                                 Writer(RTM_NEWLINK, ifinfomsg{}).add(IFLA_MTU, 1500)}) {
+        const auto message = writer.bytes();
+        bytes.insert(bytes.end(), message.begin(), message.end());
+        ends.push_back(bytes.size());
+    }
+    for (size_t size = 0; size <= bytes.size(); ++size) {
+        const bool whole = std::ranges::find(ends, size) != ends.end();
+        // A copy of exactly this size, so that a sanitizer sees any read behind it.
+        const std::vector<std::byte> cut(bytes.begin(),
+                                         bytes.begin() + static_cast<std::ptrdiff_t>(size));
+        EXPECT_EQ(parse_datagram(cut).has_value(), whole) << size;
+    }
+    // Each length field of each attribute, too small and too large.
+    EXPECT_FALSE(parse_datagram(
+        Writer(RTM_NEWROUTE, route_header(AF_INET, 24)).add(RTA_DST, "2001:db8::").bytes()));
+    EXPECT_FALSE(parse_datagram(Writer(RTM_NEWROUTE, route_header(AF_INET, 33)).bytes()));
+    EXPECT_FALSE(parse_datagram(
+        Writer(RTM_NEWROUTE, route_header(AF_INET, 0)).add(RTA_OIF, &neighbour, 3).bytes()));
+    // (8: two next hops without attributes, which is well formed.)
+    for (uint8_t length = 0; length < 40; ++length) {
+        std::array<uint8_t, 16> broken = hop;
+        broken[0] = length;
+        EXPECT_EQ(parse_datagram(Writer(RTM_NEWROUTE, route_header(AF_INET, 0))
+                                     .add(RTA_MULTIPATH, broken.data(), broken.size())
+                                     .bytes())
+                      .has_value(),
+                  length == 16 || length == 8)
+            << int{length};
+    }
+}
+
+// ---- the mirror against a real kernel -----------------------------------------------------------
+
+class RouteMirrorTest : public test::NamespaceTest {
+  protected:
+    RouteMirrorTest() { no_ipv6_ = false; }
+
+    void SetUp() override {
+        NamespaceTest::SetUp();
+        if (IsSkipped()) return;
+        // Link-local addresses that appear a second later would only blur what we look at.
+        test::write_file("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1");
+        test::write_file("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+        test::make_veth(1);
+        run("ip link add vc type veth peer name vd");  // no port of ours
+        run("ip link set vc up; ip link set vd up");
+        run("ip addr add 10.1.0.1/24 dev va");
+        run("ip addr add 2001:db8:1::1/64 dev va nodad");
+        run("ip addr add 10.3.0.1/24 dev vc");
+        mirror_.emplace(std::vector<uint32_t>{0xffff, if_nametoindex("va")});
+        auto socket = RouteSocket::open();
+        ASSERT_TRUE(socket) << socket.error();
+        socket_.emplace(std::move(*socket));
+        dump();
+    }
+    void dump() {
+        const auto dumped = socket_->dump(*mirror_);
+        ASSERT_TRUE(dumped) << dumped.error();
+    }
+    // Notifications are queued before the command that causes them returns.
+    Effect update() {
+        const auto effect = socket_->receive(*mirror_);
+        EXPECT_TRUE(effect) << effect.error();
+        if (effect.value_or(Effect::none) == Effect::resync) dump();
+        return effect.value_or(Effect::none);
+    }
+    // "kernel", "unresolved" or the MAC's last byte.
+    std::string way(const char* destination) {
+        const auto snapshot = mirror_->build({});
+        const IpAddress address = parse_ip_address(destination).value();
+        const NextHop* hop = snapshot->lookup(
+            address.family, reinterpret_cast<const std::byte*>(address.bytes.data()));
+        if (hop == nullptr) return "kernel";
+        EXPECT_EQ(hop->port, PortId{1});
+        EXPECT_EQ(hop->source_mac, (std::array<uint8_t, 6>{2, 0, 0, 0, 0, 0x0a}));
+        if (!hop->resolved) return "unresolved";
+        return std::to_string(hop->destination_mac[5]) + " mtu " + std::to_string(hop->mtu);
+    }
+    std::optional<RouteMirror> mirror_;
+    std::optional<RouteSocket> socket_;
+};
+
+TEST_F(RouteMirrorTest, LocalAddressesAreTheKernels) {
+    EXPECT_EQ(way("10.1.0.1"), "kernel");
+    EXPECT_EQ(way("10.1.0.255"), "kernel");
+    EXPECT_EQ(way("127.0.0.1"), "kernel");
+    EXPECT_EQ(way("224.0.0.5"), "kernel");
+    EXPECT_EQ(way("255.255.255.255"), "kernel");
+    EXPECT_EQ(way("2001:db8:1::1"), "kernel");
+    EXPECT_EQ(way("ff02::1"), "kernel");
+    EXPECT_EQ(way("fe80::1"), "kernel");
+    EXPECT_EQ(way("192.0.2.1"), "kernel") << "no route";
+    EXPECT_EQ(way("10.3.0.9"), "kernel") << "not through a port";
+    EXPECT_EQ(way("10.1.0.9"), "unresolved");
+    EXPECT_EQ(way("2001:db8:1::9"), "unresolved");
+}
+
+TEST_F(RouteMirrorTest, NeighboursComeAndGo) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip neigh add 2001:db8:1::9 lladdr 02:00:00:00:00:19 dev va");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.1.0.9"), "9 mtu 1500");
+    EXPECT_EQ(way("10.1.0.8"), "unresolved");
+    EXPECT_EQ(way("2001:db8:1::9"), "25 mtu 1500");
+    EXPECT_EQ(update(), Effect::none);
+
+    run("ip neigh change 10.1.0.9 lladdr 02:00:00:00:00:0c nud stale dev va");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.1.0.9"), "12 mtu 1500");
+    // Back and forth between usable states changes no snapshot.
+    run("ip neigh change 10.1.0.9 lladdr 02:00:00:00:00:0c nud permanent dev va");
+    EXPECT_EQ(update(), Effect::none);
+    run("ip neigh change 10.1.0.9 nud failed dev va");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.1.0.9"), "unresolved");
+}
+
+TEST_F(RouteMirrorTest, GatewayRoutesFollowTheKernel) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip neigh add 10.1.0.10 lladdr 02:00:00:00:00:0a dev va");
+    run("ip route add 10.2.0.0/16 via 10.1.0.9 metric 10");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1500");
+    run("ip route add 10.2.0.0/16 via 10.1.0.10 metric 5");  // lower metric wins
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "10 mtu 1500");
+    run("ip route replace 10.2.0.0/16 via 10.1.0.9 metric 5 mtu 1400");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1400");
+    run("ip route del 10.2.0.0/16 metric 5");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1500");
+    run("ip route add 10.2.3.0/24 via 10.1.0.77");  // longer prefix, neighbour unknown
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "unresolved");
+    EXPECT_EQ(way("10.2.4.4"), "9 mtu 1500");
+    run("ip route add blackhole 10.2.3.4/32");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "kernel");
+
+    run("ip neigh add 2001:db8:1::9 lladdr 02:00:00:00:00:19 dev va");
+    run("ip -6 route add default via 2001:db8:1::9 dev va");
+    run("ip -6 route add 2001:db8:5::/48 dev vc");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("2001:db8:2::1"), "25 mtu 1500");
+    EXPECT_EQ(way("2001:db8:5::1"), "kernel");
+    run("ip -4 route add default via inet6 2001:db8:1::9 dev va");  // IPv4 through an IPv6 gateway
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("198.51.100.1"), "25 mtu 1500");
+}
+
+// After any sequence of changes the mirror says what one that was just read says.
+TEST_F(RouteMirrorTest, SeveralRoutesAndHopsOfOnePrefix) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip neigh add 10.1.0.10 lladdr 02:00:00:00:00:0a dev va");
+    run("ip neigh add 2001:db8:1::9 lladdr 02:00:00:00:00:19 dev va");
+    run("ip neigh add 2001:db8:1::a lladdr 02:00:00:00:00:1a dev va");
+    const std::array commands = {
+        "ip route add 10.2.0.0/16 via 10.1.0.9",
+        "ip route append 10.2.0.0/16 via 10.1.0.10",
+        "ip route prepend 10.2.0.0/16 dev vc",
+        "ip route del 10.2.0.0/16 dev vc",
+        "ip route del 10.2.0.0/16 via 10.1.0.9",
+        "ip route replace 10.2.0.0/16 nexthop via 10.1.0.9 nexthop via 10.1.0.10",
+        "ip route del 10.2.0.0/16",
+        "ip -6 route add 2001:db8:2::/48 via 2001:db8:1::9",
+        "ip -6 route append 2001:db8:2::/48 via 2001:db8:1::a",
+        "ip -6 route del 2001:db8:2::/48 via 2001:db8:1::9",
+        "ip -6 route replace 2001:db8:2::/48 via 2001:db8:1::9 metric 1024",
+        "ip route add 10.2.0.0/16 tos 0x10 via 10.1.0.9",
+        "ip route add 10.2.0.0/16 via 10.1.0.10",
+        "ip route del 10.2.0.0/16 tos 0x10",
+    };
+    for (const char* command : commands) {
+        SCOPED_TRACE(command);
+        run(command);
+        EXPECT_NE(update(), Effect::none);
+        const std::string followed = way("10.2.3.4") + ", " + way("2001:db8:2::1");
+        dump();
+        EXPECT_EQ(followed, way("10.2.3.4") + ", " + way("2001:db8:2::1"));
+    }
+    EXPECT_EQ(way("10.2.3.4"), "10 mtu 1500");
+    EXPECT_EQ(way("2001:db8:2::1"), "25 mtu 1500");
+}
+
+TEST_F(RouteMirrorTest, UnsupportedRoutesAreTheKernels) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip route add default via 10.1.0.9");
+    run("ip route add 10.2.0.0/16 tos 0x10 via 10.1.0.9");
+    run("ip route add 10.2.0.0/16 via 10.1.0.9");
+    run("ip nexthop add id 1 via 10.1.0.9 dev va");
+    run("ip route add 10.4.0.0/16 nhid 1");
+    run("ip route add local 10.5.0.0/16 dev lo");
+    run("ip route add 10.5.1.0/24 via 10.1.0.9");
+    update();
+    EXPECT_EQ(way("198.51.100.1"), "9 mtu 1500");
+    EXPECT_EQ(way("10.2.0.1"), "kernel") << "depends on TOS";
+    EXPECT_EQ(way("10.4.0.1"), "kernel") << "a nexthop object";
+    EXPECT_EQ(way("10.5.2.1"), "kernel") << "local prefix";
+    EXPECT_EQ(way("10.5.1.1"), "kernel") << "longer in main, but local is asked first";
+}
+
+TEST_F(RouteMirrorTest, PolicyRoutingIsTheKernels) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip route add default via 10.1.0.9");
+    update();
+    EXPECT_EQ(way("198.51.100.1"), "9 mtu 1500");
+    run("ip rule add fwmark 1 table 100");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("198.51.100.1"), "kernel");
+    EXPECT_EQ(way("2001:db8:1::9"), "unresolved") << "the other family is as it was";
+    run("ip rule del fwmark 1");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("198.51.100.1"), "9 mtu 1500");
+}
+
+// IPv4 routes vanish with their link without a word each.
+TEST_F(RouteMirrorTest, LinkAndAddressChanges) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip route add 10.2.0.0/16 via 10.1.0.9");
+    update();
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1500");
+    run("ip link set va mtu 1400");
+    EXPECT_EQ(update(), Effect::changed);
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1400");
+    run("ip link set va down");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("10.2.3.4"), "kernel");
+    run("ip link set va up");
+    run("ip neigh replace 10.1.0.9 lladdr 02:00:00:00:00:09 dev va");
+    run("ip route add 10.2.0.0/16 via 10.1.0.9");
+    update();
+    EXPECT_EQ(way("10.2.3.4"), "9 mtu 1400");
+    run("ip addr del 10.1.0.1/24 dev va");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("10.2.3.4"), "kernel");
+}
+
+TEST_F(RouteMirrorTest, LostNotificationsAskForAResync) {
+    // Far more than the socket holds.
+    const int small = 4096;
+    setsockopt(socket_->fd(), SOL_SOCKET, SO_RCVBUFFORCE, &small, sizeof small);
+    run("for i in $(seq 1 60); do echo route add 10.77.$i.0/24 dev va; done | ip -batch -");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("10.77.60.1"), "unresolved");
+    EXPECT_EQ(update(), Effect::none);
+}
+
+// The kernel asks a stale gateway, and one it does not know yet.
+TEST_F(RouteMirrorTest, RefreshMakesTheKernelAsk) {
+    run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 nud stale dev va");
+    run("ip neigh add 10.1.0.10 lladdr 02:00:00:00:00:0a nud stale dev vc");
+    run("ip route add 10.2.0.0/16 via 10.1.0.20");
+    run("ip route add 10.6.0.0/16 dev va");
+    update();
+    ASSERT_EQ(mirror_->to_refresh().size(), 2u);
+    const auto refreshed = socket_->refresh_used(*mirror_);
+    ASSERT_TRUE(refreshed) << refreshed.error();
+    run("ip neigh show 10.1.0.9 dev va | grep -Eq 'DELAY|PROBE'");
+    run("ip neigh show 10.1.0.20 dev va | grep -Eq 'INCOMPLETE'");
+    run("ip neigh show 10.1.0.10 dev vc | grep -q STALE");  // no port of ours
+}
+
+}  // namespace
+}  // namespace sallyport::route

@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The registry and the policy guard against the running kernel, in network namespaces of our own.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "control/xfrm/announcer.h"
+#include "control/xfrm/guard.h"
+#include "control/xfrm/interface.h"
+
+namespace sallyport::xfrm {
+namespace {
+
+constexpr char kExpiry[] = "/proc/sys/net/core/xfrm_acq_expires";
+
+std::string output_of(const std::string& command) {
+    std::string out;
+    FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+    if (pipe == nullptr) return "popen failed";
+    char chunk[4096];
+    while (fgets(chunk, sizeof chunk, pipe) != nullptr) out += chunk;
+    pclose(pipe);
+    return out;
+}
+
+bool succeeds(const std::string& command) {
+    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
+}
+
+std::string read_expiry() {
+    std::ifstream in(kExpiry);
+    std::string line;
+    std::getline(in, line);
+    return line;
+}
+
+// Runs `body` on a thread in a fresh network namespace, which goes with it.
+void in_new_namespace(const std::function<void()>& body) {
+    std::thread([&] {
+        ASSERT_EQ(unshare(CLONE_NEWNET), 0);
+        body();
+    }).join();
+}
+
+class XfrmKernel : public testing::Test {
+  protected:
+    void SetUp() override {
+        if (geteuid() != 0) GTEST_SKIP() << "needs root: network namespaces and xfrm";
+        dir_ = std::filesystem::temp_directory_path() /
+               ("sallyport-xfrm-test-" + std::to_string(getpid()));
+        std::filesystem::create_directories(dir_);
+    }
+    void TearDown() override {
+        if (!dir_.empty()) std::filesystem::remove_all(dir_);
+    }
+
+    static NewState inbound(uint32_t spi, const char* destination, uint32_t cpu) {
+        static const std::vector<std::byte> kKey(20, std::byte{0x33});
+        return {.id = {Spi{spi}, *parse_ip_address(destination)},
+                .source = *parse_ip_address(
+                    std::string_view(destination).contains(':') ? "2001:db8::9" : "192.0.2.9"),
+                .direction = StateDirection::inbound,
+                .key = kKey,
+                .esn = false,
+                .replay_window = 64,
+                .pcpu = cpu};
+    }
+
+    std::filesystem::path dir_;
+};
+
+TEST_F(XfrmKernel, StatesAreThereWithTheirCpuAndGoWithTheRegistry) {
+    in_new_namespace([&] {
+        const std::string before = read_expiry();
+        {
+            auto registry = SaRegistry::open(dir_);
+            ASSERT_TRUE(registry) << registry.error();
+            std::vector<NewState> states = {inbound(0x1001, "192.0.2.1", 0),
+                                            inbound(0x89abcdef, "2001:db8::1", 1)};
+            for (const auto& result : registry->add(states)) {
+                EXPECT_TRUE(result) << result.error();
+            }
+            std::fprintf(stderr, "method: %s\n", registry->reason().c_str());
+            EXPECT_NE(registry->method(), SaRegistry::Method::undecided);
+            EXPECT_EQ(read_expiry(), before) << "raised only while states are made";
+            const std::string shown = output_of("ip xfrm state");
+            EXPECT_TRUE(shown.contains("0x00001001")) << shown;
+            EXPECT_TRUE(shown.contains("0x89abcdef")) << shown;
+
+            auto socket = NetlinkSocket::open();
+            ASSERT_TRUE(socket);
+            std::vector<StateInfo> found;
+            ASSERT_TRUE(socket->exchange(
+                encode_dump_states(socket->next_sequence()),
+                [&](const Message& message) { found.push_back(*decode_state(message.payload)); }));
+            ASSERT_EQ(found.size(), 2u);
+            for (const StateInfo& info : found) {
+                EXPECT_EQ(info.pcpu, info.id.spi == Spi{0x1001} ? 0u : 1u);
+            }
+            // Larval states would be gone after 30 s: the limit stands in what ip shows.
+            if (registry->method() == SaRegistry::Method::larval) {
+                EXPECT_TRUE(output_of("ip -s xfrm state").contains("hard 315360000(sec)"));
+            }
+            registry->remove({Spi{0x1001}, *parse_ip_address("192.0.2.1")});
+            EXPECT_FALSE(output_of("ip xfrm state").contains("0x00001001"));
+        }
+        EXPECT_EQ(output_of("ip xfrm state"), "");
+    });
+}
+
+TEST_F(XfrmKernel, OutboundSaIsNeverUsableByTheKernel) {
+    in_new_namespace([&] {
+        auto registry = SaRegistry::open(dir_);
+        ASSERT_TRUE(registry) << registry.error();
+        std::vector<NewState> states = {inbound(0x1001, "192.0.2.1", 0)};
+        states[0].direction = StateDirection::outbound;
+        const auto results = registry->add(states);
+        ASSERT_TRUE(results[0]) << results[0].error();
+        const bool shown = output_of("ip xfrm state").contains("0x00001001");
+        EXPECT_EQ(shown, registry->method() == SaRegistry::Method::full);
+        if (shown) {
+            EXPECT_TRUE(output_of("ip -s xfrm state").contains("oseq 0xffffffff"));
+        }
+    });
+}
+
+TEST_F(XfrmKernel, StatesOfAKilledRunAreReplacedAndForeignOnesAreNot) {
+    in_new_namespace([&] {
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            auto registry = SaRegistry::open(dir_);
+            std::vector<NewState> states = {inbound(0x1001, "192.0.2.1", 0),
+                                            inbound(0x1002, "192.0.2.1", 0)};
+            if (registry) registry->add(states);
+            raise(SIGKILL);
+        }
+        int status = 0;
+        waitpid(child, &status, 0);
+        ASSERT_TRUE(output_of("ip xfrm state").contains("0x00001002"));
+        ASSERT_TRUE(
+            succeeds("ip xfrm state allocspi src 192.0.2.9 dst 192.0.2.1 proto esp "
+                     "reqid 7 mode tunnel min 0x2001 max 0x2001"));
+
+        auto registry = SaRegistry::open(dir_);
+        ASSERT_TRUE(registry) << registry.error();
+        EXPECT_FALSE(output_of("ip xfrm state").contains("0x00001002"));
+        std::vector<NewState> states = {inbound(0x1001, "192.0.2.1", 1),
+                                        inbound(0x2001, "192.0.2.1", 1)};
+        const auto results = registry->add(states);
+        EXPECT_TRUE(results[0]) << results[0].error();
+        ASSERT_FALSE(results[1]);
+        EXPECT_TRUE(results[1].error().contains("another program (reqid 7)")) << results[1].error();
+        EXPECT_TRUE(output_of("ip xfrm state").contains("0x00002001"));
+    });
+}
+
+TEST_F(XfrmKernel, OneDaemonPerNamespace) {
+    in_new_namespace([&] {
+        const auto first = NamespaceLock::acquire();
+        ASSERT_TRUE(first) << first.error();
+        const auto second = NamespaceLock::acquire();
+        ASSERT_FALSE(second);
+        EXPECT_TRUE(second.error().contains("another sallyportd")) << second.error();
+        in_new_namespace([] { EXPECT_TRUE(NamespaceLock::acquire()); });
+    });
+}
+
+TEST_F(XfrmKernel, RaisedExpiryOfAKilledRunIsPutBack) {
+    in_new_namespace([&] {
+        std::ofstream(kExpiry) << "77\n";
+        ASSERT_EQ(read_expiry(), "77");
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            const auto raised = RaisedAcquireExpiry::raise(dir_ / "xfrm_acq_expires");
+            ::raise(SIGKILL);
+        }
+        int status = 0;
+        waitpid(child, &status, 0);
+        EXPECT_NE(read_expiry(), "77");
+        {
+            auto registry = SaRegistry::open(dir_);
+            ASSERT_TRUE(registry) << registry.error();
+            EXPECT_EQ(read_expiry(), "77");
+        }
+        EXPECT_EQ(read_expiry(), "77");
+        EXPECT_FALSE(std::filesystem::exists(dir_ / "xfrm_acq_expires"));
+    });
+}
+
+TEST_F(XfrmKernel, NoteOfAnotherNamespaceChangesNothing) {
+    in_new_namespace([&] {
+        std::ofstream(dir_ / "xfrm_acq_expires") << "some-other-boot 4026531840 5\n";
+        const std::string before = read_expiry();
+        auto registry = SaRegistry::open(dir_);
+        ASSERT_TRUE(registry) << registry.error();
+        EXPECT_EQ(read_expiry(), before);
+    });
+}
+
+// near (10.1.0.2) --- gateway --- far (10.2.0.2), plain forwarding by the kernel.
+class ForwardingLab {
+  public:
+    ForwardingLab() : tag_("spg" + std::to_string(getpid())) {
+        for (const char* end : {"n", "g", "f"}) {
+            run("ip netns add " + name(end));
+            run("ip -n " + name(end) + " link set lo up");
+        }
+        connect("n", "near0", "10.1.0.", "fd01::");
+        connect("f", "far0", "10.2.0.", "fd02::");
+        run("ip netns exec " + name("g") +
+            " sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    }
+    ~ForwardingLab() {
+        for (const char* end : {"n", "g", "f"}) run("ip netns del " + name(end));
+    }
+    ForwardingLab(const ForwardingLab&) = delete;
+
+    [[nodiscard]] std::string name(const char* end) const { return tag_ + end; }
+    [[nodiscard]] bool ping(const char* from, const std::string& to) const {
+        return succeeds("ip netns exec " + name(from) + " ping -c 1 -W 1 " + to);
+    }
+    // The answer takes a moment while the first neighbours are found.
+    [[nodiscard]] bool ping_soon(const char* from, const std::string& to) const {
+        for (int attempt = 0; attempt < 5; ++attempt) {
+            if (ping(from, to)) return true;
+        }
+        return false;
+    }
+    // Runs `body` on a thread inside the gateway.
+    void in_gateway(const std::function<void()>& body) const {
+        std::thread([&] {
+            const int fd = open(("/run/netns/" + name("g")).c_str(), O_RDONLY | O_CLOEXEC);
+            ASSERT_GE(fd, 0);
+            ASSERT_EQ(setns(fd, CLONE_NEWNET), 0);
+            close(fd);
+            body();
+        }).join();
+    }
+
+  private:
+    static void run(const std::string& command) {
+        if (!succeeds(command)) ADD_FAILURE() << command << ": " << output_of(command);
+    }
+    void connect(const char* end, const std::string& device, const std::string& v4,
+                 const std::string& v6) const {
+        run("ip -n " + name(end) + " link add eth0 type veth peer name " + device + " netns " +
+            name("g"));
+        run("ip -n " + name(end) + " addr add " + v4 + "2/24 dev eth0");
+        run("ip -n " + name(end) + " addr add " + v6 + "2/64 dev eth0 nodad");
+        run("ip -n " + name("g") + " addr add " + v4 + "1/24 dev " + device);
+        run("ip -n " + name("g") + " addr add " + v6 + "1/64 dev " + device + " nodad");
+        run("ip -n " + name(end) + " link set eth0 up");
+        run("ip -n " + name("g") + " link set " + device + " up");
+        run("ip -n " + name(end) + " route add default via " + v4 + "1");
+        run("ip -n " + name(end) + " route add default via " + v6 + "1");
+    }
+
+    std::string tag_;
+};
+
+config::Policy protect(const char* local, const char* remote) {
+    config::Policy out;
+    out.name = local;
+    out.action = config::SpdAction::protect;
+    out.local = {*parse_ip_prefix(local)};
+    out.remote = {*parse_ip_prefix(remote)};
+    return out;
+}
+
+TEST_F(XfrmKernel, GuardBlocksCleartextBothWaysUntilItGoes) {
+    const ForwardingLab lab;
+    ASSERT_TRUE(lab.ping_soon("n", "10.2.0.2"));
+    ASSERT_TRUE(lab.ping_soon("n", "fd02::2"));
+    config::Policy bypass = protect("10.1.0.0/24", "10.2.0.1/32");
+    bypass.action = config::SpdAction::bypass;
+    const std::vector<config::Policy> policies = {bypass, protect("10.1.0.0/24", "10.2.0.0/24"),
+                                                  protect("fd01::/64", "fd02::/64")};
+    lab.in_gateway([&] {
+        auto guard = PolicyGuard::install(*guard_rows(policies, {}));
+        ASSERT_TRUE(guard) << guard.error();
+        EXPECT_FALSE(lab.ping("n", "10.2.0.2"));
+        EXPECT_FALSE(lab.ping("n", "fd02::2"));
+        EXPECT_FALSE(lab.ping("f", "10.1.0.2"));
+        EXPECT_FALSE(lab.ping("f", "fd01::2"));
+        EXPECT_FALSE(lab.ping("g", "-I 10.1.0.1 10.2.0.2"));
+        EXPECT_TRUE(lab.ping_soon("n", "10.2.0.1")) << "BYPASS stands before PROTECT";
+        // What comes out of a device with disable_policy was checked by workers: fwd lets it in,
+        // and disable_xfrm lets the answer out there.
+        ASSERT_TRUE(
+            succeeds("sysctl -qw net.ipv4.conf.far0.disable_policy=1 "
+                     "net.ipv4.conf.far0.disable_xfrm=1"));
+        EXPECT_TRUE(lab.ping_soon("f", "10.1.0.2"));
+        ASSERT_TRUE(
+            succeeds("sysctl -qw net.ipv4.conf.far0.disable_policy=0 "
+                     "net.ipv4.conf.far0.disable_xfrm=0"));
+        EXPECT_FALSE(lab.ping("f", "10.1.0.2"));
+    });
+    EXPECT_TRUE(lab.ping_soon("n", "10.2.0.2"));
+    EXPECT_TRUE(lab.ping_soon("f", "fd01::2"));
+    EXPECT_EQ(output_of("ip -n " + lab.name("g") + " xfrm policy"), "");
+}
+
+TEST_F(XfrmKernel, GuardOfAKilledRunStaysAndIsReplacedWithoutAGap) {
+    in_new_namespace([&] {
+        const std::vector<config::Policy> old = {protect("10.1.0.0/24", "10.2.0.0/24"),
+                                                 protect("10.1.0.0/24", "10.3.0.0/24")};
+        const std::vector<config::Policy> current = {protect("10.9.0.0/24", "10.2.0.0/24"),
+                                                     protect("10.1.0.0/24", "10.2.0.0/24")};
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            const auto guard = PolicyGuard::install(*guard_rows(old, {}));
+            raise(SIGKILL);
+        }
+        int status = 0;
+        waitpid(child, &status, 0);
+        ASSERT_TRUE(output_of("ip xfrm policy").contains("10.3.0.0/24"));
+        {
+            auto guard = PolicyGuard::install(*guard_rows(current, {}));
+            ASSERT_TRUE(guard) << guard.error();
+            const std::string shown = output_of("ip xfrm policy");
+            EXPECT_FALSE(shown.contains("10.3.0.0/24")) << shown;
+            EXPECT_TRUE(shown.contains("10.9.0.0/24")) << shown;
+            EXPECT_TRUE(shown.contains("src 10.1.0.0/24 dst 10.2.0.0/24")) << shown;
+        }
+        // That start went no further: the gateway that was killed still may not be walked past.
+        EXPECT_TRUE(output_of("ip xfrm policy").contains("src 10.1.0.0/24 dst 10.2.0.0/24"));
+        {
+            auto guard = PolicyGuard::install(*guard_rows(current, {}));
+            ASSERT_TRUE(guard) << guard.error();
+            guard->at_end(PolicyGuard::AtEnd::remove);  // started, and stopped in good order
+        }
+        EXPECT_EQ(output_of("ip xfrm policy"), "");
+    });
+}
+
+TEST_F(XfrmKernel, GuardRefusesAPolicyOfAnotherProgram) {
+    in_new_namespace([&] {
+        ASSERT_TRUE(
+            succeeds("ip xfrm policy add src 10.1.0.0/24 dst 10.2.0.0/24 dir out "
+                     "priority 300000"));
+        const std::vector<config::Policy> policies = {protect("10.1.0.0/24", "10.2.0.0/24")};
+        const auto guard = PolicyGuard::install(*guard_rows(policies, {}));
+        ASSERT_FALSE(guard);
+        EXPECT_TRUE(guard.error().contains("10.1.0.0/24 to 10.2.0.0/24")) << guard.error();
+        EXPECT_TRUE(output_of("ip xfrm policy").contains("priority 300000"));
+    });
+}
+
+// The guest's cases have the interface at work; what a kernel without it says can be seen here too.
+TEST_F(XfrmKernel, InterfaceIsMadeTakenOverAndRemovedOrSaidToBeMissing) {
+    in_new_namespace([&] {
+        auto first = Interface::open("ipsec0", 1400);
+        if (!first) {
+            EXPECT_TRUE(first.error().unsupported) << first.error().text;
+            EXPECT_TRUE(first.error().text.contains("CONFIG_XFRM_INTERFACE")) << first.error().text;
+            EXPECT_FALSE(output_of("ip link").contains("ipsec0"));
+            return;
+        }
+        EXPECT_EQ(first->origin(), Interface::Origin::made);
+        EXPECT_TRUE(output_of("ip link show ipsec0").contains("mtu 1400"));
+        first->keep(true);
+        {
+            const auto ifindex = first->ifindex();
+            auto second = Interface::open("ipsec0", 1300);
+            ASSERT_TRUE(second) << second.error().text;
+            EXPECT_EQ(second->origin(), Interface::Origin::left_by_killed_run);
+            EXPECT_EQ(second->ifindex(), ifindex);
+            second->keep(false);
+        }
+        EXPECT_FALSE(output_of("ip link").contains("ipsec0"));
+    });
+}
+
+TEST_F(XfrmKernel, InterfaceWithTheNameOfAnotherDeviceIsRefused) {
+    in_new_namespace([&] {
+        ASSERT_TRUE(succeeds("ip link add ipsec0 type veth peer name other0"));
+        const auto interface = Interface::open("ipsec0", 1400);
+        ASSERT_FALSE(interface);
+        EXPECT_FALSE(interface.error().unsupported);
+        EXPECT_TRUE(interface.error().text.contains("no xfrm interface")) << interface.error().text;
+        EXPECT_TRUE(output_of("ip link").contains("ipsec0"));
+    });
+}
+
+TEST_F(XfrmKernel, GuardRowForTheInterfaceHasItsDevice) {
+    in_new_namespace([&] {
+        ASSERT_TRUE(succeeds("ip link add other0 type veth peer name other1"));
+        std::vector<config::Policy> policies = {protect("fd00:1::/64", "fd00:9::/64")};
+        policies[0].if_id = 7;
+        const auto index =
+            static_cast<uint32_t>(std::atoi(output_of("ip -o link show other0").c_str()));
+        for (int round = 0; round < 2; ++round) {
+            auto guard = PolicyGuard::install(*guard_rows(policies, {}, index));
+            ASSERT_TRUE(guard) << guard.error();
+            EXPECT_EQ(guard->row_count(), 4u);
+            const std::string shown = output_of("ip xfrm policy");
+            EXPECT_TRUE(shown.contains("src ::/0 dst ::/0 dev other0")) << shown;
+            guard->at_end(round == 0 ? PolicyGuard::AtEnd::keep : PolicyGuard::AtEnd::remove);
+        }
+        EXPECT_EQ(output_of("ip xfrm policy"), "");
+    });
+}
+
+}  // namespace
+}  // namespace sallyport::xfrm

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+// The commands by which control installs, replaces and extends SAs in a running worker, and the
+// frames that wait for an SA.
+
+#include <chrono>
+#include <thread>
+
+#include "tests/dataplane/worker/worker_rig.h"
+
+namespace sallyport::test {
+namespace {
+
+using namespace std::chrono_literals;
+using Numbers = std::vector<uint32_t>;
+
+TEST_F(WorkerTest, InboundFramesWaitForTheirSa) {
+    start(64, 20'000);
+    const TestSa sa;
+    wire_->send(arrivals(sa, {1, 2, 3, 4, 5}));
+    const auto& in = worker_->counters().inbound;
+    ASSERT_TRUE(reached([&] { return in.on_hold.read() == 5; }));
+    EXPECT_EQ(dropped(DropReason::unknown_spi), 0u);
+    EXPECT_EQ(egress_->kept().size(), 0u);
+    // Another SA changes nothing.
+    TestSa other;
+    other.spi = 0x2002;
+    submit({.kind = Command::Kind::install_inbound, .inbound = &makes_.make_inbound(other)});
+    wire_->send(arrivals(sa, {6}));
+    ASSERT_TRUE(reached([&] { return in.on_hold.read() == 6; }));
+    submit({.kind = Command::Kind::install_inbound, .inbound = &makes_.make_inbound(sa)});
+    ASSERT_TRUE(waits_for_kept(6));
+    EXPECT_EQ(kept_numbers(), (Numbers{1, 2, 3, 4, 5, 6}));
+    EXPECT_EQ(in.held.read(), 6u);
+    EXPECT_EQ(in.frames.read(), 6u);
+    EXPECT_EQ(in.delivered.read(), 6u);
+    EXPECT_EQ(in.on_hold.read(), 0u);
+}
+
+TEST_F(WorkerTest, OutboundFramesWaitForTheirSa) {
+    start(64, 20'000);
+    publish_spd();
+    kernel_->send(departures(10));
+    const auto& out = worker_->counters().outbound;
+    ASSERT_TRUE(reached([&] { return out.on_hold.read() == 10; }));
+    TestSa sa;
+    sa.iv_mask = 0x5555;
+    submit({.kind = Command::Kind::install_outbound, .outbound = &makes_.make_outbound(sa)});
+    ASSERT_TRUE(waits_for_kept(10));
+    const auto kept = egress_->kept();
+    for (uint32_t i = 0; i < 10; ++i) {
+        EXPECT_EQ(get32(kept[i], 24), i + 1);
+        EXPECT_EQ(get32(kept[i], 32), (i + 1) ^ 0x5555);
+    }
+    EXPECT_EQ(out.held.read(), 10u);
+    EXPECT_EQ(dropped(DropReason::no_sa), 0u);
+}
+
+// Where a new SPD brings a packet under a policy that has an SA, it waits no longer.
+TEST_F(WorkerTest, ANewSpdReleasesFramesToo) {
+    start(64, 20'000);
+    publish_spd();
+    kernel_->send(departures(3));
+    ASSERT_TRUE(reached([&] { return worker_->counters().outbound.on_hold.read() == 3; }));
+    TestSa sa;
+    sa.policy = 2;
+    submit({.kind = Command::Kind::install_outbound, .outbound = &makes_.make_outbound(sa)});
+    const auto old_spd = std::move(spd_);
+    spd_ = std::make_unique<Spd>(compile_spd(std::vector{protect_entry(Family::v4, 2)}).value(),
+                                 CompiledSpd{});
+    submit({.kind = Command::Kind::publish_spd, .spd = spd_.get()});
+    EXPECT_TRUE(waits_for_kept(3));
+    const auto released = next_event();
+    ASSERT_TRUE(released);
+    EXPECT_EQ(released->kind, Event::Kind::spd_released);
+}
+
+// An idle worker sleeps for 250 ms unless something is due.
+TEST_F(WorkerTest, ExpiryWakesAnIdleWorker) {
+    constexpr auto kHold = 40ms;
+    start(64, 40);
+    publish_spd();
+    const TestSa sa;
+    auto best = 10'000ms;
+    for (uint64_t round = 1; round <= 5; ++round) {
+        std::this_thread::sleep_for(20ms);
+        const auto begin = std::chrono::steady_clock::now();
+        wire_->send(arrivals(sa, {1}));
+        kernel_->send(departures(1));
+        ASSERT_TRUE(reached([&] {
+            return dropped(DropReason::unknown_spi) == round && dropped(DropReason::no_sa) == round;
+        }));
+        const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+            std::chrono::steady_clock::now() - begin);
+        EXPECT_GE(took, kHold - 1ms);
+        best = std::min(best, took);
+    }
+    EXPECT_LT(best, 150ms);
+    EXPECT_EQ(worker_->counters().inbound.held.read(), 5u);
+    EXPECT_EQ(worker_->counters().outbound.held.read(), 5u);
+}
+
+TEST_F(WorkerTest, StopDropsWhatWaits) {
+    start(10, 60'000);
+    publish_spd();
+    const TestSa sa;
+    wire_->send(arrivals(sa, {1, 2, 3}));
+    kernel_->send(departures(15));
+    const auto& counters = worker_->counters();
+    ASSERT_TRUE(reached([&] {
+        return counters.inbound.on_hold.read() == 3 && counters.outbound.frames.read() == 15;
+    }));
+    EXPECT_EQ(counters.outbound.on_hold.read(), 10u);
+    EXPECT_EQ(dropped(DropReason::no_sa), 5u);  // had no room
+    stop();
+    EXPECT_EQ(dropped(DropReason::unknown_spi), 3u);
+    EXPECT_EQ(dropped(DropReason::no_sa), 15u);
+    EXPECT_EQ(egress_->kept().size(), 0u);
+}
+
+TEST_F(WorkerTest, WithoutHoldFramesAreDroppedAtOnce) {
+    start(0, 60'000);
+    publish_spd();
+    wire_->send(arrivals(TestSa{}, {1, 2}));
+    kernel_->send(departures(2));
+    EXPECT_TRUE(reached(
+        [&] { return dropped(DropReason::unknown_spi) == 2 && dropped(DropReason::no_sa) == 2; }));
+    EXPECT_EQ(worker_->counters().inbound.held.read(), 0u);
+}
+
+TEST_F(WorkerTest, ReplaceInboundKeepsReplayStateAndCounters) {
+    start(0, 0);
+    TestSa sa;
+    InboundSa& first = makes_.make_inbound(sa);
+    submit({.kind = Command::Kind::install_inbound, .inbound = &first});
+    wire_->send(arrivals(sa, {1, 2, 5}));
+    ASSERT_TRUE(waits_for_kept(3));
+    EXPECT_EQ(first.replay.top(), 5u);
+
+    InboundSa& second = makes_.make_inbound(sa);
+    submit({.kind = Command::Kind::replace_inbound, .inbound = &second, .old_inbound = &first});
+    auto event = next_event();
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->kind, Event::Kind::inbound_retired);
+    EXPECT_EQ(event->inbound, &first);
+    wire_->send(arrivals(sa, {1, 2, 5, 3, 6}));
+    ASSERT_TRUE(waits_for_kept(5));
+    EXPECT_EQ(kept_numbers(3), (Numbers{3, 6}));
+    EXPECT_EQ(dropped(DropReason::replayed), 3u);
+    EXPECT_EQ(second.packets.read(), 5u);
+
+    // Another destination and window.
+    TestSa moved = sa;
+    moved.destination = "198.51.100.7";
+    moved.replay_window = 256;
+    InboundSa& third = makes_.make_inbound(moved);
+    submit({.kind = Command::Kind::replace_inbound, .inbound = &third, .old_inbound = &second});
+    event = next_event();
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->inbound, &second);
+    wire_->send(arrivals(sa, {7}));
+    wire_->send(arrivals(moved, {4, 6, 7}));
+    ASSERT_TRUE(waits_for_kept(6));
+    EXPECT_EQ(kept_numbers(5), Numbers{7});
+    EXPECT_EQ(dropped(DropReason::unknown_spi), 1u);
+    EXPECT_EQ(dropped(DropReason::replayed), 5u);
+    EXPECT_EQ(third.packets.read(), 6u);
+}
+
+TEST_F(WorkerTest, ReplaceOutboundKeepsNumbersAndExtendRaisesThem) {
+    start(0, 0);
+    publish_spd();
+    TestSa sa;
+    sa.iv_mask = 0xff00;
+    sa.sequence_reserved = 100;
+    OutboundSa& first = makes_.make_outbound(sa);
+    submit({.kind = Command::Kind::install_outbound, .outbound = &first});
+    kernel_->send(departures(2));
+    ASSERT_TRUE(waits_for_kept(2));
+    TestSa moved = sa;
+    moved.destination = "198.51.100.7";
+    moved.iv_mask = 1;
+    OutboundSa& second = makes_.make_outbound(moved);
+    submit({.kind = Command::Kind::replace_outbound, .outbound = &second, .old_outbound = &first});
+    const auto event = next_event();
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->kind, Event::Kind::outbound_retired);
+    EXPECT_EQ(event->outbound, &first);
+    kernel_->send(departures(1));
+    ASSERT_TRUE(waits_for_kept(3));
+    submit({.kind = Command::Kind::extend_sequence,
+            .number = 1000,
+            .number2 = 900,
+            .number3 = 500,
+            .outbound = &second});
+    submit({.kind = Command::Kind::extend_sequence,
+            .number = 1000,
+            .number2 = 900,
+            .number3 = 0,
+            .outbound = &second});
+    // The worker has taken commands when it answers one.
+    InboundSa& marker = makes_.make_inbound(TestSa{});
+    submit({.kind = Command::Kind::retire_inbound, .inbound = &marker});
+    ASSERT_TRUE(next_event());
+    kernel_->send(departures(1));
+    ASSERT_TRUE(waits_for_kept(4));
+    const auto kept = egress_->kept();
+    const uint32_t sequences[] = {1, 2, 3, 500};
+    for (size_t i = 0; i < 4; ++i) {
+        EXPECT_EQ(get32(kept[i], 24), sequences[i]);
+        EXPECT_EQ(get32(kept[i], 32), sequences[i] ^ 0xff00);
+    }
+    EXPECT_EQ(get32(kept[2], 16), 0xc6336407u);
+    EXPECT_EQ(second.packets.read(), 4u);
+}
+
+// No place for the new one: the old one stays and the new one comes back.
+TEST_F(WorkerTest, ReplaceThatFailsChangesNothing) {
+    start(0, 0);
+    publish_spd();
+    TestSa sa;
+    TestSa rival = sa;
+    rival.destination = "198.51.100.7";
+    rival.id = 2;
+    InboundSa& first = makes_.make_inbound(sa);
+    InboundSa& blocking = makes_.make_inbound(rival);
+    InboundSa& refused = makes_.make_inbound(rival);
+    submit({.kind = Command::Kind::install_inbound, .inbound = &first});
+    submit({.kind = Command::Kind::install_inbound, .inbound = &blocking});
+    submit({.kind = Command::Kind::replace_inbound, .inbound = &refused, .old_inbound = &first});
+    auto event = next_event();
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->inbound, &refused);
+    wire_->send(arrivals(sa, {1}));
+    wire_->send(arrivals(rival, {2}));
+    ASSERT_TRUE(waits_for_kept(2));
+    EXPECT_EQ(first.packets.read(), 1u);
+    EXPECT_EQ(blocking.packets.read(), 1u);
+
+    OutboundSa& sender = makes_.make_outbound(sa);
+    TestSa beyond = sa;
+    beyond.policy = 4;  // there is room for 0 to 3
+    OutboundSa& homeless = makes_.make_outbound(beyond);
+    submit({.kind = Command::Kind::install_outbound, .outbound = &sender});
+    submit(
+        {.kind = Command::Kind::replace_outbound, .outbound = &homeless, .old_outbound = &sender});
+    event = next_event();
+    ASSERT_TRUE(event);
+    EXPECT_EQ(event->outbound, &homeless);
+    kernel_->send(departures(1));
+    ASSERT_TRUE(waits_for_kept(3));
+    EXPECT_EQ(sender.packets.read(), 1u);
+}
+
+// Control frees an SA when its answer comes, so no answer may be lost, however late control looks.
+TEST_F(WorkerTest, AnswersOutliveAFullRing) {
+    start(64, 20'000);
+    InboundSa& marker = makes_.make_inbound(TestSa{});
+    constexpr size_t kAnswers = 40000;  // the ring has room for 16384
+    for (size_t i = 0; i < kAnswers; ++i) {
+        ASSERT_TRUE(reached([&] {
+            return worker_->submit({.kind = Command::Kind::retire_inbound, .inbound = &marker});
+        }));
+    }
+    size_t answers = 0;
+    while (answers < kAnswers && next_event()) ++answers;
+    EXPECT_EQ(answers, kAnswers);
+    EXPECT_EQ(worker_->counters().events_lost.read(), 0u);
+}
+
+// The old one was retired, answered and freed before the command came: it is not looked at, and
+// the new one is installed as it was built.
+TEST_F(WorkerTest, ReplaceOfWhatIsGoneInstalls) {
+    start(0, 0);
+    publish_spd();
+    const crypto::Aead aead = crypto::Aead::create().value();
+    const TestSa sa;
+    const Bytes key = sa.key_material();
+    const auto selector = any_selector(Family::v4);
+    auto gone_in = make_inbound_sa(aead, {.spi = Spi{sa.spi},
+                                          .source = address("192.0.2.1"),
+                                          .destination = address("192.0.2.9"),
+                                          .key = key,
+                                          .selectors = {&selector, 1}})
+                       .value();
+    InboundSa* const stale_in = gone_in.get();
+    submit({.kind = Command::Kind::install_inbound, .inbound = stale_in});
+    submit({.kind = Command::Kind::retire_inbound, .inbound = stale_in});
+    ASSERT_TRUE(next_event());
+    InboundSa& next_in = makes_.make_inbound(sa);  // not in the same memory
+    gone_in.reset();
+    submit({.kind = Command::Kind::replace_inbound, .inbound = &next_in, .old_inbound = stale_in});
+    wire_->send(arrivals(sa, {1}));
+    ASSERT_TRUE(waits_for_kept(1));
+
+    auto gone_out = make_outbound_sa(aead, {.policy = PolicyId{1},
+                                            .spi = Spi{sa.spi},
+                                            .source = address("192.0.2.1"),
+                                            .destination = address("192.0.2.9"),
+                                            .key = key})
+                        .value();
+    OutboundSa* const stale_out = gone_out.get();
+    submit({.kind = Command::Kind::install_outbound, .outbound = stale_out});
+    submit({.kind = Command::Kind::retire_outbound, .outbound = stale_out});
+    ASSERT_TRUE(next_event());
+    OutboundSa& next_out = makes_.make_outbound(sa);  // not in the same memory
+    gone_out.reset();
+    submit({.kind = Command::Kind::replace_outbound,
+            .outbound = &next_out,
+            .old_outbound = stale_out});
+    kernel_->send(departures(1));
+    ASSERT_TRUE(waits_for_kept(2));
+    EXPECT_EQ(next_out.packets.read(), 1u);
+    Event event;
+    EXPECT_FALSE(worker_->next_event(event)) << "the old one is not answered a second time";
+}
+
+}  // namespace
+}  // namespace sallyport::test
