@@ -459,9 +459,7 @@ Appliance::Step Appliance::install_sas() {
 
 Appliance::Step Appliance::publish_policies() {
     if (kernel_sas_) return kernel_sas_->open(*bpf_, *guard_, workers_);
-    Command command;
-    command.kind = Command::Kind::publish_spd;
-    command.spd = spd_.spd.get();
+    const command::PublishSpd command{spd_.spd.get()};
     for (const auto& worker : workers_) {
         if (!worker->submit(command)) return std::unexpected("a worker does not take its policies");
     }

@@ -139,40 +139,31 @@ void Daemon::take_events(Worker& worker) {
 }
 
 void Daemon::handle(const Event& event) {
-    switch (event.kind) {
-        case Event::Kind::audit:
-            audit(event);
-            return;
-        case Event::Kind::next_hops_released:
-            if (next_hops_) next_hops_->released(event.next_hops);
-            return;
-        case Event::Kind::sequence_exhausted:
-            if (SaControl* sas = appliance_->sas()) {
-                const ManagedSa& sa = sas->sas()[to_index(event.id)];
-                if (!sa.active()) return;  // each further packet says so again
-                Event complete = event;
-                complete.source = sa.config->source;
-                complete.destination = sa.config->destination;
-                audit(complete);
-            }
-            break;
-        case Event::Kind::spd_released:  // static SAs: one SPD for the life of the daemon
-        case Event::Kind::sequence_low:
-        case Event::Kind::inbound_retired:
-        case Event::Kind::outbound_retired:
-            break;
+    if (const auto* record = std::get_if<event::Audit>(&event)) return audit(*record);
+    if (const auto* released = std::get_if<event::NextHopsReleased>(&event)) {
+        if (next_hops_) next_hops_->released(released->next_hops);
+        return;
     }
     if (SaControl* sas = appliance_->sas()) {
+        if (const auto* exhausted = std::get_if<event::SequenceExhausted>(&event)) {
+            const ManagedSa& sa = sas->sas()[to_index(exhausted->id)];
+            if (!sa.active()) return;  // each further packet says so again
+            audit({.reason = DropReason::sequence_exhausted,
+                   .spi = exhausted->spi,
+                   .sequence = exhausted->next,
+                   .source = sa.config->source,
+                   .destination = sa.config->destination});
+        }
         sas->handle(event, appliance_->sequences(), appliance_->workers());
     } else if (KernelSaControl* kernel_sas = appliance_->kernel_sas()) {
         kernel_sas->handle(event);
     }
 }
 
-void Daemon::audit(const Event& event) {
-    log_.audit(std::string(label(event.reason)) + " spi=" + xfrm::to_text(event.spi) + " source=" +
-               to_string(event.source) + " destination=" + to_string(event.destination) +
-               " sequence=" + std::to_string(event.number));
+void Daemon::audit(const event::Audit& record) {
+    log_.audit(std::string(label(record.reason)) + " spi=" + xfrm::to_text(record.spi) +
+               " source=" + to_string(record.source) + " destination=" +
+               to_string(record.destination) + " sequence=" + std::to_string(record.sequence));
 }
 
 void Daemon::tick() {

@@ -40,7 +40,7 @@ class Daemon {
     void watch_worker(size_t index);
     void take_events(Worker& worker);
     void handle(const Event& event);
-    void audit(const Event& event);
+    void audit(const event::Audit& record);
     void tick();
     void audit_programs();
 

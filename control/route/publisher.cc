@@ -86,9 +86,7 @@ void NextHopControl::publish_soon() {
 
 void NextHopControl::publish() {
     auto next_hops = mirror_.build(filters_);
-    Command command;
-    command.kind = Command::Kind::publish_next_hops;
-    command.next_hops = next_hops.get();
+    const command::PublishNextHops command{next_hops.get()};
     size_t holders = 0;
     for (const auto& worker : workers_) {
         // A worker whose ring is full keeps its older snapshot until the next attempt.

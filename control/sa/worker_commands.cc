@@ -24,9 +24,7 @@ bool WorkerCommands::flush() {
 }
 
 void WorkerCommands::publish(std::unique_ptr<const Spd> spd) {
-    Command command;
-    command.kind = Command::Kind::publish_spd;
-    command.spd = spd.get();
+    const command::PublishSpd command{spd.get()};
     const Spd* const key = spd.get();
     spds_.emplace(key, Held{.spd = std::move(spd), .holders = workers_.size()});
     for (size_t i = 0; i < workers_.size(); ++i) send(WorkerId{static_cast<uint16_t>(i)}, command);

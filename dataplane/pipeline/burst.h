@@ -15,7 +15,6 @@
 #include "dataplane/base/frame.h"
 #include "dataplane/base/single_writer.h"
 #include "dataplane/crypto/aead.h"
-#include "dataplane/exchange/messages.h"
 #include "dataplane/sa/sa_tables.h"
 #include "dataplane/spd/spd.h"
 #include "dataplane/wire/ip_packet.h"
@@ -37,21 +36,6 @@ struct Packet {
     Family outer_family = Family::v4;
     wire::IpPacket inner;
     crypto::AeadJob job;
-};
-
-// Where stages report what control must hear of. Called on rare paths only.
-class EventSink {
-  public:
-    virtual void post(const Event& event) = 0;
-
-  protected:
-    ~EventSink() = default;
-};
-
-// Nobody listens: benches and tests that look at counters only.
-class NullEventSink final : public EventSink {
-  public:
-    void post(const Event& /*event*/) override {}
 };
 
 class Burst {

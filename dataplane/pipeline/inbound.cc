@@ -325,26 +325,25 @@ inline DropReason InboundPipeline::deliver(Packet& packet) {
         packet.inbound_sa->drops[static_cast<size_t>(reason)].add(1);
     }
     if (!is_auditable(reason)) return;
-    Event event{.kind = Event::Kind::audit, .reason = reason};
+    event::Audit audit{.reason = reason};
     if (reason == DropReason::outer_fragment) {
         // Nothing behind the IP header was read.
         const std::byte* ip = packet.frame.data + kEthernetBytes;
         const Family family = wire::read<Be16>(packet.frame.data + 12) == wire::kEtherTypeIpv4
                                   ? Family::v4
                                   : Family::v6;
-        event.source = wire::source_of(family, ip);
-        event.destination = wire::destination_of(family, ip);
+        audit.source = wire::source_of(family, ip);
+        audit.destination = wire::destination_of(family, ip);
     } else {
         const Family family =
             reason == DropReason::selector_mismatch ? packet.inner.family : packet.outer_family;
-        event.spi = Spi{packet.spi.host()};
-        event.number = packet.inbound_sa != nullptr ? packet.sequence
-                                                    : wire::read<Be32>(packet.esp + 4).host();
-        event.source = wire::source_of(family, packet.ip);
-        event.destination = wire::destination_of(family, packet.ip);
-        if (packet.inbound_sa != nullptr) event.id = packet.inbound_sa->id;
+        audit.spi = Spi{packet.spi.host()};
+        audit.sequence = packet.inbound_sa != nullptr ? packet.sequence
+                                                      : wire::read<Be32>(packet.esp + 4).host();
+        audit.source = wire::source_of(family, packet.ip);
+        audit.destination = wire::destination_of(family, packet.ip);
     }
-    events_.post(event);
+    events_.post(audit);
 }
 
 }  // namespace sallyport

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dataplane/exchange/counters.h"
+#include "dataplane/exchange/events.h"
 #include "dataplane/pipeline/burst.h"
 #include "dataplane/pipeline/hold.h"
 #include "dataplane/pipeline/observer.h"

@@ -234,7 +234,7 @@ inline DropReason OutboundPipeline::assign_sequence(Packet& packet) {
     if (sequence >= sa.sequence_low_water) [[unlikely]] {
         if (!sa.low_water_reported) {
             sa.low_water_reported = true;
-            events_.post({.kind = Event::Kind::sequence_low, .id = sa.id, .number = sequence});
+            events_.post(event::SequenceLow{.id = sa.id, .next = sequence});
         }
         if (sequence >= sa.sequence_end) return DropReason::sequence_exhausted;
         if (sequence >= sa.sequence_reserved) return DropReason::sequence_unreserved;
@@ -324,11 +324,8 @@ inline DropReason OutboundPipeline::deliver(Packet& packet) {
     if (sa == nullptr) return;
     sa->drops[static_cast<size_t>(reason)].add(1);
     if (reason == DropReason::sequence_exhausted) {
-        events_.post({.kind = Event::Kind::sequence_exhausted,
-                      .reason = reason,
-                      .id = sa->id,
-                      .spi = Spi{sa->spi.host()},
-                      .number = sa->sequence_next});
+        events_.post(event::SequenceExhausted{
+            .id = sa->id, .spi = Spi{sa->spi.host()}, .next = sa->sequence_next});
     }
 }
 

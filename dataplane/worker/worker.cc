@@ -4,25 +4,22 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 #include <x86intrin.h>
 
 #include <algorithm>
 #include <cassert>
-#include <cerrno>
 #include <cstring>
 #include <ctime>
-#include <deque>
 #include <semaphore>
 #include <span>
-#include <system_error>
 #include <thread>
 #include <utility>
+#include <variant>
 
 #include "dataplane/base/spsc_ring.h"
 #include "dataplane/crypto/aead.h"
 #include "dataplane/egress/egress.h"
+#include "dataplane/exchange/event_channel.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
@@ -33,7 +30,6 @@ namespace sallyport {
 namespace {
 
 constexpr uint32_t kCommandRingSize = 1024;
-constexpr uint32_t kEventRingSize = 16384;
 // A lost wake-up costs at most this; an idle worker turns its loop four times a second.
 constexpr int kSleepMs = 250;
 // As long, while something waits for us that no descriptor tells of: a queue of this home is short
@@ -45,19 +41,6 @@ constexpr int kCommandsPerTurn = 64;
 // While busy, the TAP is read only now and then unless it had something: each try is a system call.
 constexpr uint32_t kTapEveryLoops = 64;
 constexpr uint32_t kTapBurst = 32;
-// Audit events a worker reports per second; an attacker must not be able to flood the log.
-constexpr uint32_t kAuditsPerSecond = 20;
-
-void signal_event_fd(int fd) {
-    const uint64_t one = 1;
-    // Fails only when the counter is full, and then the other side is awake anyway.
-    (void)!write(fd, &one, sizeof one);
-}
-
-void drain_event_fd(int fd) {
-    uint64_t count = 0;
-    (void)!read(fd, &count, sizeof count);
-}
 
 uint64_t monotonic_ns() {
     timespec now{};
@@ -75,95 +58,7 @@ double cycles_per_us() {
     return cycles / static_cast<double>(ns_end - ns_begin) * 1e3;
 }
 
-// Worker to control: the ring and the descriptor that says there is something in it.
-class EventChannel final : public EventSink {
-  public:
-    explicit EventChannel(WorkerCounters& counters)
-        : counters_(counters), ring_(kEventRingSize), fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-        if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-    }
-    ~EventChannel() { close(fd_); }
-    EventChannel(const EventChannel&) = delete;
-
-    void post(const Event& event) override {
-        if (event.kind == Event::Kind::audit || event.kind == Event::Kind::sequence_exhausted) {
-            if (!may_report_audit()) {
-                counters_.audits_suppressed.add(1);
-                return;
-            }
-        }
-        if (unsent_.empty() && ring_.push(event)) {
-            posted_ = true;
-            return;
-        }
-        if (event.kind == Event::Kind::audit || event.kind == Event::Kind::sequence_exhausted) {
-            counters_.events_lost.add(1);
-            return;
-        }
-        // Without it control would keep an SA for ever. Each answers a command or happens once per
-        // SA and block of numbers, so they are not many.
-        unsent_.push_back(event);
-    }
-    [[nodiscard]] bool has_unsent() const { return !unsent_.empty(); }
-    // Once per loop, so that a burst of events is one system call.
-    void notify() {
-        while (!unsent_.empty() && ring_.push(unsent_.front())) {
-            unsent_.pop_front();
-            posted_ = true;
-        }
-        if (!posted_) return;
-        posted_ = false;
-        signal_event_fd(fd_);
-    }
-    bool pop(Event& event) {
-        if (ring_.pop(event)) return true;
-        drain_event_fd(fd_);
-        // What came between the look and the draining would wait for the next signal.
-        return ring_.pop(event);
-    }
-    [[nodiscard]] int fd() const { return fd_; }
-
-  private:
-    bool may_report_audit() {
-        const uint64_t second = monotonic_ns() / 1'000'000'000u;
-        if (second != audit_second_) {
-            audit_second_ = second;
-            audits_ = 0;
-        }
-        return audits_++ < kAuditsPerSecond;
-    }
-
-    WorkerCounters& counters_;
-    SpscRing<Event> ring_;
-    std::deque<Event> unsent_;  // what must not be lost, while the ring is full
-    int fd_;
-    bool posted_ = false;
-    uint64_t audit_second_ = 0;
-    uint32_t audits_ = 0;
-};
-
 }  // namespace
-
-WakeBoard::WakeBoard(uint16_t workers) : seats_(workers) {
-    for (Seat& seat : seats_) {
-        seat.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-        if (seat.fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-    }
-}
-
-WakeBoard::~WakeBoard() {
-    for (const Seat& seat : seats_) {
-        if (seat.fd >= 0) close(seat.fd);
-    }
-}
-
-void WakeBoard::wake(WorkerId worker) {
-    const Seat& seat = seats_[to_index(worker)];
-    // Pairs with the worker's store before its last look around: either it sees what we did
-    // before this call, or we see it asleep.
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (seat.asleep.load(std::memory_order_relaxed)) signal_event_fd(seat.fd);
-}
 
 struct Worker::Impl {
     WorkerSetup setup;
@@ -177,7 +72,6 @@ struct Worker::Impl {
     OutboundPipeline outbound;
     const Spd* spd = nullptr;
     const NextHops* next_hops = nullptr;
-    WakeBoard::Seat& seat;
 
     std::vector<pollfd> poll_set;
     std::array<Frame, kBurstMax> burst;
@@ -195,15 +89,14 @@ struct Worker::Impl {
           sad(setup.max_sas),
           outbound_sas(setup.max_policies),
           inbound(sad, aead, counters, events, setup.id, setup.hold_frames),
-          outbound(outbound_sas, aead, counters, events, setup.id, setup.hold_frames),
-          seat(setup.wake_board->seats_[to_index(setup.id)]) {
+          outbound(outbound_sas, aead, counters, events, setup.id, setup.hold_frames) {
         for (const auto& port : setup.ports) {
             for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
                 add_to_poll_set(port.sockets->fd(QueueId{q}, setup.id));
             }
         }
         add_to_poll_set(setup.tap->fd());
-        add_to_poll_set(seat.fd);
+        add_to_poll_set(setup.wake_board->fd(setup.id));
     }
 
     void add_to_poll_set(int fd) { poll_set.push_back({.fd = fd, .events = POLLIN, .revents = 0}); }
@@ -366,77 +259,70 @@ struct Worker::Impl {
     }
 
     void sleep() {
-        seat.asleep.store(true, std::memory_order_relaxed);
-        // See WakeBoard::wake(). Sockets need no second look: poll() returns at once for them. FILL
-        // levels do: a call that came since our refill found us awake.
-        std::atomic_thread_fence(std::memory_order_seq_cst);
+        setup.wake_board->fall_asleep(setup.id);
+        // Sockets need no second look: poll() returns at once for them. FILL levels do: a call that
+        // came since our refill found us awake.
         if (commands.empty() && !stopping.load(std::memory_order_relaxed)) {
             counters.sleeps.add(1);
             poll(poll_set.data(), poll_set.size(), sleep_ms());
             const size_t tap_index = poll_set.size() - 2;
             tap_has_more = (poll_set[tap_index].revents & POLLIN) != 0;
         }
-        seat.asleep.store(false, std::memory_order_relaxed);
-        drain_event_fd(seat.fd);
+        setup.wake_board->woke_up(setup.id);
     }
 
     void take_commands() {
         Command command;
         new_inbound = new_outbound = false;
-        for (int i = 0; i < kCommandsPerTurn && commands.pop(command); ++i) apply(command);
+        for (int i = 0; i < kCommandsPerTurn && commands.pop(command); ++i) {
+            std::visit([this](const auto& order) { apply(order); }, command);
+        }
         // Before newer frames are received: a flow keeps its order.
         if (new_inbound) run_held(inbound, inbound.on_hold().count(), HoldList::Round::again);
         if (new_outbound) run_held(outbound, outbound.on_hold().count(), HoldList::Round::again);
     }
 
-    void apply(const Command& command) {
-        switch (command.kind) {
-            case Command::Kind::install_inbound:
-                assert(command.inbound->owner == setup.id);
-                install(sad, command.inbound, new_inbound);
-                return;
-            case Command::Kind::install_outbound:
-                assert(command.outbound->owner == setup.id);
-                install(outbound_sas, command.outbound, new_outbound);
-                return;
-            case Command::Kind::replace_inbound:
-                assert(command.inbound->owner == setup.id);
-                replace(sad, command.old_inbound, command.inbound, new_inbound);
-                return;
-            case Command::Kind::replace_outbound:
-                assert(command.outbound->owner == setup.id);
-                replace(outbound_sas, command.old_outbound, command.outbound, new_outbound);
-                return;
-            case Command::Kind::retire_inbound:
-                sad.remove(command.inbound);
-                answer_retired(command.inbound);
-                return;
-            case Command::Kind::retire_outbound:
-                outbound_sas.remove(command.outbound);
-                answer_retired(command.outbound);
-                return;
-            case Command::Kind::extend_sequence:
-                command.outbound->reserve(command.number, command.number2);
-                command.outbound->raise_sequence(command.number3);
-                return;
-            case Command::Kind::publish_spd: {
-                const Spd* before = std::exchange(spd, command.spd);
-                outbound.set_spd(spd);
-                new_outbound = true;  // a packet may fall under a policy that has an SA
-                if (before != nullptr) {
-                    events.post({.kind = Event::Kind::spd_released, .spd = before});
-                }
-                return;
-            }
-            case Command::Kind::publish_next_hops: {
-                const NextHops* before = std::exchange(next_hops, command.next_hops);
-                setup.egress->set_next_hops(next_hops);
-                if (before != nullptr) {
-                    events.post({.kind = Event::Kind::next_hops_released, .next_hops = before});
-                }
-                return;
-            }
+    void apply(const command::InstallInbound& order) {
+        assert(order.sa->owner == setup.id);
+        install(sad, order.sa, new_inbound);
+    }
+    void apply(const command::InstallOutbound& order) {
+        assert(order.sa->owner == setup.id);
+        install(outbound_sas, order.sa, new_outbound);
+    }
+    void apply(const command::RetireInbound& order) {
+        sad.remove(order.sa);
+        answer_retired(order.sa);
+    }
+    void apply(const command::RetireOutbound& order) {
+        outbound_sas.remove(order.sa);
+        answer_retired(order.sa);
+    }
+    void apply(const command::ReplaceInbound& order) {
+        assert(order.sa->owner == setup.id);
+        if (order.old == nullptr || !sad.contains(order.old, *order.sa)) {
+            return install(sad, order.sa, new_inbound);
         }
+        assert(order.old != order.sa);
+        if (!sad.replace(order.old, order.sa)) return answer_retired(order.sa);
+        order.sa->take_over(*order.old);
+        answer_retired(order.old);
+        new_inbound = true;
+    }
+    void apply(const command::ExtendSequence& order) {
+        order.sa->reserve(order.reserved, order.low_water);
+        order.sa->raise_sequence(order.next_at_least);
+    }
+    void apply(const command::PublishSpd& order) {
+        const Spd* before = std::exchange(spd, order.spd);
+        outbound.set_spd(spd);
+        new_outbound = true;  // a packet may fall under a policy that has an SA
+        if (before != nullptr) events.post(event::SpdReleased{before});
+    }
+    void apply(const command::PublishNextHops& order) {
+        const NextHops* before = std::exchange(next_hops, order.next_hops);
+        setup.egress->set_next_hops(next_hops);
+        if (before != nullptr) events.post(event::NextHopsReleased{before});
     }
 
     template <typename Table, typename Sa>
@@ -444,21 +330,12 @@ struct Worker::Impl {
         if (!table.insert(sa)) return answer_retired(sa);
         is_new = true;
     }
-    template <typename Table, typename Sa>
-    void replace(Table& table, Sa* old, Sa* sa, bool& is_new) {
-        if (old == nullptr || !table.contains(old, *sa)) return install(table, sa, is_new);
-        assert(old != sa);
-        if (!table.replace(old, sa)) return answer_retired(sa);
-        sa->take_over(*old);
-        answer_retired(old);
-        is_new = true;
-    }
 
     void answer_retired(InboundSa* sa) {
-        events.post({.kind = Event::Kind::inbound_retired, .id = sa->id, .inbound = sa});
+        events.post(event::InboundRetired{.id = sa->id, .sa = sa});
     }
     void answer_retired(OutboundSa* sa) {
-        events.post({.kind = Event::Kind::outbound_retired, .id = sa->id, .outbound = sa});
+        events.post(event::OutboundRetired{.id = sa->id, .sa = sa});
     }
 };
 

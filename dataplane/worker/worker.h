@@ -9,7 +9,6 @@
 // SA go through their pipeline again when a command has brought one, before newer ones are
 // received.
 
-#include <atomic>
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -17,8 +16,10 @@
 #include <vector>
 
 #include "dataplane/base/ids.h"
+#include "dataplane/exchange/commands.h"
 #include "dataplane/exchange/counters.h"
-#include "dataplane/exchange/messages.h"
+#include "dataplane/exchange/events.h"
+#include "dataplane/exchange/wake_board.h"
 
 namespace sallyport {
 
@@ -28,26 +29,6 @@ class Egress;
 class PortSockets;
 class TapQueue;
 }  // namespace io
-
-// Ends the sleep of workers. One for all of them, made by control before they start.
-class WakeBoard {
-  public:
-    // Throws std::system_error when the system has no more file descriptors.
-    explicit WakeBoard(uint16_t workers);
-    ~WakeBoard();
-    WakeBoard(const WakeBoard&) = delete;
-
-    // Any thread. A system call only when the worker sleeps.
-    void wake(WorkerId worker);
-
-  private:
-    friend class Worker;
-    struct alignas(64) Seat {
-        int fd = -1;
-        std::atomic<bool> asleep = false;  // writer: that worker; reader: anyone
-    };
-    std::vector<Seat> seats_;
-};
 
 struct WorkerSetup {
     WorkerId id{};

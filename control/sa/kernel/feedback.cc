@@ -218,15 +218,13 @@ void KernelSaControl::extend(Slot& slot) {
 // `next_at_least`: where the worker goes on if it is behind; 0: where it is.
 void KernelSaControl::tell_range(Slot& slot, const SequenceStore::Range& range,
                                  uint64_t next_at_least) {
-    Command command;
-    command.kind = Command::Kind::extend_sequence;
-    command.outbound = slot.outbound.get();
-    command.number = range.end;
-    command.number2 = low_water(range, sequence_end(slot.esn));
-    command.number3 = next_at_least;
     slot.told = range.end;
     slot.extension_due = false;
-    commands_->send(slot.owner, command);
+    commands_->send(slot.owner,
+                    command::ExtendSequence{.sa = slot.outbound.get(),
+                                            .reserved = range.end,
+                                            .low_water = low_water(range, sequence_end(slot.esn)),
+                                            .next_at_least = next_at_least});
 }
 
 // The kernel itself has used a state that a worker serves: outbound, traffic of this host that was

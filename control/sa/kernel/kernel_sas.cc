@@ -432,11 +432,8 @@ void KernelSaControl::install_inbound(Slot& slot, const xfrm::KernelSa& state) {
     if (!made) return keep_with_kernel(slot, made.error());
     slot.inbound = std::move(*made);
     slot.written_top = slot.inbound->replay.top();
-    Command command;
-    command.kind = Command::Kind::install_inbound;
-    command.inbound = slot.inbound.get();
     slot.phase = Phase::installed;
-    commands_->send(slot.owner, command);
+    commands_->send(slot.owner, command::InstallInbound{slot.inbound.get()});
 }
 
 void KernelSaControl::replace_inbound(Slot& slot, const xfrm::KernelSa& state) {
@@ -452,11 +449,8 @@ void KernelSaControl::replace_inbound(Slot& slot, const xfrm::KernelSa& state) {
     }
     slot.old_inbound = std::move(slot.inbound);
     slot.inbound = std::move(*made);
-    Command command;
-    command.kind = Command::Kind::replace_inbound;
-    command.old_inbound = slot.old_inbound.get();
-    command.inbound = slot.inbound.get();
-    commands_->send(slot.owner, command);
+    commands_->send(slot.owner, command::ReplaceInbound{.old = slot.old_inbound.get(),
+                                                        .sa = slot.inbound.get()});
 }
 
 void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) {
@@ -496,11 +490,8 @@ void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) 
     slot.outbound = std::move(*made);
     slot.reserved = range.end;
     slot.told = range.end;
-    Command command;
-    command.kind = Command::Kind::install_outbound;
-    command.outbound = slot.outbound.get();
     slot.phase = Phase::installed;
-    commands_->send(slot.owner, command);
+    commands_->send(slot.owner, command::InstallOutbound{slot.outbound.get()});
     if (first > 1) ask_rekey(slot);  // another sender has used the key
 }
 
@@ -533,15 +524,11 @@ void KernelSaControl::retire(Slot& slot) {
         return free_slot(slot);
     }
     ++retiring_[slot.name];
-    Command command;
     if (slot.inbound) {
-        command.kind = Command::Kind::retire_inbound;
-        command.inbound = slot.inbound.get();
+        commands_->send(slot.owner, command::RetireInbound{slot.inbound.get()});
     } else {
-        command.kind = Command::Kind::retire_outbound;
-        command.outbound = slot.outbound.get();
+        commands_->send(slot.owner, command::RetireOutbound{slot.outbound.get()});
     }
-    commands_->send(slot.owner, command);
 }
 
 void KernelSaControl::remember(const Slot& slot) {
@@ -562,60 +549,66 @@ KernelSaControl::Slot* KernelSaControl::slot_of(SaId id) {
 }
 
 void KernelSaControl::handle(const Event& event) {
-    if (event.kind == Event::Kind::spd_released) {
-        commands_->released(event.spd);
+    std::visit([this](const auto& news) { take(news); }, event);
+}
+
+void KernelSaControl::take(const event::SpdReleased& news) {
+    commands_->released(news.spd);
+}
+
+void KernelSaControl::take(const event::SequenceLow& news) {
+    Slot* slot = slot_of(news.id);
+    if (slot == nullptr) return;
+    slot->extension_due = true;
+    extend(*slot);
+}
+
+void KernelSaControl::take(const event::SequenceExhausted& news) {
+    if (Slot* slot = slot_of(news.id)) ask_rekey(*slot);
+}
+
+void KernelSaControl::take(const event::InboundRetired& news) {
+    Slot* slot = slot_of(news.id);
+    if (slot == nullptr) return;
+    if (slot->old_inbound && news.sa == slot->old_inbound.get()) {
+        slot->old_inbound.reset();  // replaced
         return;
     }
-    Slot* slot = slot_of(event.id);
-    if (slot == nullptr) return;
-    switch (event.kind) {
-        case Event::Kind::sequence_low:
-            slot->extension_due = true;
-            extend(*slot);
-            return;
-        case Event::Kind::sequence_exhausted:
-            ask_rekey(*slot);
-            return;
-        case Event::Kind::inbound_retired:
-        case Event::Kind::outbound_retired: {
-            if (slot->old_inbound && event.inbound == slot->old_inbound.get()) {
-                slot->old_inbound.reset();  // replaced
-                return;
-            }
-            if (slot->old_inbound) {
-                // The new form was refused: the earlier one is still in place, and leaves now.
-                slot->inbound = std::move(slot->old_inbound);
-                kept_[slot->name] = "its worker cannot change it";
-                by_name_.erase(slot->name);
-                slot->phase = Phase::retiring;
-                retire(*slot);
-                settle_soon();
-                return;
-            }
-            remember(*slot);
-            if (!hand_back(*slot)) log_.warning("the counters of an SA are not written back");
-            if (slot->phase != Phase::retiring) {
-                return keep_with_kernel(*slot, "its worker has no room: raise gateway.max_sas");
-            }
-            if (const auto count = retiring_.find(slot->name);
-                count != retiring_.end() && --count->second == 0) {
-                retiring_.erase(count);
-            }
-            // Where the kernel goes on with it, the key has a second sender.
-            if (slot->outbound && slot->outbound->packets.read() > 0 &&
-                mirror_.find(slot->name) != nullptr) {
-                ask_rekey(*slot);
-            }
-            steer_away(*slot);
-            free_slot(*slot);
-            settle_soon();  // one of the same name may be waiting for this
-            return;
-        }
-        case Event::Kind::spd_released:
-        case Event::Kind::next_hops_released:
-        case Event::Kind::audit:
-            return;
+    if (slot->old_inbound) {
+        // The new form was refused: the earlier one is still in place, and leaves now.
+        slot->inbound = std::move(slot->old_inbound);
+        kept_[slot->name] = "its worker cannot change it";
+        by_name_.erase(slot->name);
+        slot->phase = Phase::retiring;
+        retire(*slot);
+        settle_soon();
+        return;
     }
+    let_go(*slot);
+}
+
+void KernelSaControl::take(const event::OutboundRetired& news) {
+    if (Slot* slot = slot_of(news.id)) let_go(*slot);
+}
+
+// The worker is done with it.
+void KernelSaControl::let_go(Slot& slot) {
+    remember(slot);
+    if (!hand_back(slot)) log_.warning("the counters of an SA are not written back");
+    if (slot.phase != Phase::retiring) {
+        return keep_with_kernel(slot, "its worker has no room: raise gateway.max_sas");
+    }
+    if (const auto count = retiring_.find(slot.name);
+        count != retiring_.end() && --count->second == 0) {
+        retiring_.erase(count);
+    }
+    // Where the kernel goes on with it, the key has a second sender.
+    if (slot.outbound && slot.outbound->packets.read() > 0 && mirror_.find(slot.name) != nullptr) {
+        ask_rekey(slot);
+    }
+    steer_away(slot);
+    free_slot(slot);
+    settle_soon();  // one of the same name may be waiting for this
 }
 
 AdoptionSetup KernelSaControl::adoption_setup() const {

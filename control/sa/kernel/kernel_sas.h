@@ -209,6 +209,14 @@ class KernelSaControl {
     void retire(Slot& slot);
     void steer_away(const Slot& slot);
     void remember(const Slot& slot);
+    void take(const event::InboundRetired& news);
+    void take(const event::OutboundRetired& news);
+    void take(const event::SequenceLow& news);
+    void take(const event::SequenceExhausted& news);
+    void take(const event::SpdReleased& news);
+    void take(const event::NextHopsReleased& /*news*/) {}  // of others
+    void take(const event::Audit& /*news*/) {}
+    void let_go(Slot& slot);
     void free_slot(Slot& slot);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     [[nodiscard]] std::vector<std::vector<WorkerId>> owners() const;

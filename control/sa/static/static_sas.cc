@@ -227,14 +227,8 @@ void SaControl::announce(xfrm::SaRegistry& registry, bpf_objects::BpfObjects& bp
 void SaControl::install(std::span<const std::unique_ptr<Worker>> workers) {
     for (ManagedSa& sa : sas_) {
         if (!sa.active()) continue;
-        Command command;
-        if (is_outbound(sa)) {
-            command.kind = Command::Kind::install_outbound;
-            command.outbound = sa.outbound.get();
-        } else {
-            command.kind = Command::Kind::install_inbound;
-            command.inbound = sa.inbound.get();
-        }
+        Command command = command::InstallInbound{sa.inbound.get()};
+        if (is_outbound(sa)) command = command::InstallOutbound{sa.outbound.get()};
         if (!submit_patiently(*workers[to_index(sa.owner)], command)) {
             refuse(sa, "its worker does not take commands: the CPU is starved, restart sallyportd");
         }
@@ -243,28 +237,25 @@ void SaControl::install(std::span<const std::unique_ptr<Worker>> workers) {
 
 void SaControl::handle(const Event& event, SequenceStore& store,
                        std::span<const std::unique_ptr<Worker>> workers) {
-    if (to_index(event.id) >= sas_.size()) return;
-    ManagedSa& sa = sas_[to_index(event.id)];
-    switch (event.kind) {
-        case Event::Kind::sequence_low:
-            sa.extension_due = true;
-            extend(sa, store, workers);
-            return;
-        case Event::Kind::sequence_exhausted:
-            if (sa.active()) {
-                refuse(sa, "it has used its last sequence number: give it a new key on both ends");
-            }
-            return;
-        case Event::Kind::inbound_retired:
-        case Event::Kind::outbound_retired:
-            // Nobody retires static SAs: the worker had no room.
-            refuse(sa, "its worker has no room for it: raise max_sas");
-            return;
-        case Event::Kind::spd_released:
-        case Event::Kind::next_hops_released:
-        case Event::Kind::audit:
-            return;
+    if (const auto* low = std::get_if<event::SequenceLow>(&event)) {
+        ManagedSa& sa = sas_[to_index(low->id)];
+        sa.extension_due = true;
+        extend(sa, store, workers);
+    } else if (const auto* exhausted = std::get_if<event::SequenceExhausted>(&event)) {
+        ManagedSa& sa = sas_[to_index(exhausted->id)];
+        if (sa.active()) {
+            refuse(sa, "it has used its last sequence number: give it a new key on both ends");
+        }
+    } else if (const auto* inbound = std::get_if<event::InboundRetired>(&event)) {
+        no_room_for(inbound->id);
+    } else if (const auto* outbound = std::get_if<event::OutboundRetired>(&event)) {
+        no_room_for(outbound->id);
     }
+}
+
+// Nobody retires static SAs: the worker refused it.
+void SaControl::no_room_for(SaId id) {
+    refuse(sas_[to_index(id)], "its worker has no room for it: raise max_sas");
 }
 
 void SaControl::extend(ManagedSa& sa, SequenceStore& store,
@@ -291,11 +282,10 @@ void SaControl::extend(ManagedSa& sa, SequenceStore& store,
         }
         sa.sequence_reserved = range->end;
     }
-    Command command;
-    command.kind = Command::Kind::extend_sequence;
-    command.outbound = sa.outbound.get();
-    command.number = sa.sequence_reserved;
-    command.number2 = low_water({.first = sa.sequence_told, .end = sa.sequence_reserved}, end);
+    const SequenceStore::Range told{.first = sa.sequence_told, .end = sa.sequence_reserved};
+    const command::ExtendSequence command{.sa = sa.outbound.get(),
+                                          .reserved = sa.sequence_reserved,
+                                          .low_water = low_water(told, end)};
     if (!workers[to_index(sa.owner)]->submit(command)) return;  // tried again
     sa.sequence_told = sa.sequence_reserved;
     sa.extension_due = false;

@@ -92,6 +92,7 @@ class SaControl {
 
   private:
     void refuse(ManagedSa& sa, const std::string& reason);
+    void no_room_for(SaId id);
     void reserve_first(SequenceStore& store);
     void build_one(ManagedSa& sa, const crypto::Aead& aead, uint16_t mtu);
     void extend(ManagedSa& sa, SequenceStore& store,

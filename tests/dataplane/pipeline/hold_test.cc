@@ -164,9 +164,10 @@ TEST(Hold, ExpiredInboundIsDroppedForItsReasonOnce) {
     // On record as any packet without an SA, with its SPI and number (RFC 4303 4).
     ASSERT_EQ(world.events.events.size(), 100u);
     for (uint32_t i = 0; i < 100; ++i) {
-        EXPECT_EQ(world.events.events[i].reason, DropReason::unknown_spi);
-        EXPECT_EQ(to_index(world.events.events[i].spi), sa.spi);
-        EXPECT_EQ(world.events.events[i].number, i + 1);
+        const auto& record = std::get<event::Audit>(world.events.events[i]);
+        EXPECT_EQ(record.reason, DropReason::unknown_spi);
+        EXPECT_EQ(to_index(record.spi), sa.spi);
+        EXPECT_EQ(record.sequence, i + 1);
     }
     EXPECT_EQ(hold.expire(world.in, 1'000'000).discarded, 0u);
 }

@@ -841,7 +841,6 @@ TEST(ConformanceB8, AuditFields) {
     for (const Family outer : kFamilies) {
         TestSa sa;
         sa.outer = outer;
-        sa.id = 77;
         const Bytes packet = ip(Family::v4, udp(1, 2));
         const Bytes stray = ipv4({.source = "10.9.0.1"}, udp(1, 2));
         Bytes forged = esp_frame(sa, 40, packet);
@@ -860,20 +859,20 @@ TEST(ConformanceB8, AuditFields) {
         struct Case {
             Bytes frame;
             DropReason reason;
-            uint32_t id, spi;
+            uint32_t spi;
             uint64_t sequence;
             std::string source, destination;
         };
         const std::string from = sa.source_text();
         const std::string to = sa.destination_text();
         const std::vector<Case> cases = {
-            {esp_frame(unknown, 0x12345678, packet), DropReason::unknown_spi, 0, 0xabcdef01,
+            {esp_frame(unknown, 0x12345678, packet), DropReason::unknown_spi, 0xabcdef01,
              0x12345678, from, to},
-            {forged, DropReason::icv_mismatch, 77, sa.spi, 40, from, to},
-            {esp_frame(sa, 100, packet), DropReason::replayed, 77, sa.spi, 100, from, to},
-            {esp_frame(sa, 2, packet), DropReason::before_window, 77, sa.spi, 2, from, to},
-            {fragment_frame, DropReason::outer_fragment, 0, 0, 0, from, to},
-            {esp_frame(sa, 101, stray), DropReason::selector_mismatch, 77, sa.spi, 101, "10.9.0.1",
+            {forged, DropReason::icv_mismatch, sa.spi, 40, from, to},
+            {esp_frame(sa, 100, packet), DropReason::replayed, sa.spi, 100, from, to},
+            {esp_frame(sa, 2, packet), DropReason::before_window, sa.spi, 2, from, to},
+            {fragment_frame, DropReason::outer_fragment, 0, 0, from, to},
+            {esp_frame(sa, 101, stray), DropReason::selector_mismatch, sa.spi, 101, "10.9.0.1",
              "10.2.0.9"},
         };
         TunnelWorld world;
@@ -884,22 +883,21 @@ TEST(ConformanceB8, AuditFields) {
             world.events.events.clear();
             world.run_inbound({c.frame});
             ASSERT_EQ(world.events.events.size(), 1u);
-            const Event& event = world.events.events[0];
-            EXPECT_EQ(event.kind, Event::Kind::audit);
-            EXPECT_EQ(event.reason, c.reason);
-            EXPECT_EQ(to_index(event.id), c.id);
-            EXPECT_EQ(to_index(event.spi), c.spi);
-            EXPECT_EQ(event.number, c.sequence);
-            EXPECT_EQ(to_string(event.source), c.source);
-            EXPECT_EQ(to_string(event.destination), c.destination);
+            const auto& record = std::get<event::Audit>(world.events.events[0]);
+            EXPECT_EQ(record.reason, c.reason);
+            EXPECT_EQ(to_index(record.spi), c.spi);
+            EXPECT_EQ(record.sequence, c.sequence);
+            EXPECT_EQ(to_string(record.source), c.source);
+            EXPECT_EQ(to_string(record.destination), c.destination);
         }
         // A copy within one burst is noticed after the ICV and has the same record.
         world.events.events.clear();
         world.run_inbound({esp_frame(sa, 102, packet), esp_frame(sa, 102, packet)});
         ASSERT_EQ(world.events.events.size(), 1u);
-        EXPECT_EQ(world.events.events[0].reason, DropReason::replayed);
-        EXPECT_EQ(world.events.events[0].number, 102u);
-        EXPECT_EQ(to_string(world.events.events[0].source), from);
+        const auto& record = std::get<event::Audit>(world.events.events[0]);
+        EXPECT_EQ(record.reason, DropReason::replayed);
+        EXPECT_EQ(record.sequence, 102u);
+        EXPECT_EQ(to_string(record.source), from);
     }
 }
 
@@ -914,7 +912,7 @@ TEST(ConformanceB8, ExtendedSequenceInTheRecord) {
     put8(forged, forged.size() - 1, static_cast<uint8_t>(get8(forged, forged.size() - 1) ^ 1));
     world.run_inbound({forged});
     ASSERT_EQ(world.events.events.size(), 1u);
-    EXPECT_EQ(world.events.events[0].number, uint64_t{3} << 32 | 501);
+    EXPECT_EQ(std::get<event::Audit>(world.events.events[0]).sequence, uint64_t{3} << 32 | 501);
 }
 
 }  // namespace

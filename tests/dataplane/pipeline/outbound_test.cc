@@ -586,17 +586,17 @@ TEST(ConformanceB2, LowWaterIsReportedOnceAndTheEndEachTime) {
     EXPECT_TRUE(world.events.events.empty());
     world.run_outbound({frame, frame});
     ASSERT_EQ(world.events.events.size(), 1u);
-    EXPECT_EQ(world.events.events[0].kind, Event::Kind::sequence_low);
-    EXPECT_EQ(to_index(world.events.events[0].id), 9u);
-    EXPECT_EQ(world.events.events[0].number, 0xfffffffeu);
+    const auto& low = std::get<event::SequenceLow>(world.events.events[0]);
+    EXPECT_EQ(to_index(low.id), 9u);
+    EXPECT_EQ(low.next, 0xfffffffeu);
     world.run_outbound({frame, frame});
     ASSERT_EQ(world.events.events.size(), 3u);
     // RFC 4303 section 4: overflow is on record with SPI and number.
-    EXPECT_EQ(world.events.events[1].kind, Event::Kind::sequence_exhausted);
-    EXPECT_EQ(to_index(world.events.events[1].spi), sa.spi);
-    EXPECT_EQ(to_index(world.events.events[1].id), 9u);
-    EXPECT_EQ(world.events.events[1].number, uint64_t{1} << 32);
-    EXPECT_EQ(world.events.events[2].kind, Event::Kind::sequence_exhausted);
+    const auto& exhausted = std::get<event::SequenceExhausted>(world.events.events[1]);
+    EXPECT_EQ(to_index(exhausted.spi), sa.spi);
+    EXPECT_EQ(to_index(exhausted.id), 9u);
+    EXPECT_EQ(exhausted.next, uint64_t{1} << 32);
+    EXPECT_TRUE(std::holds_alternative<event::SequenceExhausted>(world.events.events[2]));
 }
 
 // A packet of each kind, cut at every length: nothing comes out, nothing beyond is read.

@@ -24,6 +24,7 @@
 #include <thread>
 
 #include "dataplane/base/unique_fd.h"
+#include "dataplane/egress/egress.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
@@ -209,7 +210,8 @@ class WorkerTest : public ::testing::Test {
         Event event;
         bool found = false;
         (void)reached([&] {
-            while (!found && worker_->next_event(event)) found = event.kind != Event::Kind::audit;
+            while (!found && worker_->next_event(event))
+                found = !std::holds_alternative<event::Audit>(event);
             return found;
         });
         return found ? std::optional(event) : std::nullopt;
@@ -218,7 +220,7 @@ class WorkerTest : public ::testing::Test {
     void publish_spd() {
         spd_ = std::make_unique<Spd>(compile_spd(std::vector{protect_entry(Family::v4, 1)}).value(),
                                      CompiledSpd{});
-        submit({.kind = Command::Kind::publish_spd, .spd = spd_.get()});
+        submit(command::PublishSpd{spd_.get()});
     }
 
     static Bytes numbered(uint32_t number) {

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Worker to control: the ring, and the descriptor that says there is something in it.
+
+#include <cstdint>
+#include <deque>
+
+#include "dataplane/base/spsc_ring.h"
+#include "dataplane/exchange/counters.h"
+#include "dataplane/exchange/events.h"
+
+namespace sallyport {
+
+class EventChannel final : public EventSink {
+  public:
+    static constexpr uint32_t kRingSize = 16384;
+    // An attacker must not be able to flood the log.
+    static constexpr uint32_t kRecordsPerSecond = 20;
+
+    // Throws std::system_error when the system has no more file descriptors.
+    explicit EventChannel(WorkerCounters& counters);
+    ~EventChannel();
+    EventChannel(const EventChannel&) = delete;
+
+    // --- worker
+    void post(const Event& event) override;
+    // Something waits for room in the ring: call notify() again soon.
+    [[nodiscard]] bool has_unsent() const { return !unsent_.empty(); }
+    // Once per loop, so that a burst of events is one system call.
+    void notify();
+
+    // --- control
+    bool pop(Event& event);
+    // Readable when pop() has something.
+    [[nodiscard]] int fd() const { return fd_; }
+
+  private:
+    bool may_report();
+
+    WorkerCounters& counters_;
+    SpscRing<Event> ring_;
+    std::deque<Event> unsent_;  // what must not be lost, while the ring is full
+    int fd_;
+    bool posted_ = false;
+    uint64_t second_ = 0;
+    uint32_t records_ = 0;  // in that second
+};
+
+}  // namespace sallyport
