@@ -73,26 +73,12 @@ void write_outer_template(OutboundSa& sa, const OutboundSaParameters& parameters
     }
 }
 
-template <typename Sa>
-void take_over_counters(Sa& sa, const Sa& before) {
-    sa.packets.set(before.packets.read());
-    sa.bytes.set(before.bytes.read());
-    for (size_t i = 0; i < kDropReasonCount; ++i) sa.drops[i].set(before.drops[i].read());
-}
-
 }  // namespace
 
-void OutboundSa::take_over(const OutboundSa& before) {
-    take_over_counters(*this, before);
-    raise_sequence(before.sequence_next);
-    reserve(std::max(sequence_reserved, before.sequence_reserved),
-            std::max(sequence_low_water, before.sequence_low_water));
-    iv_mask = before.iv_mask;
-    outer_id = before.outer_id;
-}
-
 void InboundSa::take_over(const InboundSa& before) {
-    take_over_counters(*this, before);
+    packets.set(before.packets.read());
+    bytes.set(before.bytes.read());
+    for (size_t i = 0; i < kDropReasonCount; ++i) drops[i].set(before.drops[i].read());
     replay.take_over(before.replay);
 }
 

@@ -130,9 +130,6 @@ struct alignas(64) OutboundSa {
     void set_sequence_next(uint64_t next) {
         __atomic_store_n(&sequence_next, next, __ATOMIC_RELAXED);
     }
-    // Goes on as `before`, the same SA with other addresses, policy or MTU. Numbers only move up
-    // and the IV mask stays: together they keep each IV from being used twice.
-    void take_over(const OutboundSa& before);
 };
 static_assert(offsetof(OutboundSa, owner) < 64 && offsetof(OutboundSa, outer) == 64);
 static_assert(offsetof(OutboundSa, policy) < 128 && offsetof(OutboundSa, key) % 64 == 0);

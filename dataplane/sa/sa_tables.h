@@ -168,31 +168,6 @@ class OutboundTable {
         if (*link != nullptr) *link = sa->next_of_policy;
     }
 
-    // Whether this object is in the table; as Sad::contains(), it is not read. `likely` mostly has
-    // the same policy.
-    [[nodiscard]] bool contains(const OutboundSa* sa, const OutboundSa& likely) const {
-        bool found = false;
-        const auto look = [&](const OutboundSa* one) { found |= one == sa; };
-        visit_list(find(likely.policy), look);
-        if (!found) for_each(look);
-        return found;
-    }
-
-    // `sa` instead of `old`, which is in the table; at its place among SAs of equal rank. False:
-    // there is no room for the policy of `sa`, or `sa` is there already; nothing has changed then.
-    bool replace(const OutboundSa* old, OutboundSa* sa) {
-        if (old->policy != sa->policy || old->rank != sa->rank) {
-            if (!insert(sa)) return false;
-            remove(old);
-            return true;
-        }
-        const auto index = to_index(sa->policy);
-        if (*link_to(index, sa) != nullptr) return false;
-        *link_to(index, old) = sa;
-        sa->next_of_policy = old->next_of_policy;
-        return true;
-    }
-
     template <typename Visit>
     void for_each(Visit visit) const {
         for (OutboundSa* head : by_policy_) visit_list(head, visit);
