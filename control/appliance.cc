@@ -11,6 +11,8 @@
 #include <system_error>
 
 #include "config/system.h"
+#include "control/sa/kernel/kernel_sas.h"
+#include "control/sa/static/static_sas.h"
 #include "control/startup/interface.h"
 #include "dataplane/base/unique_fd.h"
 #include "dataplane/egress/direct_egress.h"
@@ -23,8 +25,6 @@ namespace {
 // The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
 constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
-// For how long frames wait in a worker for an SA that is being taken over.
-constexpr uint32_t kHoldMs = 200;
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 
 std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
@@ -73,23 +73,17 @@ uint32_t tunnel_mtu(const std::vector<RunningPort>& ports) {
     return std::clamp(outer - std::min(outer, kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);
 }
 
-std::vector<uint32_t> if_ids_of(const std::vector<config::Policy>& policies) {
-    std::vector<uint32_t> out;
-    for (const config::Policy& policy : policies) out.push_back(policy.if_id);
-    return out;
-}
-
 }  // namespace
 
 std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
     config::Config& config, Log& log, boost::asio::io_context& context) {
     std::unique_ptr<Appliance> appliance(new Appliance(config, log, context));
     constexpr Step (Appliance::* kSteps[])() = {
-        &Appliance::choose_cpus,       &Appliance::find_connections,  &Appliance::find_devices,
-        &Appliance::lock_state,        &Appliance::prepare_memory,    &Appliance::make_interface,
-        &Appliance::guard_kernel_path, &Appliance::enable_forwarding, &Appliance::create_tap,
-        &Appliance::open_sockets,      &Appliance::load_programs,     &Appliance::start_workers,
-        &Appliance::install_sas,       &Appliance::publish_policies,  &Appliance::attach};
+        &Appliance::choose_cpus,       &Appliance::find_connections, &Appliance::find_devices,
+        &Appliance::lock_state,        &Appliance::prepare_memory,   &Appliance::make_interface,
+        &Appliance::guard_kernel_path, &Appliance::make_source,      &Appliance::enable_forwarding,
+        &Appliance::create_tap,        &Appliance::open_sockets,     &Appliance::load_programs,
+        &Appliance::start_workers,     &Appliance::open_source,      &Appliance::attach};
     for (const auto step : kSteps) {
         if (auto done = (appliance.get()->*step)(); !done) {
             appliance->stop();
@@ -197,15 +191,35 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
     registry_.emplace(std::move(*registry));
-    if (config_.follows_xfrm()) {
-        log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
-    }
     if (std::ranges::any_of(config_.policies, protects_ipv6)) {
         log_.note(
             "IPv6 between this host's own addresses and protected remote networks is "
             "blocked (the kernel cannot exempt it per device); IPv6 in transit is not "
             "affected");
     }
+    return {};
+}
+
+Appliance::Step Appliance::make_source() {
+    auto aead = crypto::Aead::create();
+    if (!aead) return std::unexpected(aead.error());
+    aead_.emplace(std::move(*aead));
+    commands_.emplace(context_, cpus_.size(), [this](WorkerId worker, const Command& command) {
+        return workers_[to_index(worker)]->submit(command);
+    });
+    const auto mtu = static_cast<uint16_t>(outer_mtu(ports_));
+    if (config_.follows_xfrm()) {
+        log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
+        source_ = std::make_unique<KernelSas>(context_, log_, config_,
+                                              KernelSas::Setup{.cpus = cpus_, .mtu = mtu}, *aead_,
+                                              *guard_, *commands_);
+        return {};
+    }
+    auto sas = StaticSas::make(
+        log_, config_, {.cpus = cpus_, .mtu = mtu, .kernel_connections = interface_.has_value()},
+        *aead_, *sequences_, *registry_, *commands_);
+    if (!sas) return std::unexpected(sas.error());
+    source_ = std::move(*sas);
     return {};
 }
 
@@ -304,32 +318,13 @@ Appliance::Step Appliance::open_sockets() {
 }
 
 Appliance::Step Appliance::load_programs() {
-    bpf_objects::Limits limits;
-    limits.inbound_sas = config_.max_sas;
-    if (config_.follows_xfrm()) {
-        limits.spd_destinations = std::max(limits.spd_destinations, config_.max_sas * 4);
-        limits.spd_sources = std::max(limits.spd_sources, config_.max_sas * 4);
-        limits.spd_entries = std::max(limits.spd_entries, config_.max_sas * 4);
-    } else {
-        auto compiled = compile_policies(config_.policies);
-        if (!compiled) return std::unexpected(compiled.error());
-        spd_ = std::move(*compiled);
-        const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
-            return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
-        };
-        limits.spd_destinations = room(spd_.outbound.destinations.size(),
-                                       spd_.inbound.destinations.size(), limits.spd_destinations);
-        limits.spd_sources =
-            room(spd_.outbound.sources.size(), spd_.inbound.sources.size(), limits.spd_sources);
-        limits.spd_entries =
-            room(spd_.outbound.entries.size(), spd_.inbound.entries.size(), limits.spd_entries);
-    }
+    const SourceNeeds needs = source_->needs();
     sa_lookup_ = bpf_objects::probe_sa_lookup();
     if (!sa_lookup_.kfunc) {
         log_.note("SA lookup in XDP is by our own owner map: " + sa_lookup_.reason);
     }
 
-    auto bpf = bpf_objects::BpfObjects::create(limits, connections_);
+    auto bpf = bpf_objects::BpfObjects::create(needs.maps, connections_);
     if (!bpf) return std::unexpected(bpf.error());
     bpf_.emplace(std::move(*bpf));
 
@@ -347,7 +342,7 @@ Appliance::Step Appliance::load_programs() {
                             .mode = port.config->xdp_mode,
                             .use_kfunc = sa_lookup_.kfunc,
                             .punt_unknown_spi = config_.unknown_spi == config::UnknownSpi::punt,
-                            .register_mode = config_.follows_xfrm(),
+                            .register_mode = needs.register_mode,
                             .conntrack_in = port.config->conntrack_in,
                             .conntrack_out = port.config->conntrack_out,
                             .bypass_cpus = port.config->bypass_cpus,
@@ -400,19 +395,16 @@ Appliance::Step Appliance::start_workers() {
     } catch (const std::system_error& error) {
         return std::unexpected(std::string("cannot make an event descriptor: ") + error.what());
     }
+    const SourceNeeds needs = source_->needs();
     for (uint16_t w = 0; w < cpus_.size(); ++w) {
         WorkerSetup setup;
         setup.id = WorkerId{w};
         setup.cpu = cpus_[w];
         setup.spin_us = config_.workers.spin_us;
         setup.max_sas = config_.max_sas;
-        setup.max_policies = static_cast<uint32_t>(config_.policies.size());
-        if (config_.follows_xfrm()) {
-            // A group of policies has at least one SA, or needs no number.
-            setup.max_policies = config_.max_sas;
-            setup.hold_frames = config::kHoldFrames;
-            setup.hold_ms = kHoldMs;
-        }
+        setup.max_policies = needs.policies;
+        setup.hold_frames = needs.hold_frames;
+        setup.hold_ms = needs.hold_ms;
         setup.wake_board = &*wake_board_;
         setup.memory = &*memory_;
         for (const RunningPort& port : ports_) {
@@ -433,38 +425,10 @@ Appliance::Step Appliance::start_workers() {
     return {};
 }
 
-Appliance::Step Appliance::install_sas() {
-    auto aead = crypto::Aead::create();
-    if (!aead) return std::unexpected(aead.error());
-    aead_.emplace(std::move(*aead));
-    crypto_description_ = aead_->description();
-    if (config_.follows_xfrm()) {
-        kernel_sas_ = std::make_unique<KernelSaControl>(
-            context_, log_, config_,
-            KernelSaControl::Setup{.cpus = cpus_, .mtu = static_cast<uint16_t>(outer_mtu(ports_))},
-            *aead_);
-        return {};
-    }
-    if (!sequences_->distrust().empty()) log_.warning(sequences_->distrust());
-    sas_.emplace(log_, config_, static_cast<uint16_t>(cpus_.size()));
-    sas_->build(*aead_, *sequences_, static_cast<uint16_t>(outer_mtu(ports_)));
-    sas_->announce(*registry_, *bpf_, cpus_);
-    if (registry_->method() == xfrm::SaRegistry::Method::larval) {
-        log_.note("inbound SAs are registered in xfrm as larval states: " + registry_->reason());
-    }
-    sas_->install(workers_);
+Appliance::Step Appliance::open_source() {
+    auto opened = source_->open(*bpf_);
     for (config::StaticSa& sa : config_.sas) sa.key.clear();
-    return {};
-}
-
-Appliance::Step Appliance::publish_policies() {
-    if (kernel_sas_) return kernel_sas_->open(*bpf_, *guard_, workers_);
-    const command::PublishSpd command{spd_.spd.get()};
-    for (const auto& worker : workers_) {
-        if (!worker->submit(command)) return std::unexpected("a worker does not take its policies");
-    }
-    return bpf_->publish_spd(spd_.outbound, spd_.inbound, sas_->owners_by_policy(),
-                             interface_ ? if_ids_of(config_.policies) : std::vector<uint32_t>{});
+    return opened;
 }
 
 Appliance::Step Appliance::attach() {
@@ -510,16 +474,14 @@ bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     bool ok = true;
-    if (kernel_sas_) {
-        // The kernel goes on with the SAs: it must have the last numbers before it sees a packet.
-        kernel_sas_->stop();
-        for (const auto& worker : workers_) worker->stop();
-        kernel_sas_->write_back();
-    }
-    // Frames take the kernel path again, where the policy guard stands. What workers still have in
-    // hand meets the program on sp0 and the egress filters to the last.
-    if (bpf_) bpf_->detach_ports();
+    // The last numbers are written when nobody uses them any more, and before the kernel, which may
+    // go on with the SAs, sees a packet. Until the programs are detached, what they steer to a
+    // worker that has ended is dropped, and what workers have sent last meets the program on sp0
+    // and the egress filters. Then frames take the kernel path, where the policy guard stands.
+    if (source_) source_->stop();
     for (const auto& worker : workers_) worker->stop();
+    if (source_) source_->give_back();
+    if (bpf_) bpf_->detach_ports();
     bpf_.reset();
     if (!workers_.empty()) {
         const FrameCensus frames = census();
@@ -531,12 +493,6 @@ bool Appliance::stop() {
         } else {
             log_.error("frames are not conserved: " + numbers + " does not add up");
             ok = false;
-        }
-    }
-    if (sas_) {
-        if (auto done = sas_->give_back(*sequences_); !done) {
-            // Safe, but the rest of the reserved blocks is lost.
-            log_.warning("sequence numbers are not written back: " + done.error());
         }
     }
     return ok;

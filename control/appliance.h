@@ -12,6 +12,7 @@
 //   policy guard     from here on the kernel path lets nothing pass that PROTECT covers; it goes
 //                    when the end was asked for, or when the start failed and no gateway ran before
 //   SA registry      what a killed run left in xfrm goes
+//   SA source        the policies compiled, without SAs yet
 //   sysctls          forwarding on
 //   sp0              the TAP, and its own settings
 //   sockets          AF_XDP, for each port, queue and worker
@@ -34,10 +35,9 @@
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
-#include "control/policy/compile.h"
-#include "control/sa/kernel/kernel_sas.h"
+#include "control/sa/source.h"
 #include "control/sa/static/sequence_store.h"
-#include "control/sa/static/static_sas.h"
+#include "control/sa/worker_commands.h"
 #include "control/startup/sysctls.h"
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
@@ -99,13 +99,10 @@ class Appliance {
     [[nodiscard]] const xfrm::Interface* interface() const {
         return interface_ ? &*interface_ : nullptr;
     }
-    [[nodiscard]] const std::string& crypto() const { return crypto_description_; }
-    // Static SAs, or those of xfrm: null where config().follows_xfrm() says the other.
-    [[nodiscard]] SaControl* sas() { return sas_ ? &*sas_ : nullptr; }
-    [[nodiscard]] const SaControl* sas() const { return sas_ ? &*sas_ : nullptr; }
-    [[nodiscard]] KernelSaControl* kernel_sas() { return kernel_sas_.get(); }
-    [[nodiscard]] KernelSaControl* kernel_sas() const { return kernel_sas_.get(); }
-    [[nodiscard]] SequenceStore& sequences() { return *sequences_; }
+    [[nodiscard]] std::string crypto() const { return aead_->description(); }
+    [[nodiscard]] SaSource& source() { return *source_; }
+    [[nodiscard]] const SaSource& source() const { return *source_; }
+    [[nodiscard]] WorkerCommands& commands() { return *commands_; }
     [[nodiscard]] FrameCensus census() const;
 
   private:
@@ -119,14 +116,14 @@ class Appliance {
     Step prepare_memory();
     Step make_interface();
     Step guard_kernel_path();
+    Step make_source();
     Step find_devices();
     Step enable_forwarding();
     Step create_tap();
     Step open_sockets();
     Step load_programs();
     Step start_workers();
-    Step install_sas();
-    Step publish_policies();
+    Step open_source();
     Step attach();
     std::expected<std::unique_ptr<io::Egress>, std::string> make_egress(uint16_t worker);
 
@@ -145,12 +142,10 @@ class Appliance {
     uint32_t tap_mtu_ = 1500;
     std::optional<io::Tap> tap_;
     std::vector<RunningPort> ports_;
-    std::string crypto_description_;
-    // SA memory and SPD outlive the workers that use them. One of the two is there.
     std::optional<crypto::Aead> aead_;
-    std::optional<SaControl> sas_;
-    std::unique_ptr<KernelSaControl> kernel_sas_;
-    PublishedSpd spd_;
+    // What workers read outlives them.
+    std::optional<WorkerCommands> commands_;
+    std::unique_ptr<SaSource> source_;
     std::optional<WakeBoard> wake_board_;
     std::vector<std::unique_ptr<Worker>> workers_;
     bpf_objects::SaLookup sa_lookup_;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <csignal>
 
+#include "control/sa/audit.h"
 #include "control/startup/service_manager.h"
 
 namespace sallyport::control {
@@ -50,11 +51,15 @@ std::expected<bool, std::string> Daemon::run() {
     // From here on only a signal opens the kernel path again.
     appliance_->at_end(xfrm::PolicyGuard::AtEnd::keep);
 
-    if (KernelSaControl* sas = appliance_->kernel_sas()) sas->start();
-    log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
-              std::to_string(appliance_->ports().size()) + " ports, " + inventory() +
-              ", control socket " + config_.control_socket.string());
-    tell_service_manager("READY=1");
+    appliance_->source().start();
+    // SAs whose commands found a ring full are with their workers first.
+    appliance_->commands().when_taken([this] {
+        log_.info("ready: " + std::to_string(appliance_->workers().size()) + " workers, " +
+                  std::to_string(appliance_->ports().size()) + " ports, " +
+                  appliance_->source().inventory() + ", control socket " +
+                  config_.control_socket.string());
+        tell_service_manager("READY=1");
+    });
     context_.run();
 
     log_.info("stopping");
@@ -62,17 +67,8 @@ std::expected<bool, std::string> Daemon::run() {
     tell_service_manager("STOPPING=1");
     rpc_.reset();
     if (next_hops_) next_hops_->stop();
-    // Snapshots and descriptors live until the workers have stopped.
+    // Descriptors live until the workers have stopped.
     return appliance_->stop();
-}
-
-std::string Daemon::inventory() const {
-    if (const KernelSaControl* sas = appliance_->kernel_sas()) {
-        return std::to_string(sas->mirror().policies().size()) + " policies and " +
-               std::to_string(sas->mirror().states().size()) + " SAs in xfrm";
-    }
-    return std::to_string(config_.policies.size()) + " policies, " +
-           std::to_string(config_.sas.size()) + " SAs";
 }
 
 std::expected<void, std::string> Daemon::start() {
@@ -94,8 +90,11 @@ std::expected<void, std::string> Daemon::start() {
         for (const RunningPort& port : appliance_->ports()) ifindexes.push_back(port.ifindex);
         auto filters = egress_filters(appliance_->ports());
         if (!filters) return std::unexpected(filters.error());
-        auto next_hops = NextHopControl::start(context_, log_, std::move(ifindexes),
-                                               std::move(*filters), appliance_->workers());
+        auto next_hops = NextHopControl::start(
+            context_, log_, std::move(ifindexes), std::move(*filters),
+            [commands = &appliance_->commands()](std::unique_ptr<const NextHops> latest) {
+                commands->publish(std::move(latest));
+            });
         if (!next_hops) return std::unexpected(next_hops.error());
         next_hops_ = std::move(*next_hops);
     }
@@ -139,37 +138,20 @@ void Daemon::take_events(Worker& worker) {
 }
 
 void Daemon::handle(const Event& event) {
-    if (const auto* record = std::get_if<event::Audit>(&event)) return audit(*record);
-    if (const auto* released = std::get_if<event::NextHopsReleased>(&event)) {
-        if (next_hops_) next_hops_->released(released->next_hops);
-        return;
+    WorkerCommands& commands = appliance_->commands();
+    if (const auto* record = std::get_if<event::Audit>(&event)) {
+        log_.audit(audit_text(*record));
+    } else if (const auto* spd = std::get_if<event::SpdReleased>(&event)) {
+        commands.released(spd->spd);
+    } else if (const auto* routes = std::get_if<event::NextHopsReleased>(&event)) {
+        commands.released(routes->next_hops);
+    } else {
+        appliance_->source().handle(event);
     }
-    if (SaControl* sas = appliance_->sas()) {
-        if (const auto* exhausted = std::get_if<event::SequenceExhausted>(&event)) {
-            const ManagedSa& sa = sas->sas()[to_index(exhausted->id)];
-            if (!sa.active()) return;  // each further packet says so again
-            audit({.reason = DropReason::sequence_exhausted,
-                   .spi = exhausted->spi,
-                   .sequence = exhausted->next,
-                   .source = sa.config->source,
-                   .destination = sa.config->destination});
-        }
-        sas->handle(event, appliance_->sequences(), appliance_->workers());
-    } else if (KernelSaControl* kernel_sas = appliance_->kernel_sas()) {
-        kernel_sas->handle(event);
-    }
-}
-
-void Daemon::audit(const event::Audit& record) {
-    log_.audit(std::string(label(record.reason)) + " spi=" + xfrm::to_text(record.spi) +
-               " source=" + to_string(record.source) + " destination=" +
-               to_string(record.destination) + " sequence=" + std::to_string(record.sequence));
 }
 
 void Daemon::tick() {
-    if (SaControl* sas = appliance_->sas()) {
-        sas->retry_extensions(appliance_->sequences(), appliance_->workers());
-    }
+    appliance_->source().tick();
     if (++ticks_ % kProgramAuditTicks == 0) audit_programs();
     timer_.expires_after(kTick);
     timer_.async_wait([this](ErrorCode error) {

@@ -35,12 +35,10 @@ class Daemon {
 
   private:
     std::expected<void, std::string> start();
-    [[nodiscard]] std::string inventory() const;
     void wait_for_signal();
     void watch_worker(size_t index);
     void take_events(Worker& worker);
     void handle(const Event& event);
-    void audit(const event::Audit& record);
     void tick();
     void audit_programs();
 

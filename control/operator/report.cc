@@ -187,36 +187,6 @@ json::object port_object(std::string_view name, std::string_view device, uint32_
               {"fill_ring_empty", sockets.fill_ring_empty}}}};
 }
 
-// Counts of a running SA. The plain fields belong to its worker; an aligned 64-bit load gives some
-// value it had, which is all a display needs.
-void add_counters(json::object& out, const ManagedSa& sa) {
-    uint64_t packets = 0;
-    uint64_t bytes = 0;
-    uint64_t sequence = 0;
-    const std::array<Counter, kDropReasonCount>* drops = nullptr;
-    if (sa.outbound) {
-        packets = sa.outbound->packets.read();
-        bytes = sa.outbound->bytes.read();
-        sequence = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
-        drops = &sa.outbound->drops;
-    } else if (sa.inbound) {
-        packets = sa.inbound->packets.read();
-        bytes = sa.inbound->bytes.read();
-        sequence = sa.inbound->replay.top();
-        drops = &sa.inbound->drops;
-    }
-    out["packets"] = packets;
-    out["bytes"] = bytes;
-    out["sequence"] = sequence;
-    out["sequence_reserved"] = sa.outbound ? sa.sequence_reserved - 1 : 0;
-    json::object by_reason;
-    for (size_t i = 0; drops != nullptr && i < drops->size(); ++i) {
-        const uint64_t count = (*drops)[i].read();
-        if (count > 0) by_reason[text(kDropReasonLabels[i])] = count;
-    }
-    out["drops"] = std::move(by_reason);
-}
-
 }  // namespace
 
 std::expected<json::value, std::string> Report::show(rpc::Show what) const {
@@ -239,27 +209,12 @@ std::expected<json::value, std::string> Report::show(rpc::Show what) const {
     return std::unexpected("unknown request");
 }
 
-size_t Report::policy_count() const {
-    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
-    return appliance_.config().policies.size() +
-           (kernel_sas != nullptr ? kernel_sas->mirror().policies().size() : 0);
-}
-
-size_t Report::sa_count() const {
-    const KernelSaControl* kernel_sas = appliance_.kernel_sas();
-    return kernel_sas != nullptr ? kernel_sas->mirror().states().size()
-                                 : appliance_.config().sas.size();
-}
-
 json::value Report::status() const {
     const config::Config& config = appliance_.config();
     const FrameCensus frames = appliance_.census();
     const uint64_t known = frames.pool + frames.in_kernel;
     const auto uptime = std::chrono::steady_clock::now() - started_;
-    size_t sas_with_kernel = 0;
-    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
-        sas_with_kernel = kernel_sas->counts().with_kernel;
-    }
+    const SourceCounts counts = appliance_.source().counts();
     json::array notes;
     for (const std::string& note : log_.notes()) notes.emplace_back(text(note));
     return json::object{
@@ -275,9 +230,9 @@ json::value Report::status() const {
         {"crypto", text(appliance_.crypto())},
         {"workers", appliance_.workers().size()},
         {"sa_source", config.follows_xfrm() ? "xfrm" : "configuration"},
-        {"policies", policy_count()},
-        {"sas", sa_count()},
-        {"sas_with_kernel", sas_with_kernel},
+        {"policies", config.policies.size() + counts.policies},
+        {"sas", counts.sas},
+        {"sas_with_kernel", counts.sas_with_kernel},
         {"frames",
          {{"total", frames.total},
           {"pool", frames.pool},
@@ -324,14 +279,6 @@ std::expected<json::value, std::string> Report::ports() const {
 json::value Report::workers() const {
     json::array out;
     for (const auto& worker : appliance_.workers()) {
-        size_t sa_count = 0;
-        if (const SaControl* sas = appliance_.sas()) {
-            for (const ManagedSa& sa : sas->sas()) {
-                if (sa.active() && sa.owner == worker->id()) ++sa_count;
-            }
-        } else if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
-            sa_count = kernel_sas->adopted_by(worker->id());
-        }
         const WorkerCounters& counters = worker->counters();
         out.push_back(json::object{{"worker", to_index(worker->id())},
                                    {"cpu", worker->cpu()},
@@ -344,46 +291,20 @@ json::value Report::workers() const {
                                    {"sleeps", counters.sleeps.read()},
                                    {"busy_cycles", counters.busy_cycles.read()},
                                    {"cpu_time_ms", worker->cpu_time_ns() / 1'000'000},
-                                   {"sas", sa_count}});
+                                   {"sas", appliance_.source().served_by(worker->id())}});
     }
     return out;
 }
 
 json::value Report::sas() const {
-    if (KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
-        std::vector<uint16_t> cpus;
-        for (const auto& worker : appliance_.workers()) cpus.push_back(worker->cpu());
-        return xfrm_sas(*kernel_sas, cpus);
-    }
-    json::array out;
-    for (const ManagedSa& sa : appliance_.sas()->sas()) {
-        const config::StaticSa& config = *sa.config;
-        const bool inbound = config.direction == config::SaDirection::inbound;
-        json::object object{{"name", text(config.name)},
-                            {"direction", inbound ? "inbound" : "outbound"},
-                            {"spi", text(xfrm::to_text(config.spi))},
-                            {"source", text(to_string(config.source))},
-                            {"destination", text(to_string(config.destination))},
-                            {"suite", text(config::suite_name(config.suite))},
-                            {"esn", config.esn},
-                            {"policy", text(config.policy)},
-                            {"worker", to_index(sa.owner)},
-                            {"pcpu", appliance_.workers()[to_index(sa.owner)]->cpu()},
-                            {"state", sa.active() ? "active" : "refused"},
-                            {"reason", text(sa.refusal)}};
-        add_counters(object, sa);
-        object["replay_window"] = inbound ? config.replay_window : 0;
-        out.push_back(std::move(object));
-    }
-    return out;
+    std::vector<uint16_t> cpus;
+    for (const auto& worker : appliance_.workers()) cpus.push_back(worker->cpu());
+    return sa_rows(appliance_.source().sas(), cpus);
 }
 
 json::value Report::policies() const {
     const config::Config& config = appliance_.config();
-    json::array out;
-    if (const KernelSaControl* kernel_sas = appliance_.kernel_sas()) {
-        out = xfrm_policies(*kernel_sas);
-    }
+    json::array out = policy_rows(appliance_.source().policies());
     for (const config::Policy& policy : config.policies) {
         json::array names;
         for (const config::StaticSa& sa : config.sas) {

@@ -28,8 +28,6 @@ class Report {
     [[nodiscard]] boost::json::value workers() const;
     [[nodiscard]] boost::json::value sas() const;
     [[nodiscard]] boost::json::value policies() const;
-    [[nodiscard]] size_t policy_count() const;
-    [[nodiscard]] size_t sa_count() const;
     [[nodiscard]] std::expected<boost::json::value, std::string> drops() const;
     [[nodiscard]] boost::json::value connections() const;
 

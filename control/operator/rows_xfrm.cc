@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <string>
 
-#include "config/key_material.h"
+#include "control/xfrm/messages.h"
 
 namespace sallyport::control {
 
@@ -30,27 +30,30 @@ json::object limits_of(const xfrm::Limits& limits) {
             {"hard_s", limit(limits.hard_add_s, 0)}};
 }
 
-json::value ago(uint64_t then) {
-    if (then == 0) return nullptr;
-    const uint64_t now = seconds_since_epoch();
-    return now > then ? now - then : 0;
+json::value known(const std::optional<uint64_t>& value) {
+    if (!value) return nullptr;
+    return *value;
 }
 
-std::string suite_of(const KernelSaView& view) {
-    const xfrm::KernelSa& state = *view.state;
-    if (state.aead && state.algorithm == "rfc4106(gcm(aes))" && state.key.size() > 4) {
-        return "aes-gcm-" + std::to_string(state.icv_bits / 8) + "-" +
-               std::to_string((state.key.size() - 4) * 8);
+std::string_view state_name(SaRow::State state) {
+    switch (state) {
+        case SaRow::State::active:
+            return "active";
+        case SaRow::State::refused:
+            return "refused";
+        case SaRow::State::with_kernel:
+            return "kernel";
     }
-    return state.algorithm.empty() ? "none" : state.algorithm;
+    return "";
 }
 
-std::string reqid_text(uint32_t reqid) {
-    return "reqid " + std::to_string(reqid);
+std::string_view direction_name(const std::optional<xfrm::StateDirection>& direction) {
+    if (!direction) return "unknown";
+    return *direction == xfrm::StateDirection::inbound ? "inbound" : "outbound";
 }
 
-std::string_view action_name(const PolicyView& policy) {
-    switch (policy.action) {
+std::string_view action_name(SpdAction action) {
+    switch (action) {
         case SpdAction::protect:
             return "protect";
         case SpdAction::bypass:
@@ -73,89 +76,77 @@ std::string_view direction_name(xfrm::PolicyDirection direction) {
     return "";
 }
 
-json::value ports(uint16_t value, uint16_t mask) {
-    if (mask == 0) return nullptr;
-    if (mask == 0xffff) return text(std::to_string(value));
+json::value ports(const PolicyRow::Ports& ports) {
+    if (ports.mask == 0) return nullptr;
+    if (ports.mask == 0xffff) return text(std::to_string(ports.value));
     char masked[24];
-    std::snprintf(masked, sizeof masked, "%u/0x%04x", unsigned{value}, unsigned{mask});
+    std::snprintf(masked, sizeof masked, "%u/0x%04x", unsigned{ports.value}, unsigned{ports.mask});
     return text(masked);
+}
+
+json::object drops_of(const SaRow& row) {
+    json::object drops;
+    for (size_t i = 0; i < row.drops.size(); ++i) {
+        if (row.drops[i] > 0) drops[text(kDropReasonLabels[i])] = row.drops[i];
+    }
+    return drops;
+}
+
+json::object sa_object(const SaRow& row, std::span<const uint16_t> cpus) {
+    json::object object{{"name", text(row.name)},
+                        {"direction", text(direction_name(row.direction))},
+                        {"spi", text(xfrm::to_text(row.spi))},
+                        {"source", text(to_string(row.source))},
+                        {"destination", text(to_string(row.destination))},
+                        {"suite", text(row.suite)},
+                        {"esn", row.esn},
+                        {"policy", text(row.policy)},
+                        {"worker", nullptr},
+                        {"pcpu", nullptr},
+                        {"state", text(state_name(row.state))},
+                        {"reason", text(row.reason)},
+                        {"packets", row.packets},
+                        {"bytes", row.bytes},
+                        {"sequence", row.sequence},
+                        {"sequence_reserved", row.sequence_reserved},
+                        {"drops", drops_of(row)},
+                        {"replay_window", row.replay_window}};
+    if (row.worker) {
+        object["worker"] = to_index(*row.worker);
+        object["pcpu"] = cpus[to_index(*row.worker)];
+    }
+    if (row.life) {
+        object["limits"] = limits_of(row.life->limits);
+        object["age_s"] = known(row.life->age_s);
+        object["idle_s"] = known(row.life->idle_s);
+    }
+    return object;
 }
 
 }  // namespace
 
-json::array xfrm_sas(KernelSaControl& control, std::span<const uint16_t> cpus) {
+json::array sa_rows(std::span<const SaRow> rows, std::span<const uint16_t> cpus) {
     json::array out;
-    for (const KernelSaView& view : control.sas()) {
-        const xfrm::KernelSa& state = *view.state;
-        std::string_view direction = "unknown";
-        if (view.direction == xfrm::StateDirection::inbound) direction = "inbound";
-        if (view.direction == xfrm::StateDirection::outbound) direction = "outbound";
-        json::object drops;
-        for (size_t i = 0; view.drops != nullptr && i < view.drops->size(); ++i) {
-            const uint64_t count = (*view.drops)[i].read();
-            if (count > 0) drops[text(kDropReasonLabels[i])] = count;
-        }
-        json::object object{
-            {"name", text(reqid_text(state.reqid))},
-            {"direction", text(direction)},
-            {"spi", text(xfrm::to_text(state.name.spi))},
-            {"source", text(to_string(state.source))},
-            {"destination", text(to_string(state.name.destination))},
-            {"suite", text(suite_of(view))},
-            {"esn", state.esn},
-            {"policy", text(reqid_text(state.reqid))},
-            {"worker", nullptr},
-            {"pcpu", nullptr},
-            {"state", view.worker ? "active" : "kernel"},
-            {"reason", text(view.reason)},
-            {"packets", view.usage.packets},
-            {"bytes", view.usage.bytes},
-            {"sequence", view.sequence},
-            {"sequence_reserved", view.reserved},
-            {"drops", std::move(drops)},
-            {"replay_window",
-             view.direction == xfrm::StateDirection::inbound ? state.replay.window : 0},
-            {"limits", limits_of(state.limits)},
-            {"age_s", ago(state.usage.add_time)},
-            {"idle_s", ago(view.usage.use_time)}};
-        if (view.worker) {
-            object["worker"] = to_index(*view.worker);
-            object["pcpu"] = cpus[to_index(*view.worker)];
-        }
-        out.push_back(std::move(object));
-    }
+    for (const SaRow& row : rows) out.push_back(sa_object(row, cpus));
     return out;
 }
 
-json::array xfrm_policies(const KernelSaControl& control) {
+json::array policy_rows(std::span<const PolicyRow> rows) {
     json::array out;
-    for (const PolicyView& view : control.adoption().policies) {
-        const auto found = control.mirror().policies().find(view.index);
-        if (found == control.mirror().policies().end()) continue;
-        const xfrm::KernelPolicy& policy = found->second;
-        const xfrm::PolicySelector& selector = policy.row.selector;
-        const bool outbound = policy.row.direction == xfrm::PolicyDirection::out;
+    for (const PolicyRow& row : rows) {
         json::value protocol;
-        if (selector.protocol != 0) protocol = selector.protocol;
-        const json::value source = ports(selector.source_port, selector.source_port_mask);
-        const json::value destination =
-            ports(selector.destination_port, selector.destination_port_mask);
-        const std::string name = policy.templates.empty()
-                                     ? "index " + std::to_string(view.index)
-                                     : reqid_text(policy.templates.front().reqid);
-        const IpPrefix& local = outbound ? selector.source : selector.destination;
-        const IpPrefix& remote = outbound ? selector.destination : selector.source;
-        out.push_back(json::object{{"name", text(name)},
-                                   {"direction", text(direction_name(policy.row.direction))},
-                                   {"priority", policy.row.priority},
-                                   {"action", text(action_name(view))},
-                                   {"local", json::array{text(to_string(local))}},
-                                   {"remote", json::array{text(to_string(remote))}},
+        if (row.protocol) protocol = *row.protocol;
+        out.push_back(json::object{{"name", text(row.name)},
+                                   {"direction", text(direction_name(row.direction))},
+                                   {"priority", row.priority},
+                                   {"action", text(action_name(row.action))},
+                                   {"local", json::array{text(to_string(row.local))}},
+                                   {"remote", json::array{text(to_string(row.remote))}},
                                    {"protocol", std::move(protocol)},
-                                   {"local_ports", outbound ? source : destination},
-                                   {"remote_ports", outbound ? destination : source},
-                                   {"if_id", policy.if_id},
-                                   {"reason", text(view.reason)}});
+                                   {"local_ports", ports(row.local_ports)},
+                                   {"remote_ports", ports(row.remote_ports)},
+                                   {"if_id", row.if_id},
+                                   {"reason", text(row.reason)}});
     }
     return out;
 }

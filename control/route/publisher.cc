@@ -9,14 +9,15 @@ using ErrorCode = boost::system::error_code;
 
 std::expected<std::unique_ptr<NextHopControl>, std::string> NextHopControl::start(
     boost::asio::io_context& context, Log& log, std::vector<uint32_t> port_ifindexes,
-    std::vector<EgressFilter> filters, std::span<const std::unique_ptr<Worker>> workers) {
+    std::vector<EgressFilter> filters, Publish publish) {
     auto socket = route::RouteSocket::open();
     if (!socket) return std::unexpected(socket.error());
     route::RouteMirror mirror(std::move(port_ifindexes));
     if (auto dumped = socket->dump(mirror); !dumped) return std::unexpected(dumped.error());
-    std::unique_ptr<NextHopControl> control(new NextHopControl(
-        context, log, std::move(*socket), std::move(mirror), std::move(filters), workers));
-    control->publish();
+    std::unique_ptr<NextHopControl> control(
+        new NextHopControl(context, log, std::move(*socket), std::move(mirror), std::move(filters),
+                           std::move(publish)));
+    control->publish_(control->mirror_.build(control->filters_));
     control->wait_for_changes();
     control->refresh_later();
     return control;
@@ -24,13 +25,12 @@ std::expected<std::unique_ptr<NextHopControl>, std::string> NextHopControl::star
 
 NextHopControl::NextHopControl(boost::asio::io_context& context, Log& log,
                                route::RouteSocket socket, route::RouteMirror mirror,
-                               std::vector<EgressFilter> filters,
-                               std::span<const std::unique_ptr<Worker>> workers)
+                               std::vector<EgressFilter> filters, Publish publish)
     : log_(log),
       socket_(std::move(socket)),
       mirror_(std::move(mirror)),
       filters_(std::move(filters)),
-      workers_(workers),
+      publish_(std::move(publish)),
       readable_(context, dup(socket_.fd())),
       coalesce_(context),
       refresh_(context) {}
@@ -40,11 +40,6 @@ void NextHopControl::stop() {
     readable_.close(ignored);
     coalesce_.cancel();
     refresh_.cancel();
-}
-
-void NextHopControl::released(const NextHops* next_hops) {
-    const auto found = snapshots_.find(next_hops);
-    if (found != snapshots_.end() && --found->second.holders == 0) snapshots_.erase(found);
 }
 
 void NextHopControl::wait_for_changes() {
@@ -80,25 +75,8 @@ void NextHopControl::publish_soon() {
     coalesce_.async_wait([this](ErrorCode error) {
         if (error) return;
         publish_due_ = false;
-        publish();
+        publish_(mirror_.build(filters_));
     });
-}
-
-void NextHopControl::publish() {
-    auto next_hops = mirror_.build(filters_);
-    const command::PublishNextHops command{next_hops.get()};
-    size_t holders = 0;
-    for (const auto& worker : workers_) {
-        // A worker whose ring is full keeps its older snapshot until the next attempt.
-        if (worker->submit(command)) {
-            ++holders;
-        } else {
-            publish_soon();
-        }
-    }
-    if (holders == 0) return;
-    const NextHops* key = next_hops.get();
-    snapshots_.emplace(key, Snapshot{.next_hops = std::move(next_hops), .holders = holders});
 }
 
 void NextHopControl::refresh_later() {

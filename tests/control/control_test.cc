@@ -9,8 +9,8 @@
 #include <filesystem>
 
 #include "control/policy/compile.h"
+#include "control/sa/sequence_block.h"
 #include "control/sa/static/accept_key.h"
-#include "control/sa/static/static_sas.h"
 
 namespace sallyport::control {
 namespace {

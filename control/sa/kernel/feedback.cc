@@ -11,7 +11,8 @@
 #include <utility>
 
 #include "control/sa/kernel/kernel_sas.h"
-#include "control/sa/static/static_sas.h"
+#include "control/sa/kernel/rows.h"
+#include "control/sa/sequence_block.h"
 
 namespace sallyport::control {
 
@@ -31,23 +32,18 @@ bool limits_volume(const xfrm::Limits& limits) {
 
 }  // namespace
 
-uint64_t seconds_since_epoch() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(now).count());
-}
-
-bool KernelSaControl::same_key(const Slot& slot, const xfrm::KernelSa& state) {
+bool KernelSas::same_key(const Slot& slot, const xfrm::KernelSa& state) {
     return digest_of_key(state.key.bytes()) == slot.memory_name.key;
 }
 
 // While a replacement is on its way to the worker, the one before counts.
-const InboundSa* KernelSaControl::counting(const Slot& slot) {
+const InboundSa* KernelSas::counting(const Slot& slot) {
     return slot.old_inbound ? slot.old_inbound.get() : slot.inbound.get();
 }
 
 // Of a replacement and the one before the greater counts: the replacement begins with nothing and
 // takes over what the other has, and nobody knows yet whether it has done so.
-KernelSaControl::Work KernelSaControl::work_of(const Slot& slot) {
+KernelSas::Work KernelSas::work_of(const Slot& slot) {
     Work work;
     if (slot.outbound) {
         work.packets = slot.outbound->packets.read();
@@ -62,7 +58,7 @@ KernelSaControl::Work KernelSaControl::work_of(const Slot& slot) {
     return work;
 }
 
-xfrm::Usage KernelSaControl::usage_of(const Slot& slot, const Work& work) {
+xfrm::Usage KernelSas::usage_of(const Slot& slot, const Work& work) {
     xfrm::Usage usage = slot.base;
     usage.packets += work.packets;
     usage.bytes += work.bytes;
@@ -71,8 +67,8 @@ xfrm::Usage KernelSaControl::usage_of(const Slot& slot, const Work& work) {
 }
 
 // `replay`: nullopt leaves the kernel's own alone.
-bool KernelSaControl::write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
-                            const std::optional<xfrm::Replay>& replay) {
+bool KernelSas::write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
+                      const std::optional<xfrm::Replay>& replay) {
     if (!socket_->write_counters(state, {.replay = replay, .usage = usage_of(slot, work)})) {
         return false;
     }
@@ -82,24 +78,24 @@ bool KernelSaControl::write(Slot& slot, const xfrm::KernelSa& state, const Work&
     return true;
 }
 
-bool KernelSaControl::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
+bool KernelSas::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
     xfrm::Replay replay = slot.replay;
     replay.sent = sent;
     replay.top = 0;
     return write(slot, state, work_of(slot), replay);
 }
 
-void KernelSaControl::note_use(Slot& slot) {
+void KernelSas::note_use(Slot& slot) {
     const uint64_t packets = work_of(slot).packets;
     if (packets != slot.seen_packets) slot.last_use = seconds_since_epoch();
     slot.seen_packets = packets;
 }
 
-void KernelSaControl::tick() {
+void KernelSas::on_tick() {
     if (stopped_) return;
     ++ticks_;
     const bool feedback = ticks_ % kFeedbackTicks == 0;
-    commands_->flush();
+
     if (read_again_due_ && feedback) read_again();
     for (const auto& [name, slot] : by_name_) {
         if (slot->phase != Phase::installed) continue;
@@ -107,7 +103,7 @@ void KernelSaControl::tick() {
             // A worker asks once; where its event was lost the numbers themselves tell.
             const uint64_t next = __atomic_load_n(&slot->outbound->sequence_next, __ATOMIC_RELAXED);
             const uint64_t left = slot->told - std::min(next, slot->told);
-            if (left < sequence_block(slot->esn) / 4) slot->extension_due = true;
+            if (left < sequence_left_min(slot->esn)) slot->extension_due = true;
             if (slot->extension_due) extend(*slot);
         }
         if (feedback) {
@@ -119,11 +115,11 @@ void KernelSaControl::tick() {
     if (feedback) send_rekey_requests(kRekeysPerSecond);
     tick_timer_.expires_after(std::chrono::milliseconds(kTickMs));
     tick_timer_.async_wait([this](ErrorCode error) {
-        if (!error) tick();
+        if (!error) on_tick();
     });
 }
 
-void KernelSaControl::check_limits(Slot& slot) {
+void KernelSas::check_limits(Slot& slot) {
     const xfrm::Limits& limits = slot.limits;
     if (!limits_volume(limits)) return;
     const xfrm::Usage usage = usage_of(slot, work_of(slot));
@@ -146,7 +142,7 @@ void KernelSaControl::check_limits(Slot& slot) {
     slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
 }
 
-void KernelSaControl::write_counters(Slot& slot) {
+void KernelSas::write_counters(Slot& slot) {
     const Work work = work_of(slot);
     const xfrm::KernelSa* state = mirror_.find(slot.name);
     if (state == nullptr) return;
@@ -167,7 +163,7 @@ void KernelSaControl::write_counters(Slot& slot) {
 
 // What a worker that is done with the SA has used, for the kernel that goes on with it. Counters
 // only move up, also where the state was deleted and added again with older ones.
-bool KernelSaControl::hand_back(Slot& slot) {
+bool KernelSas::hand_back(Slot& slot) {
     if ((!slot.inbound && !slot.outbound) || mirror_.find(slot.name) == nullptr) return true;
     const auto state = socket_->get(slot.name);
     if (!state) return state.error().number == ESRCH;
@@ -190,13 +186,13 @@ bool KernelSaControl::hand_back(Slot& slot) {
 }
 
 // The kernel's own part of what its state shows.
-xfrm::Usage KernelSaControl::without_ours(const Slot& slot, xfrm::Usage usage) {
+xfrm::Usage KernelSas::without_ours(const Slot& slot, xfrm::Usage usage) {
     usage.packets -= std::min(usage.packets, slot.written_packets);
     usage.bytes -= std::min(usage.bytes, slot.written_bytes);
     return usage;
 }
 
-void KernelSaControl::extend(Slot& slot) {
+void KernelSas::extend(Slot& slot) {
     if (slot.phase != Phase::installed || !slot.outbound) return;
     if (slot.told == slot.reserved) {
         if (slot.reserved >= sequence_end(slot.esn)) {
@@ -216,20 +212,19 @@ void KernelSaControl::extend(Slot& slot) {
 }
 
 // `next_at_least`: where the worker goes on if it is behind; 0: where it is.
-void KernelSaControl::tell_range(Slot& slot, const SequenceStore::Range& range,
-                                 uint64_t next_at_least) {
+void KernelSas::tell_range(Slot& slot, const SequenceStore::Range& range, uint64_t next_at_least) {
     slot.told = range.end;
     slot.extension_due = false;
-    commands_->send(slot.owner,
-                    command::ExtendSequence{.sa = slot.outbound.get(),
-                                            .reserved = range.end,
-                                            .low_water = low_water(range, sequence_end(slot.esn)),
-                                            .next_at_least = next_at_least});
+    commands_.send(slot.owner,
+                   command::ExtendSequence{.sa = slot.outbound.get(),
+                                           .reserved = range.end,
+                                           .low_water = low_water(range, sequence_end(slot.esn)),
+                                           .next_at_least = next_at_least});
 }
 
 // The kernel itself has used a state that a worker serves: outbound, traffic of this host that was
 // not routed into sp0; inbound, packets that came in by a device which is no port.
-void KernelSaControl::kernel_used(const xfrm::SaName& name) {
+void KernelSas::kernel_used(const xfrm::SaName& name) {
     const auto found = by_name_.find(name);
     if (found == by_name_.end() || found->second->phase != Phase::installed) return;
     Slot& slot = *found->second;
@@ -248,7 +243,7 @@ void KernelSaControl::kernel_used(const xfrm::SaName& name) {
 }
 
 // The kernel has sent with numbers behind those that are reserved. `state`: as it is now.
-void KernelSaControl::go_on_above(Slot& slot, const xfrm::KernelSa& state) {
+void KernelSas::go_on_above(Slot& slot, const xfrm::KernelSa& state) {
     const uint64_t first = state.replay.sent + 1;
     slot.extension_due = false;
     if (first >= sequence_end(slot.esn)) return ask_rekey(slot, Rekey::always);
@@ -268,7 +263,7 @@ void KernelSaControl::go_on_above(Slot& slot, const xfrm::KernelSa& state) {
 
 // Where the kernel goes on sending for a group, each new SA has two senders too: without a limit
 // it would be rekeyed for ever.
-void KernelSaControl::ask_rekey(Slot& slot, Rekey when) {
+void KernelSas::ask_rekey(Slot& slot, Rekey when) {
     if (slot.rekey_asked) return;
     if (when == Rekey::paced) {
         const auto now = std::chrono::steady_clock::now();
@@ -282,7 +277,7 @@ void KernelSaControl::ask_rekey(Slot& slot, Rekey when) {
     rekey_queue_.push_back(slot.name);
 }
 
-void KernelSaControl::send_rekey_requests(size_t at_most) {
+void KernelSas::send_rekey_requests(size_t at_most) {
     for (size_t i = 0; i < at_most && !rekey_queue_.empty(); ++i) {
         const xfrm::SaName name = rekey_queue_.front();
         rekey_queue_.pop_front();
@@ -295,7 +290,7 @@ void KernelSaControl::send_rekey_requests(size_t at_most) {
     }
 }
 
-void KernelSaControl::write_back() {
+void KernelSas::give_back() {
     if (!socket_) return;
     size_t failed = 0;
     for (const auto& slot : slots_) {  // those on their way out too
@@ -316,53 +311,63 @@ void KernelSaControl::write_back() {
 
 // ---- views -------------------------------------------------------------------------------------
 
-std::vector<KernelSaView> KernelSaControl::sas() {
-    std::vector<KernelSaView> out;
+std::vector<SaRow> KernelSas::sas() const {
+    std::vector<SaRow> out;
     for (const auto& [name, state] : mirror_.states()) {
-        KernelSaView view;
-        view.state = &state;
-        view.usage = state.usage;
-        view.sequence = std::max(state.replay.sent, state.replay.top);
-        if (const auto decision = adoption_.sas.find(name); decision != adoption_.sas.end()) {
-            view.direction = decision->second.direction;
-            view.reason = decision->second.reason;
-        }
-        if (const auto kept = kept_.find(name); kept != kept_.end()) view.reason = kept->second;
+        const auto decision = adoption_.sas.find(name);
+        SaRow row = row_of(state, decision != adoption_.sas.end() ? &decision->second : nullptr);
+        if (const auto kept = kept_.find(name); kept != kept_.end()) row.reason = kept->second;
         const auto found = by_name_.find(name);
         if (found == by_name_.end()) {
-            if (view.reason.empty()) view.reason = "about to be taken over";
+            if (row.reason.empty()) row.reason = "about to be taken over";
         } else if (const Slot& slot = *found->second; slot.phase == Phase::installed) {
-            view.reason.clear();
-            view.worker = slot.owner;
-            view.usage = usage_of(slot, work_of(slot));
+            row.state = SaRow::State::active;
+            row.reason.clear();
+            row.worker = slot.owner;
+            const Work work = work_of(slot);
+            set_usage(row, usage_of(slot, work));
             if (slot.outbound) {
-                view.sequence =
-                    __atomic_load_n(&slot.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
-                view.reserved = slot.reserved - 1;
-                view.drops = &slot.outbound->drops;
+                row.sequence = __atomic_load_n(&slot.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
+                row.sequence_reserved = slot.reserved - 1;
+                set_drops(row, slot.outbound->drops);
             } else {
-                view.sequence = work_of(slot).top;
-                view.drops = &counting(slot)->drops;
+                row.sequence = work.top;
+                set_drops(row, counting(slot)->drops);
             }
         } else {
-            view.reason = "about to be taken over";
+            row.reason = "about to be taken over";
         }
-        out.push_back(std::move(view));
+        out.push_back(std::move(row));
     }
     return out;
 }
 
-KernelSaControl::Counts KernelSaControl::counts() const {
-    Counts counts;
-    for (const auto& [name, slot] : by_name_) {
-        if (slot->phase == Phase::installed) ++counts.adopted;
+std::vector<PolicyRow> KernelSas::policies() const {
+    std::vector<PolicyRow> out;
+    for (const PolicyView& view : adoption_.policies) {
+        const auto found = mirror_.policies().find(view.index);
+        if (found != mirror_.policies().end()) out.push_back(row_of(found->second, view));
     }
-    counts.with_kernel =
-        mirror_.states().size() - std::min(mirror_.states().size(), counts.adopted);
-    return counts;
+    return out;
 }
 
-size_t KernelSaControl::adopted_by(WorkerId worker) const {
+SourceCounts KernelSas::counts() const {
+    size_t adopted = 0;
+    for (const auto& [name, slot] : by_name_) {
+        if (slot->phase == Phase::installed) ++adopted;
+    }
+    const size_t sas = mirror_.states().size();
+    return {.policies = mirror_.policies().size(),
+            .sas = sas,
+            .sas_with_kernel = sas - std::min(sas, adopted)};
+}
+
+std::string KernelSas::inventory() const {
+    return std::to_string(mirror_.policies().size()) + " policies and " +
+           std::to_string(mirror_.states().size()) + " SAs in xfrm";
+}
+
+size_t KernelSas::served_by(WorkerId worker) const {
     return static_cast<size_t>(std::ranges::count_if(by_name_, [worker](const auto& item) {
         return item.second->phase == Phase::installed && item.second->owner == worker;
     }));

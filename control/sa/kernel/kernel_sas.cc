@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "control/policy/compile.h"
-#include "control/sa/static/static_sas.h"
+#include "control/sa/sequence_block.h"
 
 namespace sallyport::control {
 
@@ -38,28 +38,38 @@ bool used_by_kernel(const xfrm::KernelSa& state) {
 
 }  // namespace
 
-KernelSaControl::KernelSaControl(boost::asio::io_context& context, Log& log,
-                                 const config::Config& config, Setup setup,
-                                 const crypto::Aead& aead)
+KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config,
+                     Setup setup, const crypto::Aead& aead, xfrm::PolicyGuard& guard,
+                     WorkerCommands& commands)
     : log_(log),
       config_(config),
       setup_(std::move(setup)),
       aead_(aead),
+      guard_(guard),
+      commands_(commands),
       groups_(config.max_sas),
       context_(context),
       settle_timer_(context),
       finish_timer_(context),
-      tick_timer_(context),
-      flush_timer_(context) {}
+      tick_timer_(context) {}
 
-KernelSaControl::~KernelSaControl() = default;
+KernelSas::~KernelSas() = default;
 
-std::expected<void, std::string> KernelSaControl::open(
-    bpf_objects::BpfObjects& bpf, xfrm::PolicyGuard& guard,
-    std::span<const std::unique_ptr<Worker>> workers) {
+SourceNeeds KernelSas::needs() const {
+    const bpf_objects::Limits least;
+    const uint32_t rows = config_.max_sas * 4;
+    return {.maps = {.inbound_sas = config_.max_sas,
+                     .spd_destinations = std::max(least.spd_destinations, rows),
+                     .spd_sources = std::max(least.spd_sources, rows),
+                     .spd_entries = std::max(least.spd_entries, rows)},
+            .register_mode = true,
+            .policies = config_.max_sas,  // a group has at least one SA, or needs no number
+            .hold_frames = config::kHoldFrames,
+            .hold_ms = kHoldMs};
+}
+
+std::expected<void, std::string> KernelSas::open(bpf_objects::BpfObjects& bpf) {
     bpf_ = &bpf;
-    guard_ = &guard;
-    commands_.emplace(workers);
     auto socket = xfrm::RegisterSocket::open();
     if (!socket) return std::unexpected(socket.error());
     socket_.emplace(std::move(*socket));
@@ -71,26 +81,25 @@ std::expected<void, std::string> KernelSaControl::open(
     return publish(std::move(now));
 }
 
-void KernelSaControl::start() {
+void KernelSas::start() {
     taking_over_ = true;
     settle();
     wait_for_changes();
-    tick();
+    on_tick();
 }
 
-void KernelSaControl::stop() {
+void KernelSas::stop() {
     stopped_ = true;
     ErrorCode ignored;
     if (readable_) readable_->close(ignored);
     settle_timer_.cancel();
     finish_timer_.cancel();
     tick_timer_.cancel();
-    flush_timer_.cancel();
 }
 
 // ---- following the register --------------------------------------------------------------------
 
-void KernelSaControl::wait_for_changes() {
+void KernelSas::wait_for_changes() {
     readable_->async_wait(boost::asio::posix::stream_descriptor::wait_read,
                           [this](ErrorCode error) {
                               if (error || stopped_) return;
@@ -99,7 +108,7 @@ void KernelSaControl::wait_for_changes() {
                           });
 }
 
-void KernelSaControl::on_readable() {
+void KernelSas::on_readable() {
     const auto received = socket_->receive(mirror_, changes_);
     if (!received) log_.warning("the register of SAs is read again: " + received.error());
     if (!received || changes_.resync) return read_again();
@@ -110,7 +119,7 @@ void KernelSaControl::on_readable() {
     if (!changes_.empty()) settle_soon();
 }
 
-void KernelSaControl::read_again() {
+void KernelSas::read_again() {
     const auto dumped = socket_->dump(mirror_, changes_);
     read_again_due_ = !dumped.has_value();
     if (!dumped) {
@@ -122,7 +131,7 @@ void KernelSaControl::read_again() {
     settle_soon();
 }
 
-void KernelSaControl::settle_soon(int ms) {
+void KernelSas::settle_soon(int ms) {
     const auto at = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
     if (stopped_ || (settle_due_ && settle_timer_.expiry() <= at)) return;
     settle_due_ = true;
@@ -133,7 +142,7 @@ void KernelSaControl::settle_soon(int ms) {
 }
 
 // One round: what the register is now, against what the workers have.
-void KernelSaControl::settle() {
+void KernelSas::settle() {
     settle_due_ = false;
     const xfrm::RegisterChanges changes = std::exchange(changes_, {});
     for (const auto* names : {&changes.added, &changes.removed}) {
@@ -163,23 +172,10 @@ void KernelSaControl::settle() {
     }
     finish();
     finish_later();
-    flush_soon();
 }
 
-// Rings that are full empty within microseconds.
-void KernelSaControl::flush_soon() {
-    if (flush_due_ || stopped_ || commands_->flush()) return;
-    flush_due_ = true;
-    flush_timer_.expires_after(std::chrono::milliseconds(1));
-    flush_timer_.async_wait([this](ErrorCode error) {
-        if (error) return;
-        flush_due_ = false;
-        flush_soon();
-    });
-}
-
-std::vector<KernelSaControl::Slot*> KernelSaControl::departed(
-    const Adoption& now, const xfrm::RegisterChanges& changes) {
+std::vector<KernelSas::Slot*> KernelSas::departed(const Adoption& now,
+                                                  const xfrm::RegisterChanges& changes) {
     std::vector<Slot*> leaving;
     for (const auto& [name, slot] : by_name_) {
         const xfrm::KernelSa* state = mirror_.find(name);
@@ -198,7 +194,7 @@ std::vector<KernelSaControl::Slot*> KernelSaControl::departed(
 }
 
 // SAs that stay, with what may change under way: limits, selectors, rank.
-void KernelSaControl::refresh_slots(const Adoption& now) {
+void KernelSas::refresh_slots(const Adoption& now) {
     for (const auto& [name, slot] : by_name_) {
         const xfrm::KernelSa* state = mirror_.find(name);
         if (slot->limits != state->limits) slot->soft_reported = slot->hard_reported = false;
@@ -212,7 +208,7 @@ void KernelSaControl::refresh_slots(const Adoption& now) {
     }
 }
 
-void KernelSaControl::create_slots(const Adoption& now) {
+void KernelSas::create_slots(const Adoption& now) {
     if (!taking_over_) return;
     // Where a worker serves a group already, the kernel sends nothing of it. Else packets may be on
     // their way through the kernel that will take the new SA, though it is unused until now.
@@ -268,7 +264,7 @@ void KernelSaControl::create_slots(const Adoption& now) {
 
 // XDP asks the kernel for states without a mark. One with a mark would not be found, so the owner
 // map says that it is the kernel's.
-void KernelSaControl::name_marked_states() {
+void KernelSas::name_marked_states() {
     std::set<std::pair<Spi, IpAddress>> marked;
     for (const auto& [name, state] : mirror_.states()) {
         if (name.mark.mask != 0 && name.protocol == xfrm::kProtocolEsp) {
@@ -290,7 +286,7 @@ void KernelSaControl::name_marked_states() {
     marked_ = std::move(marked);
 }
 
-std::vector<std::vector<WorkerId>> KernelSaControl::owners() const {
+std::vector<std::vector<WorkerId>> KernelSas::owners() const {
     std::vector<std::vector<WorkerId>> out(groups_.upper_bound());
     for (const auto& [name, slot] : by_name_) {
         if (slot->direction != StateDirection::outbound) continue;
@@ -306,7 +302,7 @@ std::vector<std::vector<WorkerId>> KernelSaControl::owners() const {
     return out;
 }
 
-std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
+std::expected<void, std::string> KernelSas::publish(Adoption now) {
     const bool other_policies = policies_due_ || now.outbound != adoption_.outbound ||
                                 now.inbound != adoption_.inbound ||
                                 now.if_id_by_group != adoption_.if_id_by_group;
@@ -317,7 +313,7 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
         auto compiled = compile_entries(adoption_.outbound, adoption_.inbound);
         if (!compiled) return std::unexpected(compiled.error());
         spd_ = compiled->spd.get();
-        commands_->publish(std::move(compiled->spd));
+        commands_.publish(std::move(compiled->spd));
         auto done = bpf_->publish_spd(compiled->outbound, compiled->inbound, workers,
                                       adoption_.if_id_by_group);
         if (!done) return done;
@@ -333,7 +329,7 @@ std::expected<void, std::string> KernelSaControl::publish(Adoption now) {
 
 // A worker's ESP packet that needs the kernel's help (no neighbour yet) must not be taken for
 // traffic to protect, where a policy is wide enough to cover the tunnel's own addresses.
-void KernelSaControl::let_outer_packets_pass() {
+void KernelSas::let_outer_packets_pass() {
     std::set<std::pair<IpAddress, IpAddress>> pairs;
     for (const auto& [name, slot] : by_name_) {
         if (slot->direction != StateDirection::outbound) continue;
@@ -349,7 +345,7 @@ void KernelSaControl::let_outer_packets_pass() {
     }
     if (pairs == outer_pairs_) return;
     const std::vector<std::pair<IpAddress, IpAddress>> rows(pairs.begin(), pairs.end());
-    if (const auto done = guard_->replace(xfrm::outer_esp_rows(rows)); !done) {
+    if (const auto done = guard_.replace(xfrm::outer_esp_rows(rows)); !done) {
         log_.error("ESP packets that need the kernel's help may be encrypted twice: " +
                    done.error());
         return;
@@ -359,7 +355,7 @@ void KernelSaControl::let_outer_packets_pass() {
 
 // ---- into the worker ---------------------------------------------------------------------------
 
-void KernelSaControl::finish_later() {
+void KernelSas::finish_later() {
     const bool some = std::ranges::any_of(
         by_name_, [](const auto& item) { return item.second->phase == Phase::steered; });
     if (!some || finish_due_ || stopped_) return;
@@ -370,13 +366,12 @@ void KernelSaControl::finish_later() {
         finish_due_ = false;
         finish();
         finish_later();
-        flush_soon();
     });
 }
 
 // Those that the kernel has used only when some time has passed since they were steered away from
 // it, each by its own: a round that is due may be that of an earlier one.
-void KernelSaControl::finish() {
+void KernelSas::finish() {
     const auto steered_by = std::chrono::steady_clock::now() - std::chrono::milliseconds(kSettleMs);
     std::vector<Slot*> ready;
     for (const auto& [name, slot] : by_name_) {
@@ -388,7 +383,7 @@ void KernelSaControl::finish() {
     for (Slot* slot : ready) finish_one(*slot);
 }
 
-void KernelSaControl::finish_one(Slot& slot) {
+void KernelSas::finish_one(Slot& slot) {
     auto state = socket_->get(slot.name);
     if (!state) {
         if (state.error().number != ESRCH) return keep_with_kernel(slot, state.error().text);
@@ -411,8 +406,8 @@ void KernelSaControl::finish_one(Slot& slot) {
     mirror_.refresh(*state);
 }
 
-InboundSaParameters KernelSaControl::inbound_parameters(const Slot& slot,
-                                                        const xfrm::KernelSa& state) const {
+InboundSaParameters KernelSas::inbound_parameters(const Slot& slot,
+                                                  const xfrm::KernelSa& state) const {
     return {.id = slot.id,
             .policy = slot.group,
             .spi = slot.name.spi,
@@ -427,16 +422,16 @@ InboundSaParameters KernelSaControl::inbound_parameters(const Slot& slot,
             .selectors = slot.decision.selectors};
 }
 
-void KernelSaControl::install_inbound(Slot& slot, const xfrm::KernelSa& state) {
+void KernelSas::install_inbound(Slot& slot, const xfrm::KernelSa& state) {
     auto made = make_inbound_sa(aead_, inbound_parameters(slot, state));
     if (!made) return keep_with_kernel(slot, made.error());
     slot.inbound = std::move(*made);
     slot.written_top = slot.inbound->replay.top();
     slot.phase = Phase::installed;
-    commands_->send(slot.owner, command::InstallInbound{slot.inbound.get()});
+    commands_.send(slot.owner, command::InstallInbound{slot.inbound.get()});
 }
 
-void KernelSaControl::replace_inbound(Slot& slot, const xfrm::KernelSa& state) {
+void KernelSas::replace_inbound(Slot& slot, const xfrm::KernelSa& state) {
     if (slot.old_inbound) {
         settle_soon(kTickMs);  // one replacement at a time
         slot.decision.selectors.clear();
@@ -449,11 +444,11 @@ void KernelSaControl::replace_inbound(Slot& slot, const xfrm::KernelSa& state) {
     }
     slot.old_inbound = std::move(slot.inbound);
     slot.inbound = std::move(*made);
-    commands_->send(slot.owner, command::ReplaceInbound{.old = slot.old_inbound.get(),
-                                                        .sa = slot.inbound.get()});
+    commands_.send(slot.owner, command::ReplaceInbound{.old = slot.old_inbound.get(),
+                                                       .sa = slot.inbound.get()});
 }
 
-void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) {
+void KernelSas::install_outbound(Slot& slot, const xfrm::KernelSa& state) {
     const uint64_t end = sequence_end(state.esn);
     const uint64_t first =
         std::max(state.replay.sent + 1, memory_.find(slot.memory_name).outbound_next);
@@ -491,13 +486,13 @@ void KernelSaControl::install_outbound(Slot& slot, const xfrm::KernelSa& state) 
     slot.reserved = range.end;
     slot.told = range.end;
     slot.phase = Phase::installed;
-    commands_->send(slot.owner, command::InstallOutbound{slot.outbound.get()});
+    commands_.send(slot.owner, command::InstallOutbound{slot.outbound.get()});
     if (first > 1) ask_rekey(slot);  // another sender has used the key
 }
 
 // ---- and back ----------------------------------------------------------------------------------
 
-void KernelSaControl::keep_with_kernel(Slot& slot, const std::string& reason) {
+void KernelSas::keep_with_kernel(Slot& slot, const std::string& reason) {
     kept_[slot.name] = reason;
     steer_away(slot);
     by_name_.erase(slot.name);
@@ -506,7 +501,7 @@ void KernelSaControl::keep_with_kernel(Slot& slot, const std::string& reason) {
 }
 
 // Inbound frames go to the kernel, if it has the state.
-void KernelSaControl::steer_away(const Slot& slot) {
+void KernelSas::steer_away(const Slot& slot) {
     if (slot.direction != StateDirection::inbound ||
         marked_.contains({slot.name.spi, slot.name.destination})) {
         return;
@@ -518,56 +513,52 @@ void KernelSaControl::steer_away(const Slot& slot) {
 
 // Outbound traffic is not steered to the SA any more. Inbound traffic is until the worker has let
 // go and the kernel knows what it has accepted: earlier, the kernel would accept it once more.
-void KernelSaControl::retire(Slot& slot) {
+void KernelSas::retire(Slot& slot) {
     if (!slot.inbound && !slot.outbound) {  // never installed
         steer_away(slot);
         return free_slot(slot);
     }
     ++retiring_[slot.name];
     if (slot.inbound) {
-        commands_->send(slot.owner, command::RetireInbound{slot.inbound.get()});
+        commands_.send(slot.owner, command::RetireInbound{slot.inbound.get()});
     } else {
-        commands_->send(slot.owner, command::RetireOutbound{slot.outbound.get()});
+        commands_.send(slot.owner, command::RetireOutbound{slot.outbound.get()});
     }
 }
 
-void KernelSaControl::remember(const Slot& slot) {
+void KernelSas::remember(const Slot& slot) {
     SequenceMemory::State used;
     if (slot.outbound) used.outbound_next = slot.outbound->sequence_next;
     if (slot.inbound) used.inbound_top = slot.inbound->replay.top();
     memory_.raise(slot.memory_name, used);
 }
 
-void KernelSaControl::free_slot(Slot& slot) {
+void KernelSas::free_slot(Slot& slot) {
     const uint32_t index = to_index(slot.id);
     slots_[index].reset();
     free_slots_.push_back(index);
 }
 
-KernelSaControl::Slot* KernelSaControl::slot_of(SaId id) {
+KernelSas::Slot* KernelSas::slot_of(SaId id) {
     return to_index(id) < slots_.size() ? slots_[to_index(id)].get() : nullptr;
 }
 
-void KernelSaControl::handle(const Event& event) {
+void KernelSas::handle(const Event& event) {
     std::visit([this](const auto& news) { take(news); }, event);
 }
 
-void KernelSaControl::take(const event::SpdReleased& news) {
-    commands_->released(news.spd);
-}
-
-void KernelSaControl::take(const event::SequenceLow& news) {
+void KernelSas::take(const event::SequenceLow& news) {
     Slot* slot = slot_of(news.id);
     if (slot == nullptr) return;
     slot->extension_due = true;
     extend(*slot);
 }
 
-void KernelSaControl::take(const event::SequenceExhausted& news) {
+void KernelSas::take(const event::SequenceExhausted& news) {
     if (Slot* slot = slot_of(news.id)) ask_rekey(*slot);
 }
 
-void KernelSaControl::take(const event::InboundRetired& news) {
+void KernelSas::take(const event::InboundRetired& news) {
     Slot* slot = slot_of(news.id);
     if (slot == nullptr) return;
     if (slot->old_inbound && news.sa == slot->old_inbound.get()) {
@@ -587,12 +578,12 @@ void KernelSaControl::take(const event::InboundRetired& news) {
     let_go(*slot);
 }
 
-void KernelSaControl::take(const event::OutboundRetired& news) {
+void KernelSas::take(const event::OutboundRetired& news) {
     if (Slot* slot = slot_of(news.id)) let_go(*slot);
 }
 
 // The worker is done with it.
-void KernelSaControl::let_go(Slot& slot) {
+void KernelSas::let_go(Slot& slot) {
     remember(slot);
     if (!hand_back(slot)) log_.warning("the counters of an SA are not written back");
     if (slot.phase != Phase::retiring) {
@@ -611,11 +602,11 @@ void KernelSaControl::let_go(Slot& slot) {
     settle_soon();  // one of the same name may be waiting for this
 }
 
-AdoptionSetup KernelSaControl::adoption_setup() const {
+AdoptionSetup KernelSas::adoption_setup() const {
     return {.cpus = setup_.cpus, .local_addresses = local_addresses_, .policies = config_.policies};
 }
 
-void KernelSaControl::read_local_addresses() {
+void KernelSas::read_local_addresses() {
     ifaddrs* list = nullptr;
     if (getifaddrs(&list) != 0) return;
     local_addresses_.clear();

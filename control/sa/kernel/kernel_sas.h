@@ -67,6 +67,7 @@
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
 #include "control/sa/kernel/sequence_memory.h"
+#include "control/sa/source.h"
 #include "control/sa/worker_commands.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/mirror.h"
@@ -76,27 +77,14 @@
 
 namespace sallyport::control {
 
-// As xfrm counts time.
-uint64_t seconds_since_epoch();
-
-// What `show sa` tells of one SA of the register.
-struct KernelSaView {
-    const xfrm::KernelSa* state = nullptr;
-    std::optional<xfrm::StateDirection> direction;
-    std::optional<WorkerId> worker;
-    std::string reason;     // why the kernel keeps it; empty: the worker serves it
-    xfrm::Usage usage;      // kernel and workers together
-    uint64_t sequence = 0;  // last sent, or top of the replay window
-    uint64_t reserved = 0;  // outbound: last number that the worker may use
-    const std::array<Counter, kDropReasonCount>* drops = nullptr;
-};
-
-class KernelSaControl {
+class KernelSas final : public SaSource {
   public:
     static constexpr int kCoalesceMs = 2;
     static constexpr int kSettleMs = 3;
     static constexpr int kTickMs = 100;
     static constexpr int kFeedbackTicks = 10;
+    // For how long frames wait in a worker for an SA that is being taken over.
+    static constexpr uint32_t kHoldMs = 200;
     static constexpr size_t kRekeysPerSecond = 100;
     static constexpr std::chrono::minutes kRekeyPause{10};
 
@@ -104,35 +92,28 @@ class KernelSaControl {
         std::vector<uint16_t> cpus;  // of the workers
         uint16_t mtu = 1500;         // largest outer packet
     };
-    // `config` and `log` outlive the object.
-    KernelSaControl(boost::asio::io_context& context, Log& log, const config::Config& config,
-                    Setup setup, const crypto::Aead& aead);
-    ~KernelSaControl();
-    KernelSaControl(const KernelSaControl&) = delete;
+    // Everything named here outlives the object.
+    KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config, Setup setup,
+              const crypto::Aead& aead, xfrm::PolicyGuard& guard, WorkerCommands& commands);
+    ~KernelSas() override;
 
+    [[nodiscard]] SourceNeeds needs() const override;
     // Reads the register and publishes its policies, still without any owner: attached now, the
-    // programs leave all that is protected to the kernel. `bpf`, `guard` and `workers` outlive the
-    // use of this object, which ends with stop(); its memory must outlive the workers.
-    std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf, xfrm::PolicyGuard& guard,
-                                          std::span<const std::unique_ptr<Worker>> workers);
+    // programs leave all that is protected to the kernel.
+    std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf) override;
     // The programs are attached: takes SAs over, and follows the register from now on.
-    void start();
-    void handle(const Event& event);
-    // No more changes. Call before the workers stop.
-    void stop();
-    // After the workers have stopped, before the programs are detached: exact counters to the
-    // kernel, which goes on with the SAs.
-    void write_back();
+    void start() override;
+    void handle(const Event& event) override;
+    void tick() override {}  // it has a timer of its own
+    void stop() override;
+    // Exact counters to the kernel, which goes on with the SAs.
+    void give_back() override;
 
-    [[nodiscard]] std::vector<KernelSaView> sas();
-    [[nodiscard]] const xfrm::RegisterMirror& mirror() const { return mirror_; }
-    [[nodiscard]] const Adoption& adoption() const { return adoption_; }
-    struct Counts {
-        size_t adopted = 0;
-        size_t with_kernel = 0;
-    };
-    [[nodiscard]] Counts counts() const;
-    [[nodiscard]] size_t adopted_by(WorkerId worker) const;
+    [[nodiscard]] std::vector<SaRow> sas() const override;
+    [[nodiscard]] std::vector<PolicyRow> policies() const override;
+    [[nodiscard]] SourceCounts counts() const override;
+    [[nodiscard]] size_t served_by(WorkerId worker) const override;
+    [[nodiscard]] std::string inventory() const override;
 
   private:
     enum class Phase : uint8_t { steered, installed, retiring };
@@ -199,7 +180,6 @@ class KernelSaControl {
     std::expected<void, std::string> publish(Adoption now);
     void let_outer_packets_pass();
     void finish_later();
-    void flush_soon();
     void finish();
     void finish_one(Slot& slot);
     void install_inbound(Slot& slot, const xfrm::KernelSa& state);
@@ -213,8 +193,8 @@ class KernelSaControl {
     void take(const event::OutboundRetired& news);
     void take(const event::SequenceLow& news);
     void take(const event::SequenceExhausted& news);
-    void take(const event::SpdReleased& news);
-    void take(const event::NextHopsReleased& /*news*/) {}  // of others
+    void take(const event::SpdReleased& /*news*/) {}  // of others
+    void take(const event::NextHopsReleased& /*news*/) {}
     void take(const event::Audit& /*news*/) {}
     void let_go(Slot& slot);
     void free_slot(Slot& slot);
@@ -225,7 +205,7 @@ class KernelSaControl {
     void read_local_addresses();
 
     // --- counters, limits, reservations (kernel_sa_feedback.cc)
-    void tick();
+    void on_tick();
     void check_limits(Slot& slot);
     void write_counters(Slot& slot);
     bool write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
@@ -250,7 +230,8 @@ class KernelSaControl {
     Setup setup_;
     const crypto::Aead& aead_;
     bpf_objects::BpfObjects* bpf_ = nullptr;
-    xfrm::PolicyGuard* guard_ = nullptr;
+    xfrm::PolicyGuard& guard_;
+    WorkerCommands& commands_;
     const Spd* spd_ = nullptr;                               // published last
     std::set<std::pair<IpAddress, IpAddress>> outer_pairs_;  // that `guard_` lets pass
     std::optional<xfrm::RegisterSocket> socket_;
@@ -272,16 +253,13 @@ class KernelSaControl {
     bool stopped_ = false;
     std::deque<xfrm::SaName> rekey_queue_;
     std::map<PolicyId, RekeyPace> rekey_pace_;  // by group
-    std::optional<WorkerCommands> commands_;
     std::optional<boost::asio::posix::stream_descriptor> readable_;
     boost::asio::io_context& context_;
     boost::asio::steady_timer settle_timer_;
     boost::asio::steady_timer finish_timer_;
     boost::asio::steady_timer tick_timer_;
-    boost::asio::steady_timer flush_timer_;
     bool settle_due_ = false;
     bool finish_due_ = false;
-    bool flush_due_ = false;
     bool read_again_due_ = false;
     uint32_t ticks_ = 0;
 };

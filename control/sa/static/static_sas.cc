@@ -2,12 +2,13 @@
 #include "control/sa/static/static_sas.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <thread>
+#include <map>
+#include <span>
 #include <utility>
 
-#include "control/policy/compile.h"
+#include "control/sa/audit.h"
+#include "control/sa/sequence_block.h"
+#include "control/sa/static/rows.h"
 
 namespace sallyport::control {
 
@@ -37,65 +38,98 @@ DfPolicy df_of(config::DfPolicy df) {
     return DfPolicy::copy;
 }
 
-bool is_outbound(const ManagedSa& sa) {
-    return sa.config->direction == config::SaDirection::outbound;
-}
-
 WorkerId owner_of(const config::StaticSa& sa, uint16_t worker_count) {
     if (sa.worker) return *sa.worker;
     const uint32_t hash = sp_sa_hash(Be32(to_index(sa.spi)).raw(), sa.destination.last_word());
     return WorkerId{static_cast<uint16_t>(hash % worker_count)};
 }
 
-// Start-up only: a worker takes commands at least four times a second, so a full ring empties.
-bool submit_patiently(Worker& worker, const Command& command) {
-    for (int attempt = 0; attempt < 5000; ++attempt) {
-        if (worker.submit(command)) return true;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return false;
+std::vector<uint32_t> if_ids_of(const std::vector<config::Policy>& policies) {
+    std::vector<uint32_t> out;
+    for (const config::Policy& policy : policies) out.push_back(policy.if_id);
+    return out;
 }
 
 }  // namespace
 
-uint64_t sequence_end(bool esn) {
-    return esn ? kSequenceEndEsn : kSequenceEnd32;
+std::expected<std::unique_ptr<StaticSas>, std::string> StaticSas::make(
+    Log& log, const config::Config& config, Setup setup, const crypto::Aead& aead,
+    SequenceStore& store, xfrm::SaRegistry& registry, WorkerCommands& commands) {
+    auto spd = compile_policies(config.policies);
+    if (!spd) return std::unexpected(spd.error());
+    return std::unique_ptr<StaticSas>(new StaticSas(log, config, std::move(setup), aead, store,
+                                                    registry, commands, std::move(*spd)));
 }
 
-uint64_t sequence_block(bool esn) {
-    return esn ? kSequenceBlockEsn : kSequenceBlock32;
-}
-
-SequenceStore::Range next_block(uint64_t first, bool esn) {
-    return {.first = first,
-            .end = first + std::min(sequence_block(esn), sequence_end(esn) - first)};
-}
-
-uint64_t low_water(const SequenceStore::Range& range, uint64_t end) {
-    return range.end >= end ? range.end : range.first + (range.end - range.first) / 2;
-}
-
-SaControl::SaControl(Log& log, const config::Config& config, uint16_t worker_count)
-    : log_(log), config_(config) {
+StaticSas::StaticSas(Log& log, const config::Config& config, Setup setup, const crypto::Aead& aead,
+                     SequenceStore& store, xfrm::SaRegistry& registry, WorkerCommands& commands,
+                     PublishedSpd spd)
+    : log_(log),
+      config_(config),
+      setup_(std::move(setup)),
+      aead_(aead),
+      store_(store),
+      registry_(registry),
+      commands_(commands),
+      spd_(std::move(spd)) {
     for (size_t i = 0; i < config.sas.size(); ++i) {
         const config::StaticSa& sa = config.sas[i];
         ManagedSa managed;
         managed.id = SaId{static_cast<uint32_t>(i)};
         managed.config = &sa;
-        managed.owner = owner_of(sa, worker_count);
+        managed.owner = owner_of(sa, static_cast<uint16_t>(setup_.cpus.size()));
         const auto policy = std::ranges::find(config.policies, sa.policy, &config::Policy::name);
         managed.policy = PolicyId{static_cast<uint32_t>(policy - config.policies.begin())};
         sas_.push_back(std::move(managed));
     }
 }
 
-void SaControl::refuse(ManagedSa& sa, const std::string& reason) {
+void StaticSas::refuse(ManagedSa& sa, const std::string& reason) {
     sa.refusal = reason;
     log_.error("SA '" + sa.config->name + "' is refused: " + reason);
 }
 
-void SaControl::build(const crypto::Aead& aead, SequenceStore& store, uint16_t mtu) {
+SourceNeeds StaticSas::needs() const {
+    const bpf_objects::Limits least;
+    const auto room = [](size_t outbound, size_t inbound, uint32_t at_least) {
+        return std::max(static_cast<uint32_t>(outbound + inbound), at_least);
+    };
+    const CompiledSpd& out = spd_.outbound;
+    const CompiledSpd& in = spd_.inbound;
+    SourceNeeds needs;
+    needs.maps = {.inbound_sas = config_.max_sas,
+                  .spd_destinations =
+                      room(out.destinations.size(), in.destinations.size(), least.spd_destinations),
+                  .spd_sources = room(out.sources.size(), in.sources.size(), least.spd_sources),
+                  .spd_entries = room(out.entries.size(), in.entries.size(), least.spd_entries)};
+    needs.policies = static_cast<uint32_t>(config_.policies.size());
+    return needs;
+}
+
+std::expected<void, std::string> StaticSas::open(bpf_objects::BpfObjects& bpf) {
+    if (!store_.distrust().empty()) log_.warning(store_.distrust());
     for (ManagedSa& sa : sas_) sa.key = digest_of_key(sa.config->key.bytes());
+    refuse_shared_keys();
+    reserve_first();
+    for (ManagedSa& sa : sas_) {
+        if (sa.active()) build_one(sa);
+    }
+    announce(bpf);
+    if (registry_.method() == xfrm::SaRegistry::Method::larval) {
+        log_.note("inbound SAs are registered in xfrm as larval states: " + registry_.reason());
+    }
+    install();
+    return publish(bpf);
+}
+
+std::expected<void, std::string> StaticSas::publish(bpf_objects::BpfObjects& bpf) {
+    commands_.publish(std::move(spd_.spd));
+    return bpf.publish_spd(
+        spd_.outbound, spd_.inbound, owners_by_policy(),
+        setup_.kernel_connections ? if_ids_of(config_.policies) : std::vector<uint32_t>{});
+}
+
+void StaticSas::refuse_shared_keys() {
     // Two senders under one key repeat each other's IVs; the peer sends with our inbound keys.
     std::map<KeyDigest, const ManagedSa*> by_key;
     for (ManagedSa& sa : sas_) {
@@ -104,29 +138,25 @@ void SaControl::build(const crypto::Aead& aead, SequenceStore& store, uint16_t m
         for (const ManagedSa* one : {first->second, static_cast<const ManagedSa*>(&sa)}) {
             ManagedSa& affected = sas_[to_index(one->id)];
             const ManagedSa& other = one == &sa ? *first->second : sa;
-            if (!is_outbound(affected) || !affected.active()) continue;
+            if (!affected.is_outbound() || !affected.active()) continue;
             refuse(affected, "SA '" + other.config->name +
                                  "' has the same key, and two senders under one key break AES-GCM: "
                                  "give each SA a key of its own, on both ends");
         }
     }
-    reserve_first(store);
-    for (ManagedSa& sa : sas_) {
-        if (sa.active()) build_one(sa, aead, mtu);
-    }
 }
 
-void SaControl::reserve_first(SequenceStore& store) {
+void StaticSas::reserve_first() {
     std::vector<SequenceStore::Request> requests;
     std::vector<ManagedSa*> asking;
     for (ManagedSa& sa : sas_) {
-        if (!is_outbound(sa) || !sa.active()) continue;
+        if (!sa.is_outbound() || !sa.active()) continue;
         requests.push_back({.key = sa.key,
                             .count = sequence_block(sa.config->esn),
                             .end = sequence_end(sa.config->esn)});
         asking.push_back(&sa);
     }
-    const auto results = store.reserve(requests);
+    const auto results = store_.reserve(requests);
     for (size_t i = 0; i < results.size(); ++i) {
         ManagedSa& sa = *asking[i];
         if (!results[i]) {
@@ -145,53 +175,54 @@ void SaControl::reserve_first(SequenceStore& store) {
     }
 }
 
-void SaControl::build_one(ManagedSa& sa, const crypto::Aead& aead, uint16_t mtu) {
+void StaticSas::build_outbound(ManagedSa& sa) {
     const config::StaticSa& config = *sa.config;
-    if (is_outbound(sa)) {
-        const SequenceStore::Range range{.first = sa.sequence_told, .end = sa.sequence_reserved};
-        auto made = make_outbound_sa(
-            aead, {.id = sa.id,
-                   .policy = sa.policy,
-                   .spi = config.spi,
-                   .source = config.source,
-                   .destination = config.destination,
-                   .suite = suite_of(config.suite),
-                   .key = config.key.bytes(),
-                   .esn = config.esn,
-                   .sequence_next = range.first,
-                   .sequence_reserved = range.end,
-                   .sequence_low_water = low_water(range, sequence_end(config.esn)),
-                   .iv_mask = 0,
-                   .owner = sa.owner,
-                   .mtu = config.mtu != 0 ? config.mtu : mtu,
-                   .df = df_of(config.df),
-                   .copy_dscp = config.copy_dscp,
-                   .outer_ttl = config.outer_ttl});
-        if (!made) return refuse(sa, made.error());
-        sa.outbound = std::move(*made);
-        sa.sequence_told = range.end;
-        return;
-    }
+    const SequenceStore::Range range{.first = sa.sequence_told, .end = sa.sequence_reserved};
+    auto made =
+        make_outbound_sa(aead_, {.id = sa.id,
+                                 .policy = sa.policy,
+                                 .spi = config.spi,
+                                 .source = config.source,
+                                 .destination = config.destination,
+                                 .suite = suite_of(config.suite),
+                                 .key = config.key.bytes(),
+                                 .esn = config.esn,
+                                 .sequence_next = range.first,
+                                 .sequence_reserved = range.end,
+                                 .sequence_low_water = low_water(range, sequence_end(config.esn)),
+                                 .iv_mask = 0,
+                                 .owner = sa.owner,
+                                 .mtu = config.mtu != 0 ? config.mtu : setup_.mtu,
+                                 .df = df_of(config.df),
+                                 .copy_dscp = config.copy_dscp,
+                                 .outer_ttl = config.outer_ttl});
+    if (!made) return refuse(sa, made.error());
+    sa.outbound = std::move(*made);
+    sa.sequence_told = range.end;
+}
+
+void StaticSas::build_one(ManagedSa& sa) {
+    if (sa.is_outbound()) return build_outbound(sa);
+    const config::StaticSa& config = *sa.config;
     const std::vector<Selector> selectors =
         inbound_selectors(config_.policies[to_index(sa.policy)]);
-    auto made = make_inbound_sa(aead, {.id = sa.id,
-                                       .policy = sa.policy,
-                                       .spi = config.spi,
-                                       .source = config.source,
-                                       .destination = config.destination,
-                                       .suite = suite_of(config.suite),
-                                       .key = config.key.bytes(),
-                                       .esn = config.esn,
-                                       .replay_window = config.replay_window,
-                                       .replay_top = 0,
-                                       .owner = sa.owner,
-                                       .selectors = selectors});
+    auto made = make_inbound_sa(aead_, {.id = sa.id,
+                                        .policy = sa.policy,
+                                        .spi = config.spi,
+                                        .source = config.source,
+                                        .destination = config.destination,
+                                        .suite = suite_of(config.suite),
+                                        .key = config.key.bytes(),
+                                        .esn = config.esn,
+                                        .replay_window = config.replay_window,
+                                        .replay_top = 0,
+                                        .owner = sa.owner,
+                                        .selectors = selectors});
     if (!made) return refuse(sa, made.error());
     sa.inbound = std::move(*made);
 }
 
-void SaControl::announce(xfrm::SaRegistry& registry, bpf_objects::BpfObjects& bpf,
-                         std::span<const uint16_t> cpus) {
+void StaticSas::announce(bpf_objects::BpfObjects& bpf) {
     std::vector<xfrm::NewState> states;
     std::vector<ManagedSa*> announced;
     for (ManagedSa& sa : sas_) {
@@ -199,18 +230,18 @@ void SaControl::announce(xfrm::SaRegistry& registry, bpf_objects::BpfObjects& bp
         const config::StaticSa& config = *sa.config;
         states.push_back({.id = {config.spi, config.destination},
                           .source = config.source,
-                          .direction = is_outbound(sa) ? xfrm::StateDirection::outbound
-                                                       : xfrm::StateDirection::inbound,
+                          .direction = sa.is_outbound() ? xfrm::StateDirection::outbound
+                                                        : xfrm::StateDirection::inbound,
                           .key = config.key.bytes(),
                           .esn = config.esn,
                           .replay_window = config.replay_window,
-                          .pcpu = cpus[to_index(sa.owner)]});
+                          .pcpu = setup_.cpus[to_index(sa.owner)]});
         announced.push_back(&sa);
     }
-    const auto results = registry.add(states);
+    const auto results = registry_.add(states);
     for (size_t i = 0; i < results.size(); ++i) {
         ManagedSa& sa = *announced[i];
-        if (is_outbound(sa)) {
+        if (sa.is_outbound()) {
             // Only for show; the worker sends without it.
             if (!results[i]) log_.warning("SA '" + sa.config->name + "': " + results[i].error());
             continue;
@@ -224,28 +255,24 @@ void SaControl::announce(xfrm::SaRegistry& registry, bpf_objects::BpfObjects& bp
     }
 }
 
-void SaControl::install(std::span<const std::unique_ptr<Worker>> workers) {
+void StaticSas::install() {
     for (ManagedSa& sa : sas_) {
         if (!sa.active()) continue;
-        Command command = command::InstallInbound{sa.inbound.get()};
-        if (is_outbound(sa)) command = command::InstallOutbound{sa.outbound.get()};
-        if (!submit_patiently(*workers[to_index(sa.owner)], command)) {
-            refuse(sa, "its worker does not take commands: the CPU is starved, restart sallyportd");
+        if (sa.is_outbound()) {
+            commands_.send(sa.owner, command::InstallOutbound{sa.outbound.get()});
+        } else {
+            commands_.send(sa.owner, command::InstallInbound{sa.inbound.get()});
         }
     }
 }
 
-void SaControl::handle(const Event& event, SequenceStore& store,
-                       std::span<const std::unique_ptr<Worker>> workers) {
+void StaticSas::handle(const Event& event) {
     if (const auto* low = std::get_if<event::SequenceLow>(&event)) {
         ManagedSa& sa = sas_[to_index(low->id)];
         sa.extension_due = true;
-        extend(sa, store, workers);
-    } else if (const auto* exhausted = std::get_if<event::SequenceExhausted>(&event)) {
-        ManagedSa& sa = sas_[to_index(exhausted->id)];
-        if (sa.active()) {
-            refuse(sa, "it has used its last sequence number: give it a new key on both ends");
-        }
+        extend(sa);
+    } else if (const auto* news = std::get_if<event::SequenceExhausted>(&event)) {
+        exhausted(*news);
     } else if (const auto* inbound = std::get_if<event::InboundRetired>(&event)) {
         no_room_for(inbound->id);
     } else if (const auto* outbound = std::get_if<event::OutboundRetired>(&event)) {
@@ -253,74 +280,107 @@ void SaControl::handle(const Event& event, SequenceStore& store,
     }
 }
 
+void StaticSas::exhausted(const event::SequenceExhausted& news) {
+    ManagedSa& sa = sas_[to_index(news.id)];
+    if (!sa.active()) return;  // each further packet says so again
+    log_.audit(audit_text({.reason = DropReason::sequence_exhausted,
+                           .spi = news.spi,
+                           .sequence = news.next,
+                           .source = sa.config->source,
+                           .destination = sa.config->destination}));
+    refuse(sa, "it has used its last sequence number: give it a new key on both ends");
+}
+
 // Nobody retires static SAs: the worker refused it.
-void SaControl::no_room_for(SaId id) {
+void StaticSas::no_room_for(SaId id) {
     refuse(sas_[to_index(id)], "its worker has no room for it: raise max_sas");
 }
 
-void SaControl::extend(ManagedSa& sa, SequenceStore& store,
-                       std::span<const std::unique_ptr<Worker>> workers) {
+void StaticSas::extend(ManagedSa& sa) {
     const uint64_t end = sequence_end(sa.config->esn);
     if (sa.sequence_told == sa.sequence_reserved) {
         if (sa.sequence_reserved >= end) {
             sa.extension_due = false;
             return;
         }
-        const SequenceStore::Request request{
-            .key = sa.key, .count = sequence_block(sa.config->esn), .end = end};
-        const auto range = store.reserve(std::span(&request, 1)).front();
-        if (!range) {
-            if (range.error() != sa.extension_error) {
-                log_.error("SA '" + sa.config->name +
-                           "' will stop when its sequence numbers are used up: " + range.error());
-            }
-            sa.extension_error = range.error();
-            return;  // tried again
-        }
-        if (!std::exchange(sa.extension_error, {}).empty()) {
-            log_.info("SA '" + sa.config->name + "' has sequence numbers again");
-        }
-        sa.sequence_reserved = range->end;
+        if (!reserve_more(sa)) return;  // tried again
     }
     const SequenceStore::Range told{.first = sa.sequence_told, .end = sa.sequence_reserved};
-    const command::ExtendSequence command{.sa = sa.outbound.get(),
-                                          .reserved = sa.sequence_reserved,
-                                          .low_water = low_water(told, end)};
-    if (!workers[to_index(sa.owner)]->submit(command)) return;  // tried again
+    commands_.send(sa.owner, command::ExtendSequence{.sa = sa.outbound.get(),
+                                                     .reserved = sa.sequence_reserved,
+                                                     .low_water = low_water(told, end)});
     sa.sequence_told = sa.sequence_reserved;
     sa.extension_due = false;
 }
 
-void SaControl::retry_extensions(SequenceStore& store,
-                                 std::span<const std::unique_ptr<Worker>> workers) {
+bool StaticSas::reserve_more(ManagedSa& sa) {
+    const SequenceStore::Request request{.key = sa.key,
+                                         .count = sequence_block(sa.config->esn),
+                                         .end = sequence_end(sa.config->esn)};
+    const auto range = store_.reserve(std::span(&request, 1)).front();
+    if (!range) {
+        if (range.error() != sa.extension_error) {
+            log_.error("SA '" + sa.config->name +
+                       "' will stop when its sequence numbers are used up: " + range.error());
+        }
+        sa.extension_error = range.error();
+        return false;
+    }
+    if (!std::exchange(sa.extension_error, {}).empty()) {
+        log_.info("SA '" + sa.config->name + "' has sequence numbers again");
+    }
+    sa.sequence_reserved = range->end;
+    return true;
+}
+
+void StaticSas::tick() {
     for (ManagedSa& sa : sas_) {
         // A worker asks once. Where its event ring was full, the numbers themselves tell: those
         // left of what it has been given.
         if (sa.outbound && sa.active() && sa.sequence_told < sequence_end(sa.config->esn)) {
             const uint64_t next = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED);
             const uint64_t left = sa.sequence_told - std::min(next, sa.sequence_told);
-            if (left < sequence_block(sa.config->esn) / 4) sa.extension_due = true;
+            if (left < sequence_left_min(sa.config->esn)) sa.extension_due = true;
         }
-        if (sa.extension_due) extend(sa, store, workers);
+        if (sa.extension_due) extend(sa);
     }
 }
 
-std::expected<void, std::string> SaControl::give_back(SequenceStore& store) {
+void StaticSas::give_back() {
     std::vector<SequenceStore::Next> exact;
     for (const ManagedSa& sa : sas_) {
         if (sa.outbound) exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next});
     }
-    return store.give_back(exact);
+    if (const auto done = store_.give_back(exact); !done) {
+        // Safe, but the rest of the reserved blocks is lost.
+        log_.warning("sequence numbers are not written back: " + done.error());
+    }
 }
 
-std::vector<std::vector<WorkerId>> SaControl::owners_by_policy() const {
+std::vector<std::vector<WorkerId>> StaticSas::owners_by_policy() const {
     std::vector<std::vector<WorkerId>> owners(config_.policies.size());
     for (const ManagedSa& sa : sas_) {
-        if (!is_outbound(sa) || !sa.active()) continue;
+        if (!sa.is_outbound() || !sa.active()) continue;
         auto& list = owners[to_index(sa.policy)];
         if (std::ranges::find(list, sa.owner) == list.end()) list.push_back(sa.owner);
     }
     return owners;
+}
+
+std::vector<SaRow> StaticSas::sas() const {
+    std::vector<SaRow> out;
+    for (const ManagedSa& sa : sas_) out.push_back(row_of(sa));
+    return out;
+}
+
+size_t StaticSas::served_by(WorkerId worker) const {
+    return static_cast<size_t>(std::ranges::count_if(
+        sas_, [worker](const ManagedSa& sa) { return sa.active() && sa.owner == worker; }));
+}
+
+std::string StaticSas::inventory() const {
+    return std::to_string(config_.policies.size()) + " policies, " + std::to_string(sas_.size()) +
+           " SAs";
 }
 
 }  // namespace sallyport::control

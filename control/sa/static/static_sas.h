@@ -9,36 +9,32 @@
 // Where a step fails the SA is *refused*: it is shown with the reason and the way out, and traffic
 // of its policy is dropped (no_sa, unknown_spi), while everything else runs.
 //
-// Sequence numbers are reserved in blocks, see sequence_store.h. A larger block means fewer fsyncs
-// (one per half block), but a crash wastes up to one block of the range: with 2^20 of 2^32 numbers
-// that is 1/4096 of a key's life, and at 1 Mpps one fsync in half a second; ESN has no such worry,
-// so its blocks are 2^24.
+// Sequence numbers are reserved in blocks (sa/sequence_block.h), on disk (sequence_store.h). What
+// is left of them at a clean stop is given back.
 //
 // Owner: control thread.
 
+#include <cstdint>
 #include <expected>
-#include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "config/config.h"
-#include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
+#include "control/policy/compile.h"
+#include "control/sa/source.h"
 #include "control/sa/static/sequence_store.h"
+#include "control/sa/worker_commands.h"
 #include "control/xfrm/announcer.h"
 #include "dataplane/crypto/aead.h"
 #include "dataplane/sa/sa.h"
-#include "dataplane/worker/worker.h"
 
 namespace sallyport::control {
 
-inline constexpr uint64_t kSequenceBlock32 = uint64_t{1} << 20;
-inline constexpr uint64_t kSequenceBlockEsn = uint64_t{1} << 24;
 struct ManagedSa {
-    SaId id{};  // index in SaControl::sas()
+    SaId id{};  // index in StaticSas
     const config::StaticSa* config = nullptr;
     PolicyId policy{};
     WorkerId owner{};
@@ -53,53 +49,70 @@ struct ManagedSa {
     std::string extension_error;  // why it does not: said once, not at every attempt
 
     [[nodiscard]] bool active() const { return refusal.empty(); }
+    [[nodiscard]] bool is_outbound() const {
+        return config->direction == config::SaDirection::outbound;
+    }
 };
 
-// How many numbers are asked for at once, and when the next are: half way. Behind the last block
-// there is nothing to ask for, so the low water is its end, where the worker stops.
-uint64_t sequence_end(bool esn);  // past the last number
-uint64_t sequence_block(bool esn);
-// The next block, cut where the protocol ends.
-SequenceStore::Range next_block(uint64_t first, bool esn);
-uint64_t low_water(const SequenceStore::Range& range, uint64_t end);
-
-class SaControl {
+class StaticSas final : public SaSource {
   public:
-    // `config` outlives the object. SA i belongs to its configured worker or to one by hash.
-    SaControl(Log& log, const config::Config& config, uint16_t worker_count);
+    struct Setup {
+        std::vector<uint16_t> cpus;       // of the workers
+        uint16_t mtu = 1500;              // largest outer packet where an SA does not say
+        bool kernel_connections = false;  // policies with an if_id have the xfrm interface
+    };
+    // Everything named here outlives the object. SA i belongs to its configured worker or to one by
+    // hash. The error says what is wrong with the policies.
+    static std::expected<std::unique_ptr<StaticSas>, std::string> make(
+        Log& log, const config::Config& config, Setup setup, const crypto::Aead& aead,
+        SequenceStore& store, xfrm::SaRegistry& registry, WorkerCommands& commands);
 
-    // Reserves numbers and builds the SAs. `mtu`: largest outer packet where an SA does not say.
-    void build(const crypto::Aead& aead, SequenceStore& store, uint16_t mtu);
-    // xfrm and the owner map. `cpus`: CPU of each worker.
-    void announce(xfrm::SaRegistry& registry, bpf_objects::BpfObjects& bpf,
-                  std::span<const uint16_t> cpus);
-    // Hands the SAs to their workers, which are running.
-    void install(std::span<const std::unique_ptr<Worker>> workers);
+    [[nodiscard]] SourceNeeds needs() const override;
+    std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf) override;
+    void start() override {}
+    void handle(const Event& event) override;
+    // Tries again what could not be extended, also where the worker's event was lost.
+    void tick() override;
+    void stop() override {}
+    // Writes the exact next numbers.
+    void give_back() override;
 
-    // Events about SAs. Others are none of its business.
-    void handle(const Event& event, SequenceStore& store,
-                std::span<const std::unique_ptr<Worker>> workers);
-    // Tries again what could not be extended, also where the worker's event was lost. Call about
-    // once a second.
-    void retry_extensions(SequenceStore& store, std::span<const std::unique_ptr<Worker>> workers);
-
-    // After the workers have stopped: writes the exact next numbers.
-    std::expected<void, std::string> give_back(SequenceStore& store);
-
-    [[nodiscard]] std::span<const ManagedSa> sas() const { return sas_; }
-    // By PolicyId: workers with an active outbound SA.
-    [[nodiscard]] std::vector<std::vector<WorkerId>> owners_by_policy() const;
+    [[nodiscard]] std::vector<SaRow> sas() const override;
+    [[nodiscard]] std::vector<PolicyRow> policies() const override { return {}; }
+    [[nodiscard]] SourceCounts counts() const override { return {.sas = sas_.size()}; }
+    [[nodiscard]] size_t served_by(WorkerId worker) const override;
+    [[nodiscard]] std::string inventory() const override;
 
   private:
+    StaticSas(Log& log, const config::Config& config, Setup setup, const crypto::Aead& aead,
+              SequenceStore& store, xfrm::SaRegistry& registry, WorkerCommands& commands,
+              PublishedSpd spd);
+
+    // --- the steps of open()
+    void refuse_shared_keys();
+    void reserve_first();
+    void build_one(ManagedSa& sa);
+    void build_outbound(ManagedSa& sa);
+    void announce(bpf_objects::BpfObjects& bpf);
+    void install();
+    std::expected<void, std::string> publish(bpf_objects::BpfObjects& bpf);
+
     void refuse(ManagedSa& sa, const std::string& reason);
     void no_room_for(SaId id);
-    void reserve_first(SequenceStore& store);
-    void build_one(ManagedSa& sa, const crypto::Aead& aead, uint16_t mtu);
-    void extend(ManagedSa& sa, SequenceStore& store,
-                std::span<const std::unique_ptr<Worker>> workers);
+    void exhausted(const event::SequenceExhausted& news);
+    // By PolicyId: workers with an active outbound SA.
+    [[nodiscard]] std::vector<std::vector<WorkerId>> owners_by_policy() const;
+    void extend(ManagedSa& sa);
+    bool reserve_more(ManagedSa& sa);
 
     Log& log_;
     const config::Config& config_;
+    const Setup setup_;
+    const crypto::Aead& aead_;
+    SequenceStore& store_;
+    xfrm::SaRegistry& registry_;
+    WorkerCommands& commands_;
+    PublishedSpd spd_;  // the part of the workers goes to `commands_`
     std::vector<ManagedSa> sas_;
 };
 
