@@ -148,6 +148,7 @@ std::expected<Message, std::string> parse_neighbour(bool removed, Bytes payload)
     neighbour.usable =
         (header.ndm_state & kUsable) != 0 && read_mac(attributes.value(NDA_LLADDR), neighbour.mac);
     neighbour.stale = neighbour.usable && (header.ndm_state & NUD_STALE) != 0;
+    neighbour.fixed = (header.ndm_state & (NUD_PERMANENT | NUD_NOARP)) != 0;
     return change;
 }
 

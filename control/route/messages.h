@@ -54,6 +54,7 @@ struct Neighbour {
     IpAddress address;
     bool usable = false;  // the kernel would send to `mac` without asking first
     bool stale = false;   // ... but would ask soon after
+    bool fixed = false;   // NUD_PERMANENT or NUD_NOARP: the kernel never asks
     std::array<uint8_t, 6> mac{};
     friend bool operator==(const Neighbour&, const Neighbour&) = default;
 };

@@ -307,7 +307,10 @@ std::vector<NeighbourName> RouteMirror::to_refresh() const {
     std::set<NeighbourKey> seen;
     std::vector<NeighbourName> names;
     const auto add = [&](uint32_t ifindex, const IpAddress& address) {
-        if (!seen.insert(key_of(ifindex, address)).second) return;
+        const NeighbourKey key = key_of(ifindex, address);
+        const auto known = neighbours_.find(key);
+        if (known != neighbours_.end() && known->second.fixed) return;
+        if (!seen.insert(key).second) return;
         names.push_back({.ifindex = ifindex, .address = address});
     };
     for (const auto& [key, stored] : main_) {

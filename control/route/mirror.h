@@ -62,7 +62,9 @@ class RouteMirror {
 
     // With direct egress the kernel does not see our traffic: it lets neighbours go stale and
     // never notices when they change. These need a nudge from time to time: the gateways of all
-    // routes through ports, and stale neighbours on the ports' links.
+    // routes through ports, and stale neighbours on the ports' links. Never permanent and noarp
+    // ones: the kernel does not ask for them, and a nudge (NTF_USE) takes NUD_PERMANENT away, after
+    // which an operator's static entry ages and can be spoofed.
     [[nodiscard]] std::vector<NeighbourName> to_refresh() const;
 
   private:

@@ -37,11 +37,13 @@ class RowList {
   public:
     void add(PolicyDirection direction, PolicyAction action, uint32_t priority,
              const PolicySelector& selector) {
-        PolicyRow row{.selector = selector,
-                      .direction = direction,
-                      .action = action,
-                      .priority = priority,
-                      .index = 0};
+        PolicyRow row{
+            .selector = selector,
+            .direction = direction,
+            .action = action,
+            .priority = priority,
+            .index = 0,
+            .icmp_errors = direction == PolicyDirection::out && action == PolicyAction::block};
         if (known_.insert(identity(row)).second) rows_.push_back(row);
     }
     [[nodiscard]] size_t size() const { return rows_.size(); }

@@ -10,7 +10,10 @@
 // business and stays with the host's routes and firewall. Per entry and prefix pair:
 //   out      local -> remote   what the host sends or forwards towards the unprotected side
 //   in, fwd  remote -> local   cleartext that comes from there, for the host or to be forwarded
-// PROTECT and DISCARD become BLOCK, BYPASS becomes ALLOW. A PROTECT with ports also blocks later
+// PROTECT and DISCARD become BLOCK, BYPASS becomes ALLOW. A BLOCK of direction out also holds back
+// what the kernel itself says about a packet that came out of a tunnel (time exceeded, unreachable,
+// too big): such an ICMP error has the address of the device it leaves by, which no policy names,
+// and would carry up to 504 bytes of that packet in clear. A PROTECT with ports also blocks later
 // fragments, whose ports the kernel reads as 0. In front of all stand ALLOWs for the outer ESP
 // packets of our own SAs, which a wide PROTECT entry would cover.
 //

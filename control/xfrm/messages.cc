@@ -190,6 +190,7 @@ RequestBuffer encode_update_policy(const PolicyRow& row, uint32_t sequence) {
     body.index = row.index;
     body.dir = static_cast<uint8_t>(row.direction);
     body.action = row.action == PolicyAction::block ? XFRM_POLICY_BLOCK : XFRM_POLICY_ALLOW;
+    if (row.icmp_errors) body.flags |= XFRM_POLICY_ICMP;
     Writer writer(XFRM_MSG_UPDPOLICY, NLM_F_ACK, sequence);
     writer.put(body);
     return writer.take();
@@ -223,6 +224,7 @@ std::expected<PolicyInfo, std::string> decode_policy(std::span<const std::byte> 
     info.row.direction = static_cast<PolicyDirection>(body->dir);
     info.row.action = body->action == XFRM_POLICY_BLOCK ? PolicyAction::block : PolicyAction::allow;
     info.row.priority = body->priority;
+    info.row.icmp_errors = (body->flags & XFRM_POLICY_ICMP) != 0;
     return info;
 }
 

@@ -131,6 +131,9 @@ struct PolicyRow {
     PolicyAction action = PolicyAction::block;
     uint32_t priority = 0;  // lower decides first
     uint32_t index = 0;     // its low three bits are the direction
+    // XFRM_POLICY_ICMP: also for ICMP errors about packets of the other direction, whatever address
+    // they come from. Without it the kernel looks only at the error's own addresses.
+    bool icmp_errors = false;
 
     friend bool operator==(const PolicyRow&, const PolicyRow&) = default;
 };

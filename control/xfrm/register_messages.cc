@@ -196,7 +196,8 @@ std::expected<KernelPolicy, std::string> read_policy(const xfrm_userpolicy_info&
         .direction = static_cast<PolicyDirection>(body.dir),
         .action = body.action == XFRM_POLICY_ALLOW ? PolicyAction::allow : PolicyAction::block,
         .priority = body.priority,
-        .index = body.index};
+        .index = body.index,
+        .icmp_errors = (body.flags & XFRM_POLICY_ICMP) != 0};
     policy.selector_ifindex = static_cast<uint32_t>(body.sel.ifindex);
     policy.offloaded = attributes.has(XFRMA_OFFLOAD_DEV);
     policy.has_security_context = attributes.has(XFRMA_SEC_CTX);

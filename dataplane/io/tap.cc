@@ -110,6 +110,13 @@ bool disable_ipv6_addresses(int ifindex) {
     return error == 0 || error == EAFNOSUPPORT;
 }
 
+// /dev/net/tun is open to everybody, and a device without owner and group lets everybody attach a
+// queue: read what the kernel routes into it, write frames that no policy was asked about.
+bool keep_others_out(int fd) {
+    return ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(geteuid())) == 0 &&
+           ioctl(fd, TUNSETGROUP, static_cast<unsigned long>(getegid())) == 0;
+}
+
 bool configure(int ifindex, uint32_t mtu) {
     LinkRequest request(ifindex);
     request.add(IFLA_ADDRESS, kTapMac.data(), kTapMac.size());
@@ -179,6 +186,9 @@ std::expected<Tap, std::string> Tap::create(const std::string& name, uint16_t qu
             return std::unexpected("cannot create the TAP device " + name + " (queue " +
                                    std::to_string(index) + " of " + std::to_string(queues) +
                                    "): " + reason());
+        }
+        if (!keep_others_out(fd.get())) {
+            return std::unexpected("cannot keep other users from " + name + ": " + reason());
         }
         // The default lets the kernel refuse writes while frames wait in its queues.
         const int unlimited = INT_MAX;

@@ -47,6 +47,7 @@ class Tap {
     // Creates `name` with `queues` queues, all of them open on return, and the address sp0 has:
     // the locally administered MAC 02:53:50:00:01:00. Sets the MTU, takes it up, without IPv6
     // autoconfiguration. Sysctls of it are control's. Fails when a device of that name exists.
+    // Only our user and group may attach to it, or who has CAP_NET_ADMIN.
     static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues,
                                                   uint32_t mtu);
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }

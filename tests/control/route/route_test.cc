@@ -152,6 +152,7 @@ TEST(RouteMessages, NeighbourStates) {
         const bool usable = (state & ~unsigned{NUD_INCOMPLETE | NUD_FAILED}) != 0;
         EXPECT_EQ(change.neighbour.usable, usable) << state;
         EXPECT_EQ(change.neighbour.stale, (state & NUD_STALE) != 0) << state;
+        EXPECT_EQ(change.neighbour.fixed, (state & (NUD_PERMANENT | NUD_NOARP)) != 0) << state;
         EXPECT_EQ(change.neighbour.ifindex, 4u);
         EXPECT_EQ(change.neighbour.mac == mac, usable);
     }
@@ -441,6 +442,53 @@ TEST_F(RouteMirrorTest, RefreshMakesTheKernelAsk) {
     run("ip neigh show 10.1.0.9 dev va | grep -Eq 'DELAY|PROBE'");
     run("ip neigh show 10.1.0.20 dev va | grep -Eq 'INCOMPLETE'");
     run("ip neigh show 10.1.0.10 dev vc | grep -q STALE");  // no port of ours
+}
+
+// NTF_USE would make a permanent entry one that ages: static entries are the operator's.
+TEST_F(RouteMirrorTest, RefreshLeavesStaticNeighboursAlone) {
+    struct Row {
+        const char* gateway;
+        const char* state;
+        const char* destination;
+    };
+    constexpr std::array kFixed = {Row{"10.1.0.9", "permanent", "10.2.0.0/16"},
+                                   Row{"10.1.0.10", "noarp", "10.3.0.0/16"},
+                                   Row{"2001:db8:1::9", "permanent", "2001:db8:2::/48"},
+                                   Row{"2001:db8:1::a", "noarp", "2001:db8:3::/48"}};
+    constexpr std::array kAsked = {Row{"10.1.0.11", "stale", "10.4.0.0/16"},
+                                   Row{"10.1.0.12", "reachable", "10.5.0.0/16"},
+                                   Row{"2001:db8:1::b", "stale", "2001:db8:4::/48"},
+                                   Row{"2001:db8:1::c", "reachable", "2001:db8:5::/48"}};
+    const auto add = [](const Row& row) {
+        run(std::string("ip neigh add ") + row.gateway + " lladdr 02:00:00:00:00:09 dev va nud " +
+            row.state);
+        run(std::string("ip route add ") + row.destination + " via " + row.gateway + " dev va");
+    };
+    std::ranges::for_each(kFixed, add);
+    std::ranges::for_each(kAsked, add);
+    update();
+
+    std::vector<std::string> names;
+    for (const NeighbourName& name : mirror_->to_refresh())
+        names.push_back(to_string(name.address));
+    std::ranges::sort(names);
+    EXPECT_EQ(names, (std::vector<std::string>{"10.1.0.11", "10.1.0.12", "2001:db8:1::b",
+                                               "2001:db8:1::c"}));
+    const auto refreshed = socket_->refresh_used(*mirror_);
+    ASSERT_TRUE(refreshed) << refreshed.error();
+    const auto show = [](const char* address, const char* states) {
+        run(std::string("ip neigh show ") + address + " dev va nud all | grep -Eq '" + states +
+            "'");
+    };
+    for (const char* address : {"10.1.0.9", "2001:db8:1::9"}) show(address, "PERMANENT");
+    for (const char* address : {"10.1.0.10", "2001:db8:1::a"}) show(address, "NOARP");
+    for (const char* address : {"10.1.0.11", "2001:db8:1::b"}) show(address, "DELAY|PROBE");
+
+    // One that the operator makes static later is left alone from then on.
+    run("ip neigh change 10.1.0.12 lladdr 02:00:00:00:00:09 nud permanent dev va");
+    update();
+    ASSERT_TRUE(socket_->refresh_used(*mirror_));
+    show("10.1.0.12", "PERMANENT");
 }
 
 }  // namespace

@@ -315,6 +315,46 @@ TEST_F(XfrmKernel, GuardBlocksCleartextBothWaysUntilItGoes) {
     EXPECT_EQ(output_of("ip -n " + lab.name("g") + " xfrm policy"), "");
 }
 
+// An ICMP error quotes the packet that it is about and comes from the address of the way out, which
+// no policy names: what came out of a tunnel would leave in clear.
+TEST_F(XfrmKernel, GuardHoldsBackIcmpErrorsAboutDecryptedPackets) {
+    const ForwardingLab lab;
+    const auto answered = [&](const char* destination) {
+        return output_of("ip netns exec " + lab.name("f") + " ping -n -c 1 -W 1 -t 1 " +
+                         destination)
+            .contains("Time ");
+    };
+    ASSERT_TRUE(lab.ping_soon("f", "10.1.0.2") && lab.ping_soon("f", "fd01::2"));
+    ASSERT_TRUE(answered("10.1.0.2"));
+    ASSERT_TRUE(answered("fd01::2"));
+    const std::vector<config::Policy> policies = {protect("10.1.0.0/24", "10.2.0.0/24"),
+                                                  protect("fd01::/64", "fd02::/64")};
+    lab.in_gateway([&] {
+        const auto guard = PolicyGuard::install(*guard_rows(policies, {}));
+        ASSERT_TRUE(guard) << guard.error();
+        // As on sp0: what comes from there was checked by workers.
+        ASSERT_TRUE(
+            succeeds("sysctl -qw net.ipv4.conf.far0.disable_policy=1 "
+                     "net.ipv6.conf.far0.disable_policy=1"));
+        EXPECT_FALSE(answered("10.1.0.2"));
+        EXPECT_FALSE(answered("fd01::2"));
+
+        auto socket = NetlinkSocket::open();
+        ASSERT_TRUE(socket);
+        size_t count = 0;
+        ASSERT_TRUE(socket->exchange(
+            encode_dump_policies(socket->next_sequence()), [&](const Message& message) {
+                const auto info = decode_policy(message.payload);
+                ASSERT_TRUE(info) << info.error();
+                EXPECT_EQ(info->row.icmp_errors, info->row.direction == PolicyDirection::out);
+                ++count;
+            }));
+        EXPECT_EQ(count, 6u);
+    });
+    EXPECT_TRUE(answered("10.1.0.2")) << "the guard has gone";
+    EXPECT_TRUE(answered("fd01::2"));
+}
+
 TEST_F(XfrmKernel, GuardOfAKilledRunStaysAndIsReplacedWithoutAGap) {
     in_new_namespace([&] {
         const std::vector<config::Policy> old = {protect("10.1.0.0/24", "10.2.0.0/24"),

@@ -174,6 +174,21 @@ TEST(XfrmMessages, PolicyRoundTrip) {
     EXPECT_FALSE(info->per_socket);
 }
 
+TEST(XfrmMessages, PolicyForIcmpErrorsCarriesTheFlag) {
+    for (const bool icmp_errors : {false, true}) {
+        const PolicyRow row{
+            .selector = {.source = prefix("fd00:1::/64"), .destination = prefix("fd00:2::/64")},
+            .icmp_errors = icmp_errors};
+        const RequestBuffer request = encode_update_policy(row, 4);
+        const Message message = only_message(request.bytes());
+        xfrm_userpolicy_info body{};
+        ASSERT_GE(message.payload.size(), sizeof body);
+        std::memcpy(&body, message.payload.data(), sizeof body);
+        EXPECT_EQ(body.flags, icmp_errors ? XFRM_POLICY_ICMP : 0);
+        EXPECT_EQ(decode_policy(message.payload)->row, row);
+    }
+}
+
 TEST(XfrmMessages, EveryTruncationIsAnErrorOrShorter) {
     const std::vector<std::byte> key(36, std::byte{0x5a});
     const auto state = copy(encode_new_state(example_state(key), StateAttributes::all, 1));
@@ -271,6 +286,10 @@ TEST(XfrmPolicyGuard, MirrorsTheSpdUpToItsLastProtect) {
     EXPECT_EQ(branch_in.selector.destination, prefix("10.1.0.0/24"));
     EXPECT_LT(web.priority, branch_in.priority);
     EXPECT_EQ((*rows)[5].direction, PolicyDirection::forward);
+    for (const PolicyRow& row : *rows) {
+        EXPECT_EQ(row.icmp_errors,
+                  row.direction == PolicyDirection::out && row.action == PolicyAction::block);
+    }
 }
 
 TEST(XfrmPolicyGuard, ProtectWithPortsBlocksLaterFragmentsToo) {

@@ -4,10 +4,12 @@
 One table: each row sends frames and names the only counters that may move.
 """
 
+import ipaddress
 import secrets
 import time
 
-from lab import scapy_peer, wire
+from cases.traffic import clear_between
+from lab import scapy_peer, topology, wire
 from lab.runner import case, check, equal, eventually
 from lab.scapy_peer import ip, udp
 
@@ -170,6 +172,50 @@ def is_udp(frame):
 
 for _name, _side, _make, _reasons, _delivered in TABLE:
     case(f"dropped as {next(iter(_reasons))}: {_name}")(_row(_side, _make, _reasons, _delivered))
+
+
+def icmp_errors(frames, to):
+    """ICMP and ICMPv6 messages to an address, in clear."""
+    address = ipaddress.ip_address(to).packed
+    if len(address) == 4:
+        return [f for f in frames
+                if f[12:14] == b"\x08\x00" and f[23] == 1 and f[30:34] == address]
+    return [f for f in frames if f[12:14] == b"\x86\xdd" and f[20] == 58 and f[38:54] == address]
+
+
+@case("A2 no ICMP error about a decrypted packet leaves in clear")
+def icmp_errors_stay(bench):
+    """TTL 1, and a host that is not there: the kernel answers from wan0's address."""
+    lab = bench.lab
+    gateway = bench.gateway()
+    hop = "02:00:00:00:00:02"
+    for address in (topology.PEER4, topology.PEER6):  # with the guest or without it
+        lab.gw.ip(f"neigh replace {address} lladdr {hop} dev wan0 nud permanent")
+    try:
+        for name, inside, absent in (("craft0", INSIDE, "10.1.0.77"),
+                                     ("craft6", "fd01:0:0:3::2", "fd01:0:0:3::77")):
+            end = bench.crafted(name)
+            outside = end.tunnel.remote_host
+            with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
+                def arrive(packet):
+                    wan.send(wire.ethernet(lab.gw.mac("wan0"), hop, end.seal(packet)))
+
+                # The path works, and the kernel would have a way for its answers.
+                arrive(udp(outside, inside))
+                check(lan.wait(is_udp, 3), f"{name}: a good packet was not delivered")
+                passed = gateway.ports()["sp0"]["passed"]
+                arrive(ip(outside, inside, **{("hlim" if ":" in inside else "ttl"): 1})
+                       / udp(outside, inside).payload)
+                arrive(udp(outside, absent))
+                eventually(lambda: gateway.ports()["sp0"]["passed"] == passed + 2,
+                           f"{name}: the kernel did not get both packets")
+                check(not (seen := icmp_errors(lan.frames, outside)), f"on the lan: {seen}")
+                check(not wan.wait(lambda f: icmp_errors([f], outside), 4.5),
+                      f"{name}: an ICMP error left in clear")
+                check(not [f for f in wan.frames if clear_between(f, end.tunnel)], "clear text")
+    finally:
+        for address in (topology.PEER4, topology.PEER6):
+            lab.gw.ip(f"neigh del {address} dev wan0")
 
 
 @case("drops are counted where they happened, with a sentence for the operator")

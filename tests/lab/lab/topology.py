@@ -80,6 +80,7 @@ def make_tunnels():
         Tunnel("6in6", "fd01:0:0:4::/64", "fd02:0:0:4::/64", bits=256, worker=1, outer=6),
         Tunnel("craft0", "10.1.0.0/24", "10.3.0.0/24", worker=0, crafted=True),
         Tunnel("craft1", "10.1.1.0/24", "10.3.1.0/24", esn=True, worker=1, crafted=True),
+        Tunnel("craft6", "fd01:0:0:3::/64", "fd03:0:0:3::/64", worker=0, crafted=True),
     )}
 
 
