@@ -70,7 +70,7 @@ DOORS = [
     (r"boost/", ("control/", "ctl/", "tests/")),
     (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),
-    (r"openssl/", ("control/sa/static/sequence_store", "tests/")),
+    (r"openssl/", ("control/sa/key_digest.cc", "tests/")),
 ]
 
 

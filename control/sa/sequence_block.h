@@ -3,6 +3,9 @@
 
 // How many sequence numbers are reserved at once for a worker, on disk or in the kernel's state.
 //
+//     first ........... low water ........... end      at the low water the worker asks for the
+//       |   used   |   free to use             |       next block; at the end it stops
+//
 // A larger block means fewer writes (one per half block), but a crash wastes up to one block of the
 // range: with 2^20 of 2^32 numbers that is 1/4096 of a key's life, and at 1 Mpps one fsync in half
 // a second; ESN has no such worry, so its blocks are 2^24.
@@ -10,13 +13,17 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "control/sa/static/sequence_store.h"
 #include "dataplane/sa/sa.h"
 
 namespace sallyport::control {
 
 inline constexpr uint64_t kSequenceBlock32 = uint64_t{1} << 20;
 inline constexpr uint64_t kSequenceBlockEsn = uint64_t{1} << 24;
+
+struct SequenceRange {
+    uint64_t first = 0;
+    uint64_t end = 0;  // first number behind the range
+};
 
 // Past the last number.
 constexpr uint64_t sequence_end(bool esn) {
@@ -28,14 +35,14 @@ constexpr uint64_t sequence_block(bool esn) {
 }
 
 // The next block, cut where the protocol ends.
-inline SequenceStore::Range next_block(uint64_t first, bool esn) {
+constexpr SequenceRange next_block(uint64_t first, bool esn) {
     return {.first = first,
             .end = first + std::min(sequence_block(esn), sequence_end(esn) - first)};
 }
 
 // The number at which the next block is asked for: half way. Behind the last block there is nothing
 // to ask for, so the low water is its end, where the worker stops.
-inline uint64_t low_water(const SequenceStore::Range& range, uint64_t end) {
+constexpr uint64_t low_water(const SequenceRange& range, uint64_t end) {
     return range.end >= end ? range.end : range.first + (range.end - range.first) / 2;
 }
 

@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <map>
 
-#include "control/sa/static/sequence_store.h"
+#include "control/sa/key_digest.h"
 #include "dataplane/base/ids.h"
 
 namespace sallyport::control {

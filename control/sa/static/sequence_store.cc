@@ -2,7 +2,6 @@
 #include "control/sa/static/sequence_store.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,32 +24,6 @@ constexpr std::string_view kFileName = "sequences";
 constexpr std::string_view kNewFileName = "sequences.new";
 constexpr std::string_view kLockName = "lock";
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-
-using Sha256 = std::array<uint8_t, 32>;
-
-// SHA-256 of the parts in a row. libcrypto can fail only for want of memory.
-Sha256 sha256(std::initializer_list<std::span<const std::byte>> parts) {
-    Sha256 out{};
-    EVP_MD_CTX* context = EVP_MD_CTX_new();
-    bool ok = context != nullptr && EVP_DigestInit_ex(context, EVP_sha256(), nullptr) == 1;
-    for (const auto part : parts) {
-        ok = ok && EVP_DigestUpdate(context, part.data(), part.size()) == 1;
-    }
-    ok = ok && EVP_DigestFinal_ex(context, out.data(), nullptr) == 1;
-    EVP_MD_CTX_free(context);
-    if (!ok) std::abort();  // going on would name two keys alike
-    return out;
-}
-
-std::string to_hex(std::span<const uint8_t> bytes) {
-    constexpr std::string_view kDigits = "0123456789abcdef";
-    std::string out;
-    for (const uint8_t byte : bytes) {
-        out += kDigits[byte >> 4];
-        out += kDigits[byte & 15];
-    }
-    return out;
-}
 
 std::optional<KeyDigest> digest_from_hex(std::string_view text) {
     KeyDigest out;
@@ -147,18 +120,6 @@ std::string how_to_accept() {
 }
 
 }  // namespace
-
-std::string KeyDigest::to_hex() const {
-    return control::to_hex(bytes);
-}
-
-KeyDigest digest_of_key(std::span<const std::byte> key) {
-    constexpr std::string_view kLabel = "sallyport sequence store: key name, version 1";
-    const Sha256 whole = sha256({std::as_bytes(std::span(kLabel)), key});
-    KeyDigest digest;
-    std::copy_n(whole.begin(), digest.bytes.size(), digest.bytes.begin());
-    return digest;
-}
 
 std::string encode_sequence_file(const SequenceFile& file) {
     std::string text(kFirstLine);

@@ -49,7 +49,6 @@
 //
 // Owner: control, one process (lock file).
 
-#include <array>
 #include <cstdint>
 #include <expected>
 #include <filesystem>
@@ -60,17 +59,10 @@
 #include <string_view>
 #include <vector>
 
+#include "control/sa/key_digest.h"
+#include "control/sa/sequence_block.h"
+
 namespace sallyport::control {
-
-// SHA-256 over a label and the key material, cut to 128 bits: names a key, does not reveal it.
-struct KeyDigest {
-    std::array<uint8_t, 16> bytes{};
-
-    friend auto operator<=>(const KeyDigest&, const KeyDigest&) = default;
-    [[nodiscard]] std::string to_hex() const;
-};
-// `key`: key and salt as the SA has them, because both together make the nonce.
-KeyDigest digest_of_key(std::span<const std::byte> key);
 
 // ---- the file's text: pure functions -----------------------------------------------------------
 
@@ -121,10 +113,7 @@ class SequenceStore {
         uint64_t count = 0;  // numbers wanted
         uint64_t end = 0;    // past the last the protocol allows; the range is cut there
     };
-    struct Range {
-        uint64_t first = 0;
-        uint64_t end = 0;  // first number behind the range
-    };
+    using Range = SequenceRange;
     // Reserves ranges that nobody has used and syncs them to disk, all with one write. The answer
     // to each request is a range or why that key may not send, with the way out. When the write
     // fails, every answer is that failure.
