@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a capture and says whether an ESP sender ever used one (key, IV) twice (RFC 4106 section 3).
 
-    check_ivs.py CAPTURE.pcap [KEYS] [--clear PREFIX ...]
+    check_ivs.py CAPTURE.pcap [KEYS] [--clear PREFIX ...] [--sender MAC]
 
 KEYS: lines "destination SPI key", the key as any text that names it (a digest). An SA that was taken
 away and put back with its key, or under another destination, is one key; without KEYS each
 (destination, SPI) counts as a key of its own. --clear: networks whose traffic with each other belongs into
-a tunnel, so that no packet between them may be seen. Exit status 0: nothing twice, nothing in clear, something seen.
+a tunnel, so that no packet between them may be seen. --sender: only frames from this MAC are judged by --clear; those in
+clear of others are counted and reported beside it. Exit status 0: nothing twice, nothing in clear, something seen.
 
 Plain Python on the bytes of the file; nothing of the project is used.
 """
@@ -74,6 +75,7 @@ class Result:
         self.keys = set()
         self.repeated = []
         self.clear = []
+        self.clear_of_others = []  # reported, not judged: what another sender did
         self.unknown = set()
 
     def good(self):
@@ -86,13 +88,16 @@ class Result:
              for spi, iv, before, now in self.repeated[:20]]
             + [f"packet {number} in clear: {source} -> {destination}, protocol {protocol}"
                for number, source, destination, protocol in self.clear[:20]]
+            + [f"packet {number} in clear, of another sender: {source} -> {destination}, protocol {protocol}"
+               for number, source, destination, protocol in self.clear_of_others[:20]]
             + [f"SPI {spi:#010x} to {destination}: its key is not known"
                for destination, spi in sorted(self.unknown)[:20]])
 
     def __str__(self):
         return (f"{self.packets} ESP packets, {len(self.spis)} SPIs, {len(self.keys)} keys:"
                 f" {len(self.repeated)} IVs twice, {len(self.clear)} packets in clear,"
-                f" {len(self.unknown)} SPIs of unknown keys")
+                f" {len(self.unknown)} SPIs of unknown keys" +
+                (f"; {len(self.clear_of_others)} packets in clear of other senders" if self.clear_of_others else ""))
 
 
 @functools.lru_cache(maxsize=None)
@@ -100,15 +105,17 @@ def _address(raw):
     return ipaddress.ip_address(raw)
 
 
-def examine(path, keys=None, clear=()):
-    """keys: {(destination, SPI): name of the key}; clear: networks."""
+def examine(path, keys=None, clear=(), sender=None):
+    """keys: {(destination, SPI): name of the key}; clear: networks; sender: MAC (bytes) of who is judged."""
     result, seen = Result(), collections.defaultdict(dict)
     for number, (frame, _) in enumerate(frames(path), 1):
         if (parts := packet(frame)) is None:
             continue
         source, destination = map(_address, parts[:2])
         if all(any(end in net for net in clear) for end in (source, destination)):
-            result.clear.append((number, str(source), str(destination), parts[2]))
+            own = sender is None or frame[6:12] == sender
+            (result.clear if own else result.clear_of_others).append(
+                (number, str(source), str(destination), parts[2]))
         if (found := esp(*parts[2:])) is None:
             continue
         spi, sequence, iv = found
@@ -142,9 +149,10 @@ def main():
     parser.add_argument("capture")
     parser.add_argument("keys", nargs="?")
     parser.add_argument("--clear", nargs="+", default=[], type=ipaddress.ip_network)
+    parser.add_argument("--sender", type=lambda mac: bytes.fromhex(mac.replace(":", "")))
     args = parser.parse_args()
     keys = read_keys(args.keys) if args.keys else None
-    result = examine(args.capture, keys, args.clear)
+    result = examine(args.capture, keys, args.clear, args.sender)
     print(*filter(None, (result.details(), str(result))), sep="\n")
     return 0 if result.good() else 1
 

@@ -17,8 +17,8 @@ def equal(got, wanted, what):
     check(got == wanted, f"{what}: {got!r}, expected {wanted!r}")
 
 
-def eventually(condition, text, seconds=5):
-    """Waits until condition() is true; counters follow the packets by a moment."""
+def eventually(condition, text, seconds=20):
+    """Waits until condition() is true; counters follow the packets by a moment, on a busy machine by more."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:

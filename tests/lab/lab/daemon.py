@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """sallyportd in the lab: its configuration, its life, and what it says of itself."""
 
-import glob
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 
 from . import netns
 
-READY_SECONDS = 30  # an ASan build on a busy machine; normally well under one
+READY_SECONDS = 60  # an ASan build on a busy machine; normally well under one
 STOP_SECONDS = 20
 
 
@@ -79,12 +78,11 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
     return "\n".join(parts)
 
 
-def _built(build_dir, name):
-    found = [p for p in glob.glob(f"{build_dir}/control/**/{name}", recursive=True)
-             if os.path.isfile(p)]
-    if not found:
-        raise DaemonFailed(f"{name} is not in {build_dir}: build first (./run build)")
-    return found[0]
+def _built(build_dir, path):
+    found = os.path.join(build_dir, path)
+    if not os.path.isfile(found):
+        raise DaemonFailed(f"{path} is not in {build_dir}: build first (./run build)")
+    return found
 
 
 class Daemon:
@@ -93,8 +91,8 @@ class Daemon:
     def __init__(self, lab, build_dir, accept_keys=True, **options):
         self.options = options
         self._lab = lab
-        self.program = _built(build_dir, "sallyportd")
-        self._ctl = _built(build_dir, "sallyportctl")
+        self.program = _built(build_dir, "control/sallyportd")
+        self._ctl = _built(build_dir, "ctl/sallyportctl")
         self.folder = os.path.join(lab.folder, "gateway")
         self.log_path = os.path.join(self.folder, "log")
         os.makedirs(os.path.join(self.folder, "state"), mode=0o700, exist_ok=True)
@@ -171,10 +169,10 @@ class Daemon:
             return self._process.returncode if self._process else 0
         self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(20)
+            return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise DaemonFailed("sallyportd did not stop in 20 s after SIGTERM") from None
+            raise DaemonFailed(f"sallyportd did not stop in {STOP_SECONDS} s after SIGTERM") from None
 
     def kill(self):
         """SIGKILL: a crash."""

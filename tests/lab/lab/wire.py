@@ -83,7 +83,7 @@ class Wire:
         finally:
             os.sched_setaffinity(0, before)
 
-    def wait(self, wanted, seconds=3, first=0):
+    def wait(self, wanted, seconds=20, first=0):
         """The first frame from index `first` on for which wanted(frame), or None in time."""
         deadline = time.monotonic() + seconds
         with self._news:

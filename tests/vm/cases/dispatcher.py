@@ -92,7 +92,7 @@ def before(guest):
     check(seen["esp"] >= 5, f"the foreign program saw {seen}")
     ours = t.gw.ports()["wan0"]["rx_frames"]
     sender = Sender(t)
-    time.sleep(0.5)
+    eventually(lambda: sender.sent > 20, "nothing is sent")
     sent = sender.stop()
     eventually(lambda: foreign.seen()["refused"] == sent,
                lambda: f"sent {sent}, the foreign program refused {foreign.seen()}")

@@ -12,6 +12,7 @@ import time
 
 from inside import boot, ike_connections, two_sites
 from inside.ike_connections import child, connection
+from lab import traffic
 from lab.checks import Skip, check, equal, eventually
 from lab.wire import esp_of
 
@@ -90,18 +91,36 @@ def make_certificates(s):
         c.call("load-cert", {"type": "x509", "flag": "ca", "data": authority})
 
 
-@BOOT.case("rekeying by time, by bytes and by packets at once loses nothing", seconds=90)
+REKEYINGS = 2
+LIMITS = {"by-time": {"rekey_time": "4s", "life_time": "60s"},
+          "by-bytes": {"rekey_bytes": "30000", "life_bytes": "3000000", "rand_bytes": "0"},
+          "by-packets": {"rekey_packets": "30", "life_packets": "3000", "rand_packets": "0"}}
+
+
+@BOOT.case("rekeying by time, by bytes and by packets at once loses nothing", seconds=120)
 def rekeying(guest):
     s = sites(guest)
-    times = 2
-    limits = {"by-time": {"rekey_time": "4s", "life_time": "60s"},
-              "by-bytes": {"rekey_bytes": "30000", "life_bytes": "3000000", "rand_bytes": "0"},
-              "by-packets": {"rekey_packets": "30", "life_packets": "3000", "rand_packets": "0"}}
+    # A worker holds frames for 0.2 s until it has the new SA. A machine on which sallyportd does not
+    # come to run for so long drops them, and says so: then once more. Any other loss is one.
+    for _ in range(3):
+        lost, overdue = rekey_all(guest, s)
+        if not lost:
+            break
+        guest.note(f"pings without answer: {lost}; dropped because the SA did not come in time: {overdue}")
+        check(lost <= overdue, f"{lost} pings without answer, {overdue} of them because no SA came in time")
+    equal(lost, 0, "pings without answer, in the last of three rounds")
+    equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+
+
+def rekey_all(guest, s):
+    """Each child is replaced some times under pings: pings lost, frames that waited in vain for an SA."""
     children = {name: child(network, rand_time="0s", **limit)
-                for network, (name, limit) in enumerate(limits.items())}
+                for network, (name, limit) in enumerate(LIMITS.items())}
     with connection(s, "rekeying", children):
         for name in children:
             s.gateway_ike.initiate(name)
+            s.adopted(name)
+        before = waited_in_vain(s)
         seen = {name: [s.child(name)["uniqueid"]] for name in children}
         pings = {name: s.pings(network=network, size=1000 if name == "by-bytes" else 56)
                  for network, name in enumerate(children)}
@@ -110,16 +129,24 @@ def rekeying(guest):
             for name, ids in seen.items():
                 if (now := s.child(name)["uniqueid"]) != ids[-1]:
                     ids.append(now)
-            return all(len(ids) > times for ids in seen.values())
-        eventually(replaced, lambda: f"not each was replaced {times} times: {seen}", 60)
+            return all(len(ids) > REKEYINGS for ids in seen.values())
+        eventually(replaced, lambda: f"not each was replaced {REKEYINGS} times: {seen}", 90)
+        lost = 0
         for name, ping in pings.items():
             sent, missing = ping.flowing().stop()
             guest.note(f"{name}: {len(seen[name]) - 1} rekeyings, {sent} pings,"
                        f" without answer: {missing}")
-            equal(missing, [], f"{name}: pings without answer")
+            lost += len(missing)
+        overdue = waited_in_vain(s) - before
         for network, name in enumerate(children):
             guest.note(s.carried(name, network))
-    equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+    return lost, overdue
+
+
+def waited_in_vain(s):
+    """Frames that found no SA, and none came while they were held."""
+    return sum(d["count"] for d in s.fast.show("drops") if d["reason"] in ("no_sa", "unknown_spi")) \
+        if s.fast else 0
 
 
 @BOOT.case("the hard limit ends an SA; a new one takes its place", seconds=60)
@@ -165,14 +192,19 @@ def delete(guest):
         pings = s.pings().flowing()
         guest.note(s.gateway_ike.swanctl("--terminate", "--child", "d").splitlines()[-1])
         gone(s, c)
-        time.sleep(1)
-        before = len(pings.answered())
-        time.sleep(1)
-        after = len(pings.answered())
-        pings.stop()
         if s.fast:  # the kernel alone, without a policy, forwards in clear
-            equal(after, before, "answers after the SA was deleted")
+            eventually(lambda: no_answer(pings), "answers after the SA was deleted", 30)
+        pings.stop()
+        if s.fast:
             equal(s.in_clear(mark), [], "frames in clear on the wan")
+            guest.note(f"frames in clear that the peer's kernel sent without a policy: {len(s.clear_of_peer(mark))}")
+
+
+def no_answer(pings, seconds=2):
+    """None in so many seconds: what was on its way at first has come before."""
+    before = len(pings.answered())
+    time.sleep(seconds)
+    return len(pings.answered()) == before
 
 
 @BOOT.case("two child SAs of one IKE SA keep apart", seconds=60)
@@ -203,7 +235,7 @@ def dead_peer(guest):
         c, mark = s.child("dpd"), len(s.frames_since())
         s.peer_ike.suspend()
         try:
-            eventually(lambda: not s.gateway_ike.children("dpd"), "the dead peer's SA stays", 30)
+            eventually(lambda: not s.gateway_ike.children("dpd"), "the dead peer's SA stays", 90)
             gone(s, c)
         finally:
             s.peer_ike.resume()
@@ -224,13 +256,15 @@ def reauthentication(guest):
         s.gateway_ike.rekey(ike="reauth", reauth="yes")
         eventually(lambda: (now := [v["uniqueid"] for n, v in s.gateway_ike.sas()
                                     if n == "reauth" and v["state"] == "ESTABLISHED"]) and now != old,
-                   "no new IKE SA", 30)
+                   "no new IKE SA", 60)
         gone(s, c)
         pings.flowing()
         sent, missing = pings.stop()
         guest.note(f"{sent} pings, without answer while the SAs were made anew: {missing}")
         guest.note(s.carried("again"))
         equal(s.in_clear(mark), [], "frames in clear on the wan")
+        # Break before make: strongSwan of the peer takes its policies away before it has new ones.
+        guest.note(f"frames in clear that the peer's kernel sent: {len(s.clear_of_peer(mark))}")
 
 
 @BOOT.case("MOBIKE: the gateway's address changes, the SA goes on with its key", seconds=90)
@@ -249,7 +283,7 @@ def mobike(guest):
         s.g.ip(f"addr del {two_sites.GATEWAY}/24 dev wan0")
         try:
             eventually(lambda: any(st.source == other for st in s.peer_register.esp().values()),
-                       "the peer does not learn of the new address", 30)
+                       "the peer does not learn of the new address", 60)
             pings.flowing()
             sent, missing = pings.stop()
             guest.note(f"{sent} pings, without answer while the address changed: {missing}")
@@ -310,8 +344,7 @@ def kernel_keeps(guest):
                           "esp_proposals": [ike_connections.ESP]}}
     with connection(s, "between-gateways", ends_only):
         s.gateway_ike.initiate("host")
-        said = s.g.sh("ping", "-n", "-q", "-c", 5, "-i", 0.1, "-W", 3, two_sites.PEER, check=False)
-        check(" 5 received" in said, f"ping in transport mode: {said}")
+        equal(traffic.ping(s.g, None, two_sites.PEER), 5, "pings in transport mode")
         kept_by_kernel(guest, s, "host", "transport mode")
     equal(s.in_clear(mark), [], "frames in clear on the wan")
 
@@ -321,15 +354,31 @@ def wire(guest):
     s = sites(guest)
     s.wire.stop()
     guest.note(s.look_at_wire())
-    # The look can fail: one packet of the recording, once more at its end.
-    frame = next(f for _, f in s.frames_since() if f[23] == 50)
-    with open(s.wire.path, "ab") as f:
-        f.write(bytes(8) + 2 * len(frame).to_bytes(4, "little") + frame)
-    try:
-        s.look_at_wire()
-    except AssertionError as e:
-        check("1 IVs twice, 0 packets in clear" in str(e), e)
-    else:
-        check(False, "a packet that is twice in the recording is not noticed")
+    look_can_fail(s)
     guest.note(f"the peer's kernel refused: {s.refused_by_peer()}")
     equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+
+
+def look_can_fail(s):
+    """One packet of the recording once more at its end, then one in clear: both are noticed, but not what
+    another sender than the gateway sent in clear."""
+    def add(frame):
+        with open(s.wire.path, "ab") as f:
+            f.write(bytes(8) + 2 * len(frame).to_bytes(4, "little") + frame)
+
+    def found(words):
+        try:
+            said = s.look_at_wire()
+        except AssertionError as e:
+            said = str(e)
+        check(words in said, f"{words!r} is not in {said!r}")
+
+    ours = next(f for _, f in s.frames_since() if f[23] == 50 and f[6:12] == s.gateway_mac)
+    between_sites = bytes((1,)) + bytes(2) + bytes((10, 1, 0, 2, 10, 2, 0, 2)) + bytes(64)
+    of_peer = len(s.clear_of_peer())
+    add(ours[6:12] + ours[:6] + ours[12:23] + between_sites)
+    found(f" 0 IVs twice, 0 packets in clear, 0 SPIs of unknown keys; {of_peer + 1} packets in clear of other")
+    add(ours)
+    found(" 1 IVs twice, 0 packets in clear")
+    add(ours[:23] + between_sites)
+    found(" 1 IVs twice, 1 packets in clear")

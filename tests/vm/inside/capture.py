@@ -32,9 +32,17 @@ class Capture:
 
     def stop(self):
         if self._process and self._process.poll() is None:
-            time.sleep(0.3)  # what is in the ring is written
+            self._until_written()
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(20)
+            self._process.wait(60)
+
+    def _until_written(self):
+        """tcpdump sleeps when its ring is empty; while it has frames it runs, or would like to."""
+        deadline, asleep = time.monotonic() + 20, 0
+        while asleep < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            with open(f"/proc/{self._process.pid}/stat", encoding="ascii") as f:
+                asleep = asleep + 1 if f.read().rpartition(") ")[2][:1] == "S" else 0
 
     __enter__ = start
 

@@ -19,6 +19,7 @@ import threading
 import time
 
 import check_ivs
+from lab import traffic
 from lab.checks import check, equal, eventually
 
 from . import capture, charon, net, sallyport, xfrm
@@ -80,6 +81,7 @@ class Sites:
             ns.sysctl("net.ipv4.conf.all.promote_secondaries", 1)
         self.keys = xfrm.KeyLog(self.p)
         self.wire = capture.Capture(self, self.w, "g").start()
+        self.gateway_mac = bytes.fromhex(self.g.mac("wan0").replace(":", ""))
         self.register = xfrm.Register(self.g)
         self.peer_register = xfrm.Register(self.p)
         self.gateway_ike = self.peer_ike = None
@@ -112,9 +114,7 @@ class Sites:
 
     def ping(self, count=5, network=0, interval=0.1, size=56):
         """How many echo requests from a to b were answered."""
-        said = self.a.sh("ping", "-n", "-q", "-c", count, "-i", interval, "-W", 3, "-s", size, "-I",
-                         f"10.1.{network}.2", f"10.2.{network}.2", check=False, timeout=120)
-        return int(re.search(r"(\d+) received", said).group(1))
+        return traffic.ping(self.a, f"10.1.{network}.2", f"10.2.{network}.2", count, interval, size)
 
     def pings(self, **options):
         self._pings.append(Pings(self, **options))
@@ -185,9 +185,16 @@ class Sites:
         return self.wire.frames()[mark:]
 
     def in_clear(self, mark=0):
-        """Frames on the wan, from number `mark` on, that go from site to site as they are."""
-        return [f.hex() for _, f in self.frames_since(mark)
-                if f[12:14] == b"\x08\x00" and f[26] == f[30] == 10]
+        """Frames that the gateway sent on the wan, from number `mark` on, that go from site to site as they
+        are. What the peer's kernel sends in clear, e.g. while strongSwan there has taken a policy away and
+        not yet put the next one, is its own affair: clear_of_peer()."""
+        return [f.hex() for f in self._site_to_site(mark) if f[6:12] == self.gateway_mac]
+
+    def clear_of_peer(self, mark=0):
+        return [f.hex() for f in self._site_to_site(mark) if f[6:12] != self.gateway_mac]
+
+    def _site_to_site(self, mark):
+        return [f for _, f in self.frames_since(mark) if f[12:14] == b"\x08\x00" and f[26] == f[30] == 10]
 
     # ---- what the SAs say ----------------------------------------------------------------------
 
@@ -205,7 +212,8 @@ class Sites:
     def look_at_wire(self, recording=None):
         """What check_ivs.py says of all frames so far; it must be good."""
         found = check_ivs.examine(recording or self.wire.path, self._key_names(),
-                                  [ipaddress.ip_network("10.0.0.0/8")] if self.fast else [])
+                                  [ipaddress.ip_network("10.0.0.0/8")] if self.fast else [],
+                                  self.gateway_mac)
         check(found.good(), f"{found}\n{found.details()}")
         return str(found)
 
