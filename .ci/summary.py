@@ -65,7 +65,7 @@ def main():
         except (ET.ParseError, OSError, ValueError) as e:
             results = [("fail", f"{step}: unreadable report: {e}", "")]
         counts = {v: sum(r[0] == v for r in results) for v in total}
-        print(f"{step.partition('-')[2]:28} " + ", ".join(
+        print(f"{step:28} " + ", ".join(
             f"{counts[v]} {word}" for v, word in
             (("pass", "passed"), ("fail", "failed"), ("skip", "skipped"))))
         for verdict, name, reason in results:

@@ -26,7 +26,8 @@ def main():
     parser.add_argument("--build", default=os.path.join(HERE, "..", "..", "build"),
                         help="meson's build directory (default: build)")
     parser.add_argument("--slow", type=int, default=1, help="factor on all time limits")
-    parser.add_argument("--jobs", type=int, default=2, help="guests at a time (default: 2)")
+    parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0)) // 2),
+                        help="guests at a time (default: half as many as there are CPUs)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--kernel", choices=trees.KERNELS,
                         help="on this kernel instead of those that the cases name")
