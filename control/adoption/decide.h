@@ -2,7 +2,7 @@
 #pragma once
 
 // Which SAs of the kernel's register the workers take over, and what the SPD is: a pure function of
-// the register, computed anew whenever it changed. kernel_sa_control.h carries it out.
+// the register, computed anew whenever it changed. control/sa/kernel carries it out.
 //
 // Policies
 // --------

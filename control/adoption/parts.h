@@ -18,7 +18,7 @@
 
 namespace sallyport::control::adoption {
 
-// ---- one policy (adoption_policies.cc) ---------------------------------------------------------
+// ---- one policy (policies.cc) ------------------------------------------------------------------
 
 struct JudgedPolicy {
     const xfrm::KernelPolicy* policy = nullptr;
@@ -36,7 +36,7 @@ std::vector<JudgedPolicy> judge_in_order(const std::map<uint32_t, xfrm::KernelPo
 // "mark 0x10", with its mask where that is not all ones.
 std::string describe(const xfrm::Mark& mark);
 
-// ---- one SA (adoption_sas.cc) ------------------------------------------------------------------
+// ---- one SA (sas.cc) ---------------------------------------------------------------------------
 
 // What workers have for the SA's algorithm and key.
 std::optional<crypto::Suite> suite_of(const xfrm::KernelSa& sa);
@@ -50,7 +50,7 @@ bool fits_inbound(const xfrm::Template& wanted, uint32_t if_id, const xfrm::Kern
 
 bool is_any(const IpAddress& address);
 
-// ---- selectors as sets of packets (adoption_selectors.cc) --------------------------------------
+// ---- selectors as sets of packets (selectors.cc) -----------------------------------------------
 
 Selector selector_of(const SpdEntry& entry);
 

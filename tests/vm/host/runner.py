@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 
+from inside import boot
 from lab import checks
 
 from . import guest, trees
@@ -106,7 +107,7 @@ def run_job(job, build, slow, report):
     try:
         if job.boot.network:
             job.boot.network(g)
-        limit = 180 + sum(3 * slow * case.seconds for case in job.cases)
+        limit = 180 + sum(boot.PATIENCE * slow * case.seconds for case in job.cases)
         g.start(["/usr/bin/python3", "-B", f"{HERE}/inside/main.py", job.path, build, str(slow),
                  secrets.token_hex(32), *(case.name for case in job.cases)])
         g.wait(limit, collect)

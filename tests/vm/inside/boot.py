@@ -14,6 +14,9 @@ All cases of a file run in one guest, in order; with two kernels, in two guests.
 import dataclasses
 from typing import Callable
 
+# A case may take so many times what it takes on an idle machine.
+PATIENCE = 6
+
 
 @dataclasses.dataclass
 class Case:
@@ -34,7 +37,7 @@ class Boot:
         self.cases = []
 
     def case(self, name, seconds=60):
-        """`seconds` as on an idle machine: the runner gives three times as long."""
+        """`seconds` as on an idle machine: the runner gives PATIENCE times as long."""
         def register(function):
             self.cases.append(Case(name, seconds, function))
             return function

@@ -18,6 +18,7 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.append(os.path.join(sys.path[0], "..", "lab"))
 
+from inside import boot  # noqa: E402
 from lab import checks  # noqa: E402
 
 RNDRESEEDCRNG = 0x5207
@@ -52,7 +53,7 @@ def load(path):
 
 def run_one(case, build, slow):
     here = Here(build, slow)
-    limit = int(case.seconds * 3 * slow)
+    limit = int(case.seconds * boot.PATIENCE * slow)
 
     def too_long(*_):
         raise TimeoutError(f"the case took more than {limit} s")
