@@ -35,9 +35,9 @@ charon {{
             knl = 1
         }}
     }}
-    retransmit_timeout = 2
+    retransmit_timeout = 3
     retransmit_base = 1
-    retransmit_tries = 2
+    retransmit_tries = 4
     {more}
 }}
 """

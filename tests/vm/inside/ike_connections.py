@@ -58,4 +58,4 @@ def connection(sites, name, children, peer=None, auth="psk", **ike):
             with contextlib.suppress(Refused):
                 c.terminate(ike=name, force="yes", seconds=20, check=False)
             eventually(lambda c=c: name not in [of for of, _ in c.sas()],
-                       f"the IKE SA {name} does not end at {c.ns.name}", 20)
+                       f"the IKE SA {name} does not end at {c.ns.name}", 60)
