@@ -6,20 +6,29 @@
 
 namespace sallyport {
 
-// A number that one thread counts up and others read.
+// A value that one thread writes and others read.
 //
-// writer: the owning worker; reader: anyone. Relaxed load and store compile to plain moves, so
-// counting costs what a plain integer costs. Not for two writers.
-class Counter {
+// writer: the owning thread; reader: anyone, who sees some value that was there, whole. Relaxed
+// loads and stores compile to plain moves, so it costs what a plain T costs. It orders nothing
+// else: what must be seen together goes through a ring. Not for two writers.
+template <typename T>
+class SingleWriter {
   public:
-    void add(uint64_t amount) {
-        value_.store(value_.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
-    }
-    void set(uint64_t value) { value_.store(value, std::memory_order_relaxed); }
-    [[nodiscard]] uint64_t read() const { return value_.load(std::memory_order_relaxed); }
+    SingleWriter() = default;
+    explicit SingleWriter(T value) : value_(value) {}
+
+    void set(T value) { value_.store(value, std::memory_order_relaxed); }
+    [[nodiscard]] T read() const { return value_.load(std::memory_order_relaxed); }
 
   private:
-    std::atomic<uint64_t> value_ = 0;
+    static_assert(std::atomic<T>::is_always_lock_free);
+    std::atomic<T> value_{};
+};
+
+// A number that one thread counts up and others read.
+class Counter : public SingleWriter<uint64_t> {
+  public:
+    void add(uint64_t amount) { set(read() + amount); }
 };
 static_assert(sizeof(Counter) == 8);
 

@@ -230,7 +230,7 @@ inline DropReason OutboundPipeline::check_mtu(Packet& packet) {
 inline DropReason OutboundPipeline::assign_sequence(Packet& packet) {
     OutboundSa& sa = *packet.outbound_sa;
     assert(sa.owner == worker_);
-    const uint64_t sequence = sa.sequence_next;
+    const uint64_t sequence = sa.sequence_next.read();
     if (sequence >= sa.sequence_low_water) [[unlikely]] {
         if (!sa.low_water_reported) {
             sa.low_water_reported = true;
@@ -239,7 +239,7 @@ inline DropReason OutboundPipeline::assign_sequence(Packet& packet) {
         if (sequence >= sa.sequence_end) return DropReason::sequence_exhausted;
         if (sequence >= sa.sequence_reserved) return DropReason::sequence_unreserved;
     }
-    sa.set_sequence_next(sequence + 1);
+    sa.sequence_next.set(sequence + 1);
     packet.sequence = sequence;
     return DropReason::none;
 }
@@ -325,7 +325,7 @@ inline DropReason OutboundPipeline::deliver(Packet& packet) {
     sa->drops[static_cast<size_t>(reason)].add(1);
     if (reason == DropReason::sequence_exhausted) {
         events_.post(event::SequenceExhausted{
-            .id = sa->id, .spi = Spi{sa->spi.host()}, .next = sa->sequence_next});
+            .id = sa->id, .spi = Spi{sa->spi.host()}, .next = sa->sequence_next.read()});
     }
 }
 

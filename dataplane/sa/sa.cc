@@ -121,7 +121,7 @@ std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& a
     const size_t key_bytes = crypto::key_bytes(parameters.suite);
     crypto::expand_key(aead, parameters.suite, parameters.key.first(key_bytes), sa->key);
     std::memcpy(&sa->salt, parameters.key.data() + key_bytes, sizeof sa->salt);
-    sa->sequence_next = parameters.sequence_next;
+    sa->sequence_next.set(parameters.sequence_next);
     sa->sequence_end = parameters.esn ? kSequenceEndEsn : kSequenceEnd32;
     sa->reserve(parameters.sequence_reserved, parameters.sequence_low_water);
     sa->iv_mask = parameters.iv_mask;

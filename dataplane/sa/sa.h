@@ -84,9 +84,9 @@ inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
 
 struct alignas(64) OutboundSa {
     // --- line 0 ---
-    // The next packet's. writer: worker; reader: control, by a relaxed load. Stored before the
-    // packet that has the number before it leaves: what is on the wire lies below every later look.
-    uint64_t sequence_next = 1;
+    // The next packet's. writer: worker; reader: control. Stored before the packet that has the
+    // number before it leaves: what is on the wire lies below every later look.
+    SingleWriter<uint64_t> sequence_next{1};
     uint64_t sequence_reserved = 1;   // first number that is not reserved on disk: never used
     uint64_t sequence_low_water = 0;  // reaching it asks control for more, once
     uint64_t iv_mask = 0;             // IV = sequence ^ iv_mask (0 for static SAs)
@@ -125,10 +125,7 @@ struct alignas(64) OutboundSa {
     }
     // The numbers below `least` are spent, by this sender or another.
     void raise_sequence(uint64_t least) {
-        if (sequence_next < least) set_sequence_next(least);
-    }
-    void set_sequence_next(uint64_t next) {
-        __atomic_store_n(&sequence_next, next, __ATOMIC_RELAXED);
+        if (sequence_next.read() < least) sequence_next.set(least);
     }
 };
 static_assert(offsetof(OutboundSa, owner) < 64 && offsetof(OutboundSa, outer) == 64);

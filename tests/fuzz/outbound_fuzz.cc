@@ -80,7 +80,7 @@ void run(std::span<const std::byte> input) {
     World& world = the_world();
     static const Spd spd(compile_spd(policies()).value(), CompiledSpd{});
     OutboundSaPtr sa = world.make_outbound(outer, esn);
-    const uint64_t first = sa->sequence_next;
+    const uint64_t first = sa->sequence_next.read();
     OutboundTable table(8);
     check(table.insert(sa.get()));
     WorkerCounters counters;
@@ -102,7 +102,7 @@ void run(std::span<const std::byte> input) {
     world.check_conservation(pipeline.delivered(), pipeline.discarded(), burst.size());
     check(counters.outbound.frames.read() == burst.size());
     check(counters.outbound.delivered.read() == pipeline.delivered().size());
-    check(sa->sequence_next == first + pipeline.delivered().size());
+    check(sa->sequence_next.read() == first + pipeline.delivered().size());
     uint64_t sequence = first;
     for (const auto& outgoing : pipeline.delivered()) {
         check_opens_to(world, outer, esn, sequence++, outgoing,

@@ -101,7 +101,7 @@ void KernelSas::on_tick() {
         if (slot->phase != Phase::installed) continue;
         if (slot->outbound) {
             // A worker asks once; where its event was lost the numbers themselves tell.
-            const uint64_t next = __atomic_load_n(&slot->outbound->sequence_next, __ATOMIC_RELAXED);
+            const uint64_t next = slot->outbound->sequence_next.read();
             const uint64_t left = slot->told - std::min(next, slot->told);
             if (left < sequence_left_min(slot->esn)) slot->extension_due = true;
             if (slot->extension_due) extend(*slot);
@@ -327,7 +327,7 @@ std::vector<SaRow> KernelSas::sas() const {
             const Work work = work_of(slot);
             set_usage(row, usage_of(slot, work));
             if (slot.outbound) {
-                row.sequence = __atomic_load_n(&slot.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
+                row.sequence = slot.outbound->sequence_next.read() - 1;
                 row.sequence_reserved = slot.reserved - 1;
                 set_drops(row, slot.outbound->drops);
             } else {

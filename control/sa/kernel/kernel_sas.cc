@@ -528,7 +528,7 @@ void KernelSas::retire(Slot& slot) {
 
 void KernelSas::remember(const Slot& slot) {
     SequenceMemory::State used;
-    if (slot.outbound) used.outbound_next = slot.outbound->sequence_next;
+    if (slot.outbound) used.outbound_next = slot.outbound->sequence_next.read();
     if (slot.inbound) used.inbound_top = slot.inbound->replay.top();
     memory_.raise(slot.memory_name, used);
 }

@@ -37,7 +37,7 @@ SaRow row_of(const ManagedSa& sa) {
               .replay_window = sa.is_outbound() ? 0 : config.replay_window};
     if (sa.outbound) {
         add_counters(row, *sa.outbound);
-        row.sequence = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED) - 1;
+        row.sequence = sa.outbound->sequence_next.read() - 1;
         row.sequence_reserved = sa.sequence_reserved - 1;
     } else if (sa.inbound) {
         add_counters(row, *sa.inbound);

@@ -338,7 +338,7 @@ void StaticSas::tick() {
         // A worker asks once. Where its event ring was full, the numbers themselves tell: those
         // left of what it has been given.
         if (sa.outbound && sa.active() && sa.sequence_told < sequence_end(sa.config->esn)) {
-            const uint64_t next = __atomic_load_n(&sa.outbound->sequence_next, __ATOMIC_RELAXED);
+            const uint64_t next = sa.outbound->sequence_next.read();
             const uint64_t left = sa.sequence_told - std::min(next, sa.sequence_told);
             if (left < sequence_left_min(sa.config->esn)) sa.extension_due = true;
         }
@@ -349,7 +349,8 @@ void StaticSas::tick() {
 void StaticSas::give_back() {
     std::vector<SequenceStore::Next> exact;
     for (const ManagedSa& sa : sas_) {
-        if (sa.outbound) exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next});
+        if (sa.outbound)
+            exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next.read()});
     }
     if (const auto done = store_.give_back(exact); !done) {
         // Safe, but the rest of the reserved blocks is lost.

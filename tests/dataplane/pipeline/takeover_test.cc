@@ -176,7 +176,7 @@ TEST(ConformanceD1, NoIvTwiceThroughReservations) {
                     break;
                 }
                 case 1:  // stale, exact or ahead
-                    now.raise_sequence(now.sequence_next + random() % 30 - 20);
+                    now.raise_sequence(now.sequence_next.read() + random() % 30 - 20);
                     break;
                 default:
                     if (const auto sent = send(world, sa)) {
