@@ -14,6 +14,7 @@
 
 #include "bench/raw_gcm.h"
 #include "dataplane/pipeline/inbound.h"
+#include "dataplane/pipeline/observer.h"
 #include "dataplane/pipeline/outbound.h"
 
 namespace sallyport::bench {
@@ -241,8 +242,8 @@ void print_passes(uint32_t sa_count, uint32_t ip_bytes) {
     World world(sa_count);
     const Buffers buffers;
     std::mt19937 random(13);
-    TscClock out;
-    TscClock in;
+    CycleObserver out;
+    CycleObserver in;
     uint32_t next = 0;
     for (int i = 0; i < kBursts; ++i) {
         std::array<Frame, kBurst> frames;
@@ -254,8 +255,8 @@ void print_passes(uint32_t sa_count, uint32_t ip_bytes) {
         for (uint32_t n = 0; n < kBurst; ++n) frames[n] = world.out.delivered()[n].frame;
         world.in.run(frames, in);
     }
-    const auto cycles = [&](const TscClock& clock, int pass) {
-        return static_cast<double>(clock.cycles(pass)) / (double{kBursts} * kBurst);
+    const auto cycles = [&](const CycleObserver& observer, int pass) {
+        return static_cast<double>(observer.cycles(pass)) / (double{kBursts} * kBurst);
     };
     std::printf("%5u %5u  out: parse+policy %4.1f, encapsulate %4.1f, encrypt %5.1f", ip_bytes,
                 sa_count, cycles(out, 0), cycles(out, 1), cycles(out, 2));

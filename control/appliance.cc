@@ -17,13 +17,12 @@
 #include "dataplane/base/unique_fd.h"
 #include "dataplane/egress/direct_egress.h"
 #include "dataplane/egress/tap_egress.h"
+#include "dataplane/esp/overhead.h"
 
 namespace sallyport::control {
 
 namespace {
 
-// The most that an outer IPv6 header, ESP and AES-GCM add to a packet.
-constexpr uint32_t kTunnelOverheadMax = 40 + 8 + 8 + 2 + 3 + 16;
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 
@@ -70,7 +69,7 @@ uint32_t outer_mtu(const std::vector<RunningPort>& ports) {
 // Room for the tunnel, so that the kernel fragments (or refuses) what it routes into one.
 uint32_t tunnel_mtu(const std::vector<RunningPort>& ports) {
     const uint32_t outer = outer_mtu(ports);
-    return std::clamp(outer - std::min(outer, kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);
+    return std::clamp(outer - std::min(outer, esp::kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);
 }
 
 }  // namespace

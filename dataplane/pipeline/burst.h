@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A burst on its way through a pipeline: up to 64 packets, each with what the stages learnt of it.
+// A burst on its way through a pipeline: up to 64 packets.
 //
 // A stage looks at one packet that is still alive and says why it must go, or DropReason::none;
 // the survivors move up, so later stages never see the others. Conservation follows from the form:
@@ -13,30 +13,9 @@
 
 #include "dataplane/base/drop_reason.h"
 #include "dataplane/base/frame.h"
-#include "dataplane/base/single_writer.h"
-#include "dataplane/crypto/aead.h"
-#include "dataplane/sa/sa_tables.h"
-#include "dataplane/spd/spd.h"
-#include "dataplane/wire/ip_packet.h"
+#include "dataplane/pipeline/packet.h"
 
 namespace sallyport {
-
-struct Packet {
-    Frame frame;
-    std::byte* ip = nullptr;  // the IP header that counts: outer before decryption, then inner
-    InboundSa* inbound_sa = nullptr;
-    OutboundSa* outbound_sa = nullptr;
-    uint64_t sequence = 0;  // extended sequence number
-    Be32 spi;
-    uint32_t sad_hint = 0;
-    uint32_t daddr_word = 0;
-    uint32_t esp_bytes = 0;  // SPI to ICV
-    std::byte* esp = nullptr;
-    uint8_t outer_dscp_ecn = 0;
-    Family outer_family = Family::v4;
-    wire::IpPacket inner;
-    crypto::AeadJob job;
-};
 
 class Burst {
   public:
@@ -58,9 +37,9 @@ class Burst {
         return {discarded_.data(), discarded_count_};
     }
 
-    // Takes each living packet through `Stages` in order, member functions of `pipeline` that
-    // return why the packet must go or DropReason::none. Stages in one call share a pass over the
-    // burst; a new pass begins where memory that the stage before asked for is needed.
+    // Takes each living packet through `Stages` in order: functions of the pipeline's context and
+    // the packet that return why it must go or DropReason::none. Stages in one call share a pass
+    // over the burst; a new pass begins where memory that the stage before asked for is needed.
     //
     // `touch(Packet&)` asks for the packet's own bytes a few packets before their turn. All frames
     // have their headers at the same place of a page and so compete for few cache sets: what a
@@ -75,7 +54,8 @@ class Burst {
             Packet& packet = *alive_[i];
             DropReason reason = DropReason::none;
             // Short-circuits at the first stage that finds a reason.
-            if ((((reason = (pipeline.*Stages)(packet)) == DropReason::none) && ...)) [[likely]] {
+            if ((((reason = Stages(pipeline.context_, packet)) == DropReason::none) && ...))
+                [[likely]] {
                 alive_[kept++] = &packet;
             } else if (!pipeline.hold(packet, reason)) {
                 pipeline.drop(packet, reason);

@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Cycles per pass of a pipeline, for benches. Workers run with NoClock, which compiles to nothing.
+// Whoever looks on while a pipeline runs is a template parameter of it: begin() before the first
+// pass, end_of_pass() behind each, with the burst as it stands then. Workers run with NoObserver,
+// which compiles to nothing; benches count cycles.
 
 #include <x86intrin.h>
 
 #include <array>
 #include <cstdint>
 
+#include "dataplane/pipeline/burst.h"
+
 namespace sallyport {
 
-struct NoClock {
-    void start() {}
-    void mark(int /*pass*/) {}
+struct NoObserver {
+    void begin() {}
+    void end_of_pass(int /*pass*/, const Burst& /*burst*/) {}
 };
 
-class TscClock {
+// TSC cycles per pass, summed over bursts.
+class CycleObserver {
   public:
-    void start() { last_ = __rdtsc(); }
-    void mark(int pass) {
+    void begin() { last_ = __rdtsc(); }
+    void end_of_pass(int pass, const Burst& /*burst*/) {
         const uint64_t now = __rdtsc();
         cycles_[static_cast<size_t>(pass)] += now - last_;
         last_ = now;

@@ -118,16 +118,25 @@ inline bool parse_ipv6(const std::byte* packet, uint32_t bytes, IpPacket& out) {
     return true;
 }
 
-inline IpAddress source_of(Family family, const std::byte* packet) {
+// Where the addresses stand in an IP header: 4 or 16 bytes.
+constexpr size_t address_bytes(Family family) {
+    return family == Family::v4 ? sizeof(Ipv4::source) : sizeof(Ipv6::source);
+}
+inline const std::byte* source_at(const std::byte* ip, Family family) {
+    return ip + (family == Family::v4 ? offsetof(Ipv4, source) : offsetof(Ipv6, source));
+}
+inline const std::byte* destination_at(const std::byte* ip, Family family) {
+    return ip + (family == Family::v4 ? offsetof(Ipv4, destination) : offsetof(Ipv6, destination));
+}
+
+inline IpAddress source_of(Family family, const std::byte* ip) {
     IpAddress address{.family = family};
-    std::memcpy(address.bytes.data(), packet + (family == Family::v4 ? 12 : 8),
-                family == Family::v4 ? 4 : 16);
+    std::memcpy(address.bytes.data(), source_at(ip, family), address_bytes(family));
     return address;
 }
-inline IpAddress destination_of(Family family, const std::byte* packet) {
+inline IpAddress destination_of(Family family, const std::byte* ip) {
     IpAddress address{.family = family};
-    std::memcpy(address.bytes.data(), packet + (family == Family::v4 ? 16 : 24),
-                family == Family::v4 ? 4 : 16);
+    std::memcpy(address.bytes.data(), destination_at(ip, family), address_bytes(family));
     return address;
 }
 

@@ -327,10 +327,11 @@ class Rows {
         row->sa->sequence_reserved = uint64_t{1} << 40;
         row->sa->sequence_low_water = uint64_t{1} << 40;
         // What is dropped uses no number.
-        add("D1_DropsSpendNoNumber", {{{ethernet(ip(inner_, udp(1, 2), 0, 1)), R::ttl_exceeded},
-                                       good,
-                                       {head(ethernet(packet_), 40), R::malformed_ip},
-                                       good}});
+        add("D1_DropsSpendNoNumber",
+            {{{ethernet(ip(inner_, udp(1, 2), 0, 1)), R::ttl_exceeded},
+              good,
+              {head(ethernet(packet_), 40), inner_ == Family::v4 ? R::malformed_ip : R::truncated},
+              good}});
     }
 
     void add_hops() {
