@@ -26,8 +26,9 @@ FILE = re.compile(r"(?<![\w/.$<{}@*~-])((?:[\w.-]+/)*[\w-]+(?:\.bpf)?\.(?:h|cc|c
 # Of other projects, or made when something runs.
 OUTSIDE = {"xdp/xsk.h", "swanctl.conf", "swanctl/conf.d/x.conf", "generated.h"}
 
-OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]+)")
-FOREIGN_OPTIONS = {"--list-sas", "--now", "--all"}  # swanctl, systemctl, nsenter
+OPTION = re.compile(r"(?<![\w-])(--(?!gtest_|benchmark_)[a-z][a-z0-9_-]+)")
+FOREIGN_OPTIONS = {"--list-sas", "--now", "--all",  # swanctl, systemctl, nsenter
+                   "--buildtype", "--suite", "--no-rebuild", "--oneline", "--stat"}  # meson, git
 KEY = re.compile(r"^\s*([a-z][a-z0-9_]*) = [\"\d\[tf]")
 TABLE_ROW = re.compile(r"^\| ((?:`[a-z][a-z0-9_]*`(?:, )?)+) \|")
 SHOW = re.compile(r"(?:sallyportctl|`)\s*show ([a-z]+)")
