@@ -24,6 +24,9 @@
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
 #include "dataplane/base/secret_bytes.h"
+#include "dataplane/io/bind.h"
+#include "dataplane/sa/df_policy.h"
+#include "dataplane/spd/spd.h"
 
 namespace sallyport::config {
 
@@ -34,7 +37,7 @@ struct Location {
 
 enum class PortRole : uint8_t { unprotected_side, protected_side };
 enum class XdpMode : uint8_t { automatic, native, generic };
-enum class BindMode : uint8_t { automatic, copy, zero_copy };
+using BindMode = io::Bind;
 enum class EgressMode : uint8_t { devmap, direct };
 enum class UnknownSpi : uint8_t { drop, punt };
 // What happens to cleartext in transit that belongs to no established connection of the kernel's;
@@ -78,7 +81,7 @@ struct Memory {
     Location location;        // of `frames`, or of the table
 };
 
-enum class SpdAction : uint8_t { protect, bypass, discard };
+using sallyport::SpdAction;
 
 // One SPD entry as RFC 4301 4.4.1 writes it: seen from the gateway, `local` is the protected side.
 // It yields an outbound selector (local -> remote) and an inbound one (remote -> local).
@@ -102,7 +105,7 @@ struct Policy {
 
 enum class SaDirection : uint8_t { inbound, outbound };
 enum class Suite : uint8_t { aes_gcm_16_128, aes_gcm_16_192, aes_gcm_16_256 };
-enum class DfPolicy : uint8_t { copy, set, clear };
+using sallyport::DfPolicy;
 
 // A manually keyed SA (tunnel mode).
 struct StaticSa {

@@ -54,13 +54,8 @@ std::vector<uint16_t> read_cpus(TableReader& table, std::string_view key, AutoCp
 }
 
 void read_conntrack(TableReader& table, Port& port) {
-    static constexpr std::array kModes = {
-        Choice<Conntrack>{"off", Conntrack::off},
-        Choice<Conntrack>{"punt", Conntrack::punt},
-        Choice<Conntrack>{"drop", Conntrack::drop},
-    };
-    const auto in = table.choice<Conntrack>("conntrack_in", kModes);
-    const auto out = table.choice<Conntrack>("conntrack_out", kModes);
+    const auto in = table.choice<Conntrack>("conntrack_in", kConntrackModes);
+    const auto out = table.choice<Conntrack>("conntrack_out", kConntrackModes);
     port.conntrack_in = in.value_or(Conntrack::off);
     port.conntrack_out = out.value_or(Conntrack::off);
     if ((table.has("conntrack_in") && !in) || (table.has("conntrack_out") && !out)) return;

@@ -16,17 +16,11 @@
 #include <utility>
 #include <vector>
 
+#include "config/choices.h"
 #include "config/diagnostics.h"
 #include "config/document.h"
 
 namespace sallyport::config {
-
-// A word of the file and what it stands for.
-template <typename T>
-struct Choice {
-    std::string_view word;
-    T value;
-};
 
 class TableReader {
   public:

@@ -66,21 +66,13 @@ void assign(T& to, const std::optional<U>& from) {
 }
 
 void read_gateway(const Node& node, Config& config, Diagnostics& diagnostics) {
-    static constexpr std::array kEgress = {
-        Choice<EgressMode>{"devmap", EgressMode::devmap},
-        Choice<EgressMode>{"direct", EgressMode::direct},
-    };
-    static constexpr std::array kUnknownSpi = {
-        Choice<UnknownSpi>{"drop", UnknownSpi::drop},
-        Choice<UnknownSpi>{"punt", UnknownSpi::punt},
-    };
     TableReader table(node, "[gateway]", diagnostics);
     assign(config.device, read_device(table, "device"));
     assign(config.xfrm_interface, read_device(table, "xfrm_interface"));
     if (config.xfrm_interface == config.device) {
         table.report("xfrm_interface", "is the name of gateway.device too: give it another");
     }
-    assign(config.egress, table.choice<EgressMode>("egress", kEgress));
+    assign(config.egress, table.choice<EgressMode>("egress", kEgressModes));
     assign(config.unknown_spi, table.choice<UnknownSpi>("unknown_spi", kUnknownSpi));
     assign(config.state_dir, read_absolute_path(table, "state_dir", kPathBytesMax));
     assign(config.control_socket,
@@ -164,20 +156,6 @@ EgressRule read_deny(const Node& node, const std::string& label, Diagnostics& di
 }
 
 PortDraft read_port(const Entry& entry, Diagnostics& diagnostics) {
-    static constexpr std::array kRoles = {
-        Choice<PortRole>{"unprotected", PortRole::unprotected_side},
-        Choice<PortRole>{"protected", PortRole::protected_side},
-    };
-    static constexpr std::array kXdpModes = {
-        Choice<XdpMode>{"auto", XdpMode::automatic},
-        Choice<XdpMode>{"native", XdpMode::native},
-        Choice<XdpMode>{"generic", XdpMode::generic},
-    };
-    static constexpr std::array kBindModes = {
-        Choice<BindMode>{"auto", BindMode::automatic},
-        Choice<BindMode>{"copy", BindMode::copy},
-        Choice<BindMode>{"zero-copy", BindMode::zero_copy},
-    };
     PortDraft draft;
     Port& port = draft.port;
     port.name = entry.key;
@@ -192,7 +170,7 @@ PortDraft read_port(const Entry& entry, Diagnostics& diagnostics) {
 
     table.require("role",
                   "allowed are unprotected (ciphertext side) or protected (cleartext side)");
-    const auto role = table.choice<PortRole>("role", kRoles);
+    const auto role = table.choice<PortRole>("role", kPortRoles);
     draft.role_known = role.has_value();
     assign(port.role, role);
 
@@ -244,11 +222,6 @@ PortDraft read_port(const Entry& entry, Diagnostics& diagnostics) {
 }
 
 PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
-    static constexpr std::array kActions = {
-        Choice<SpdAction>{"protect", SpdAction::protect},
-        Choice<SpdAction>{"bypass", SpdAction::bypass},
-        Choice<SpdAction>{"discard", SpdAction::discard},
-    };
     PolicyDraft draft;
     Policy& policy = draft.policy;
     policy.location.line = node.line;
@@ -261,7 +234,7 @@ PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
     draft.name_line = table.line_of("name");
 
     table.require("action", "allowed are protect, bypass or discard");
-    const auto action = table.choice<SpdAction>("action", kActions);
+    const auto action = table.choice<SpdAction>("action", kSpdActions);
     draft.action_known = action.has_value();
     assign(policy.action, action);
 
@@ -375,15 +348,6 @@ void read_sa_addresses(TableReader& table, SaDraft& draft) {
 
 SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& inline_key_line,
                 Diagnostics& diagnostics) {
-    static constexpr std::array kDirections = {
-        Choice<SaDirection>{"inbound", SaDirection::inbound},
-        Choice<SaDirection>{"outbound", SaDirection::outbound},
-    };
-    static constexpr std::array kDf = {
-        Choice<DfPolicy>{"copy", DfPolicy::copy},
-        Choice<DfPolicy>{"set", DfPolicy::set},
-        Choice<DfPolicy>{"clear", DfPolicy::clear},
-    };
     SaDraft draft;
     StaticSa& sa = draft.sa;
     sa.location.line = node.line;
@@ -396,7 +360,7 @@ SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& i
     draft.name_line = table.line_of("name");
 
     table.require("direction", "allowed are inbound (to us) or outbound (to the peer)");
-    const auto direction = table.choice<SaDirection>("direction", kDirections);
+    const auto direction = table.choice<SaDirection>("direction", kSaDirections);
     draft.direction_known = direction.has_value();
     assign(sa.direction, direction);
 
@@ -437,7 +401,7 @@ SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& i
         sa.worker = WorkerId{static_cast<uint16_t>(*worker)};
     }
 
-    assign(sa.df, table.choice<DfPolicy>("df", kDf));
+    assign(sa.df, table.choice<DfPolicy>("df", kDfPolicies));
     assign(sa.copy_dscp, table.boolean("copy_dscp"));
     assign(sa.outer_ttl, table.integer("outer_ttl", 1, 255, "hops"));
     const bool is_v6 = draft.source && draft.source->family == Family::v6;

@@ -11,18 +11,6 @@ namespace {
 
 constexpr std::pair<uint16_t, uint16_t> kAllPorts = {0, 65535};
 
-SpdAction action_of(config::SpdAction action) {
-    switch (action) {
-        case config::SpdAction::protect:
-            return SpdAction::protect;
-        case config::SpdAction::bypass:
-            return SpdAction::bypass;
-        case config::SpdAction::discard:
-            return SpdAction::discard;
-    }
-    return SpdAction::discard;
-}
-
 // Ports as a packet from one side to the other has them.
 template <typename T>
 void set_ports(T& out, const config::Policy& policy, SpdDirection direction) {
@@ -55,7 +43,7 @@ std::vector<SpdEntry> spd_entries(std::span<const config::Policy> policies,
             for (const IpPrefix& remote : policy.remote) {
                 SpdEntry entry;
                 entry.policy = PolicyId{static_cast<uint32_t>(i)};
-                entry.action = action_of(policy.action);
+                entry.action = policy.action;
                 const bool outbound = direction == SpdDirection::outbound;
                 entry.source = outbound ? local : remote;
                 entry.destination = outbound ? remote : local;

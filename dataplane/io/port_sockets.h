@@ -36,11 +36,10 @@
 
 #include "dataplane/base/frame.h"
 #include "dataplane/base/ids.h"
+#include "dataplane/io/bind.h"
 #include "dataplane/io/packet_memory.h"
 
 namespace sallyport::io {
-
-enum class Bind : uint8_t { automatic, copy, zero_copy };
 
 struct PortSocketsSetup {
     std::string device;

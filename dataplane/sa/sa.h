@@ -25,11 +25,10 @@
 #include "dataplane/base/ip.h"
 #include "dataplane/base/single_writer.h"
 #include "dataplane/crypto/aead.h"
+#include "dataplane/sa/df_policy.h"
 #include "dataplane/sa/replay_window.h"
 
 namespace sallyport {
-
-enum class DfPolicy : uint8_t { copy, set, clear };
 
 // Addresses, protocol and ports one SA may carry, seen as the inner packet stands (RFC 4301 4.4.1).
 struct Selector {

@@ -26,18 +26,6 @@ crypto::Suite suite_of(config::Suite suite) {
     return crypto::Suite::aes_gcm_16_128;
 }
 
-DfPolicy df_of(config::DfPolicy df) {
-    switch (df) {
-        case config::DfPolicy::copy:
-            return DfPolicy::copy;
-        case config::DfPolicy::set:
-            return DfPolicy::set;
-        case config::DfPolicy::clear:
-            return DfPolicy::clear;
-    }
-    return DfPolicy::copy;
-}
-
 WorkerId owner_of(const config::StaticSa& sa, uint16_t worker_count) {
     if (sa.worker) return *sa.worker;
     const uint32_t hash = sp_sa_hash(Be32(to_index(sa.spi)).raw(), sa.destination.last_word());
@@ -193,7 +181,7 @@ void StaticSas::build_outbound(ManagedSa& sa) {
                                  .iv_mask = 0,
                                  .owner = sa.owner,
                                  .mtu = config.mtu != 0 ? config.mtu : setup_.mtu,
-                                 .df = df_of(config.df),
+                                 .df = config.df,
                                  .copy_dscp = config.copy_dscp,
                                  .outer_ttl = config.outer_ttl});
     if (!made) return refuse(sa, made.error());
@@ -349,8 +337,8 @@ void StaticSas::tick() {
 void StaticSas::give_back() {
     std::vector<SequenceStore::Next> exact;
     for (const ManagedSa& sa : sas_) {
-        if (sa.outbound)
-            exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next.read()});
+        if (!sa.outbound) continue;
+        exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next.read()});
     }
     if (const auto done = store_.give_back(exact); !done) {
         // Safe, but the rest of the reserved blocks is lost.
