@@ -22,7 +22,7 @@
 //                    SAs are taken over once frames reach the workers
 //   attach           the steering programs: from here on frames reach the workers
 //
-// Owner: control thread.
+// How each is done stands in startup/. Owner: control thread.
 
 #include <boost/asio/io_context.hpp>
 #include <cstdint>
@@ -38,39 +38,22 @@
 #include "control/sa/source.h"
 #include "control/sa/static/sequence_store.h"
 #include "control/sa/worker_commands.h"
+#include "control/startup/ports.h"
 #include "control/startup/sysctls.h"
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
 #include "dataplane/crypto/aead.h"
 #include "dataplane/io/packet_memory.h"
-#include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
 #include "dataplane/worker/worker.h"
 
 namespace sallyport::control {
 
-struct RunningPort {
-    const config::Port* config = nullptr;
-    uint32_t ifindex = 0;
-    uint32_t mtu = 1500;  // IP bytes
-    uint16_t queues = 1;
-    std::unique_ptr<io::PortSockets> sockets;
-    std::optional<bpf_objects::Attachment> attachment;
-};
-
-// Where every frame of packet memory is. Exact when the workers stand still.
-struct FrameCensus {
-    uint64_t total = 0;
-    uint64_t pool = 0;
-    uint64_t in_kernel = 0;
-    [[nodiscard]] bool conserved() const { return pool + in_kernel == total; }
-};
-
 class Appliance {
   public:
     // `config` and `log` outlive the object. Keys in `config` are wiped once they are in place.
-    // What follows xfrm runs on `context`, from begin() on.
+    // What runs by itself runs on `context`.
     static std::expected<std::unique_ptr<Appliance>, std::string> start(
         config::Config& config, Log& log, boost::asio::io_context& context);
     ~Appliance();
@@ -103,7 +86,8 @@ class Appliance {
     [[nodiscard]] SaSource& source() { return *source_; }
     [[nodiscard]] const SaSource& source() const { return *source_; }
     [[nodiscard]] WorkerCommands& commands() { return *commands_; }
-    [[nodiscard]] FrameCensus census() const;
+    [[nodiscard]] const WorkerCommands& commands() const { return *commands_; }
+    [[nodiscard]] FrameCensus census() const { return census_of(*memory_, ports_); }
 
   private:
     Appliance(config::Config& config, Log& log, boost::asio::io_context& context)
@@ -125,7 +109,7 @@ class Appliance {
     Step start_workers();
     Step open_source();
     Step attach();
-    std::expected<std::unique_ptr<io::Egress>, std::string> make_egress(uint16_t worker);
+    [[nodiscard]] bool check_census();
 
     config::Config& config_;
     Log& log_;

@@ -17,7 +17,7 @@ using ErrorCode = boost::system::error_code;
 using Descriptor = boost::asio::posix::stream_descriptor;
 
 constexpr std::chrono::seconds kTick{1};
-constexpr uint32_t kProgramAuditTicks = 10;
+constexpr uint32_t kAuditTicks = 10;
 
 std::expected<std::vector<EgressFilter>, std::string> egress_filters(
     const std::vector<RunningPort>& ports) {
@@ -75,30 +75,15 @@ std::expected<void, std::string> Daemon::start() {
     auto appliance = Appliance::start(config_, log_, context_);
     if (!appliance) return std::unexpected(appliance.error());
     appliance_ = std::move(*appliance);
-    for (const DropReason reason :
-         {DropReason::unknown_spi, DropReason::outer_fragment, DropReason::cleartext_for_protect}) {
-        program_audits_.push_back(
-            {.reason = reason, .seen_by_port = std::vector<uint64_t>(appliance_->ports().size())});
-    }
+    audits_.emplace(*appliance_, log_);
     for (const auto& worker : appliance_->workers()) {
         worker_events_.emplace_back(context_, dup(worker->event_fd()));
     }
     for (size_t i = 0; i < worker_events_.size(); ++i) watch_worker(i);
 
     if (config_.egress == config::EgressMode::direct) {
-        std::vector<uint32_t> ifindexes;
-        for (const RunningPort& port : appliance_->ports()) ifindexes.push_back(port.ifindex);
-        auto filters = egress_filters(appliance_->ports());
-        if (!filters) return std::unexpected(filters.error());
-        auto next_hops = NextHopControl::start(
-            context_, log_, std::move(ifindexes), std::move(*filters),
-            [commands = &appliance_->commands()](std::unique_ptr<const NextHops> latest) {
-                commands->publish(std::move(latest));
-            });
-        if (!next_hops) return std::unexpected(next_hops.error());
-        next_hops_ = std::move(*next_hops);
+        if (auto followed = follow_routes(); !followed) return followed;
     }
-
     report_.emplace(*appliance_, log_);
     auto server = rpc::Server::listen(
         context_, config_.control_socket,
@@ -106,6 +91,21 @@ std::expected<void, std::string> Daemon::start() {
     if (!server) return std::unexpected(server.error());
     rpc_.emplace(std::move(*server));
     tick();
+    return {};
+}
+
+std::expected<void, std::string> Daemon::follow_routes() {
+    std::vector<uint32_t> ifindexes;
+    for (const RunningPort& port : appliance_->ports()) ifindexes.push_back(port.ifindex);
+    auto filters = egress_filters(appliance_->ports());
+    if (!filters) return std::unexpected(filters.error());
+    auto next_hops = NextHopControl::start(
+        context_, log_, std::move(ifindexes), std::move(*filters),
+        [commands = &appliance_->commands()](std::unique_ptr<const NextHops> latest) {
+            commands->publish(std::move(latest));
+        });
+    if (!next_hops) return std::unexpected(next_hops.error());
+    next_hops_ = std::move(*next_hops);
     return {};
 }
 
@@ -152,46 +152,11 @@ void Daemon::handle(const Event& event) {
 
 void Daemon::tick() {
     appliance_->source().tick();
-    if (++ticks_ % kProgramAuditTicks == 0) audit_programs();
+    if (++ticks_ % kAuditTicks == 0) audits_->look();
     timer_.expires_after(kTick);
     timer_.async_wait([this](ErrorCode error) {
         if (!error) tick();
     });
-}
-
-// XDP programs only count what they drop, so its record has a number and a port, no addresses.
-void Daemon::audit_programs() {
-    for (size_t port = 0; port < appliance_->ports().size(); ++port) {
-        const auto counters = appliance_->bpf().counters(PortId{static_cast<uint16_t>(port)});
-        if (!counters) continue;
-        for (ProgramAudit& audited : program_audits_) {
-            const uint64_t now = counters->drops[static_cast<size_t>(audited.reason)];
-            uint64_t& seen = audited.seen_by_port[port];
-            if (now != seen) {
-                log_.audit(std::string(label(audited.reason)) +
-                           " port=" + appliance_->ports()[port].config->name +
-                           " packets=" + std::to_string(now - seen));
-            }
-            seen = now;
-        }
-    }
-    uint64_t suppressed = 0;
-    uint64_t lost = 0;
-    for (const auto& worker : appliance_->workers()) {
-        suppressed += worker->counters().audits_suppressed.read();
-        lost += worker->counters().events_lost.read();
-    }
-    if (lost != events_lost_) {
-        log_.warning(
-            std::to_string(lost - events_lost_) +
-            " events of workers were lost: the control thread could not keep up (a stalled "
-            "disk or log, or no CPU left for it)");
-    }
-    events_lost_ = lost;
-    if (suppressed != audits_suppressed_) {
-        log_.audit("suppressed events=" + std::to_string(suppressed - audits_suppressed_));
-    }
-    audits_suppressed_ = suppressed;
 }
 
 }  // namespace sallyport::control

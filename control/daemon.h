@@ -17,6 +17,7 @@
 #include "config/config.h"
 #include "control/appliance.h"
 #include "control/log.h"
+#include "control/operator/audits.h"
 #include "control/operator/report.h"
 #include "control/operator/server.h"
 #include "control/route/publisher.h"
@@ -35,18 +36,12 @@ class Daemon {
 
   private:
     std::expected<void, std::string> start();
+    std::expected<void, std::string> follow_routes();
     void wait_for_signal();
     void watch_worker(size_t index);
     void take_events(Worker& worker);
     void handle(const Event& event);
     void tick();
-    void audit_programs();
-
-    // What XDP programs dropped that RFC 4303 4 wants on record, as of the last look.
-    struct ProgramAudit {
-        DropReason reason;
-        std::vector<uint64_t> seen_by_port;
-    };
 
     Log& log_;
     config::Config config_;
@@ -58,9 +53,7 @@ class Daemon {
     std::vector<boost::asio::posix::stream_descriptor> worker_events_;
     std::unique_ptr<NextHopControl> next_hops_;
     std::optional<rpc::Server> rpc_;
-    std::vector<ProgramAudit> program_audits_;
-    uint64_t audits_suppressed_ = 0;
-    uint64_t events_lost_ = 0;
+    std::optional<Audits> audits_;
     uint32_t ticks_ = 0;
 };
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/startup/kernel_settings.h"
+
+namespace sallyport::control {
+
+std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack) {
+    std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
+                             {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
+    // Packets that make the kernel ask the IKE daemon for an SA (acquire) wait for it in the
+    // kernel's own queue, one for each policy and bounded, instead of being dropped.
+    if (config.follows_xfrm()) out.push_back({.name = "net/core/xfrm_larval_drop", .value = "0"});
+    // Most segments of a connection go past the kernel, which would take what follows for out of
+    // its window, and the end of the connection with it.
+    if (asks_conntrack) {
+        out.push_back(
+            {.name = "net/netfilter/nf_conntrack_tcp_be_liberal", .value = "1", .noted = true});
+    }
+    return out;
+}
+
+std::vector<Setting> tap_settings(const std::string& device) {
+    const std::string v4 = "net/ipv4/conf/" + device + "/";
+    const std::string v6 = "net/ipv6/conf/" + device + "/";
+    return {
+        {.name = v4 + "forwarding", .value = "1"},    // also where the default for new ones is off
+        {.name = v4 + "rp_filter", .value = "0"},     // decrypted packets come from remote networks
+        {.name = v4 + "accept_local", .value = "1"},  // outer packets: a source of this host
+        {.name = v4 + "send_redirects", .value = "0"},
+        {.name = v4 + "disable_policy", .value = "1"},  // checked by workers: not again by the
+        {.name = v4 + "disable_xfrm", .value = "1"},    // policy guard, in neither direction
+        {.name = v6 + "forwarding", .value = "1"},
+        {.name = v6 + "disable_policy", .value = "1"},
+    };
+}
+
+std::vector<Setting> interface_settings(const std::string& device) {
+    const std::string v4 = "net/ipv4/conf/" + device + "/";
+    // The interface itself looks for policies, by if_id, in both directions: disable_policy stays
+    // off, and disable_xfrm is about the way towards the interface only.
+    return {{.name = v4 + "forwarding", .value = "1"},
+            {.name = v4 + "rp_filter", .value = "0"},
+            {.name = v4 + "send_redirects", .value = "0"},
+            {.name = v4 + "disable_xfrm", .value = "1"},
+            {.name = "net/ipv6/conf/" + device + "/forwarding", .value = "1"}};
+}
+
+std::expected<void, std::string> apply(std::span<const Setting> settings, Sysctls& sysctls,
+                                       Log& log) {
+    for (const Setting& setting : settings) {
+        if (Sysctls::get(setting.name).empty()) continue;
+        const auto change = sysctls.set(setting.name, setting.value);
+        if (!change) return std::unexpected(change.error());
+        if (setting.noted && *change == Sysctls::Change::changed) {
+            log.note(setting.name + " was off and is on while sallyportd runs");
+        }
+    }
+    return {};
+}
+
+void note_obstacles(Log& log) {
+    // The stricter of `all` and the device's own counts, and workers' frames come in on sp0
+    // whatever route leads back to their source.
+    if (Sysctls::get("net/ipv4/conf/all/rp_filter") == "1") {
+        log.note(
+            "net/ipv4/conf/all/rp_filter is 1: the kernel drops decrypted packets that it "
+            "has to forward itself; set it to 0 or 2 and set strict filtering per device");
+    }
+}
+
+}  // namespace sallyport::control

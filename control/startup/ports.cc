@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/startup/ports.h"
+
+#include <net/if.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "config/system.h"
+#include "dataplane/base/unique_fd.h"
+#include "dataplane/esp/overhead.h"
+
+namespace sallyport::control {
+
+namespace {
+
+constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
+constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
+
+std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
+    ifreq request{};
+    std::strncpy(request.ifr_name, device.c_str(), sizeof request.ifr_name - 1);
+    const UniqueFd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (!fd || ioctl(fd.get(), SIOCGIFMTU, &request) != 0) {
+        return std::unexpected("cannot read the MTU of " + device + ": " + std::strerror(errno));
+    }
+    return static_cast<uint32_t>(request.ifr_mtu);
+}
+
+std::expected<RunningPort, std::string> find_port(const config::Port& port) {
+    RunningPort running;
+    running.config = &port;
+    running.ifindex = if_nametoindex(port.device.c_str());
+    if (running.ifindex == 0) {
+        return std::unexpected("there is no network device '" + port.device + "'");
+    }
+    const auto mtu = device_mtu(port.device);
+    if (!mtu) return std::unexpected(mtu.error());
+    running.mtu = *mtu;
+    const auto queues = config::device_queue_count(port.device);
+    if (!queues) return std::unexpected(queues.error());
+    running.queues = port.queues.value_or(*queues);
+    return running;
+}
+
+}  // namespace
+
+std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Config& config) {
+    std::vector<RunningPort> ports;
+    for (const config::Port& port : config.ports) {
+        auto found = find_port(port);
+        if (!found) return std::unexpected(found.error());
+        ports.push_back(std::move(*found));
+    }
+    return ports;
+}
+
+uint32_t outer_mtu(std::span<const RunningPort> ports) {
+    uint32_t mtu = UINT16_MAX;
+    for (const RunningPort& port : ports) {
+        if (port.is_unprotected()) mtu = std::min(mtu, port.mtu);
+    }
+    return mtu;
+}
+
+uint32_t tunnel_mtu(std::span<const RunningPort> ports) {
+    const uint32_t outer = outer_mtu(ports);
+    return std::clamp(outer - std::min(outer, esp::kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);
+}
+
+std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
+                                              const config::Config& config, uint16_t workers,
+                                              io::PacketMemory& memory) {
+    for (RunningPort& port : ports) {
+        // Generic XDP takes its frames after the driver has made packets of them.
+        const io::Bind bind = port.config->xdp_mode == config::XdpMode::generic
+                                  ? io::Bind::copy
+                                  : port.config->bind_mode;
+        auto sockets =
+            io::PortSockets::create({.device = port.config->device,
+                                     .ifindex = port.ifindex,
+                                     .queues = port.queues,
+                                     .workers = workers,
+                                     .bind = bind,
+                                     .tx_entries = config.egress == config::EgressMode::direct
+                                                       ? io::PortSocketsSetup{}.tx_entries
+                                                       : 0},
+                                    memory);
+        if (!sockets) return std::unexpected(sockets.error());
+        port.sockets = std::move(*sockets);
+    }
+    return {};
+}
+
+FrameCensus census_of(const io::PacketMemory& memory, std::span<const RunningPort> ports) {
+    FrameCensus census;
+    census.total = memory.frame_count();
+    census.pool = memory.available();
+    for (const RunningPort& port : ports) {
+        if (port.sockets) census.in_kernel += port.sockets->frames_in_kernel();
+    }
+    return census;
+}
+
+}  // namespace sallyport::control

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The ports of the configuration, with what the system says about them and the sockets they get.
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "control/bpf_objects/bpf_objects.h"
+#include "dataplane/io/packet_memory.h"
+#include "dataplane/io/port_sockets.h"
+
+namespace sallyport::control {
+
+struct RunningPort {
+    const config::Port* config = nullptr;
+    uint32_t ifindex = 0;
+    uint32_t mtu = 1500;  // IP bytes
+    uint16_t queues = 1;
+    std::unique_ptr<io::PortSockets> sockets;
+    std::optional<bpf_objects::Attachment> attachment;
+
+    [[nodiscard]] bool is_unprotected() const {
+        return config->role == config::PortRole::unprotected_side;
+    }
+};
+
+// Devices, MTUs and queues, by PortId. `config` outlives the result.
+std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Config& config);
+
+// The largest packet that every port of the unprotected side carries.
+uint32_t outer_mtu(std::span<const RunningPort> ports);
+// Room for the tunnel, so that the kernel fragments (or refuses) what it routes into one.
+uint32_t tunnel_mtu(std::span<const RunningPort> ports);
+
+// AF_XDP sockets for each port, queue and worker. `memory` outlives them.
+std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
+                                              const config::Config& config, uint16_t workers,
+                                              io::PacketMemory& memory);
+
+// Where every frame of packet memory is. Exact when the workers stand still.
+struct FrameCensus {
+    uint64_t total = 0;
+    uint64_t pool = 0;
+    uint64_t in_kernel = 0;
+    [[nodiscard]] bool conserved() const { return pool + in_kernel == total; }
+};
+FrameCensus census_of(const io::PacketMemory& memory, std::span<const RunningPort> ports);
+
+}  // namespace sallyport::control
