@@ -62,6 +62,8 @@ CONTROL = {
                "appliance", "operator"},
     "main": {"log", "sa", "daemon"},
 }
+# The operator sees values of xfrm, never what talks to it: answers must not wait for the kernel.
+XFRM_SOCKETS = re.compile(r"control/xfrm/\w*socket\.h$")
 # Header of a library -> where it may be included.
 DOORS = [
     (r"intel-ipsec-mb\.h$", ("dataplane/crypto/", "bench/", "tests/")),
@@ -114,6 +116,8 @@ def check_includes(path, text):
             yield f'{name}: "{included}": of bpf only abi.h is for others'
         if top == "ctl" and target == "control" and included != "control/operator/request.h":
             yield f'{name}: "{included}": of control only operator/request.h is for ctl'
+        if name.startswith("control/operator/") and XFRM_SOCKETS.match(included):
+            yield f'{name}: "{included}": the operator may not include sockets of xfrm'
         rooms = {"dataplane": DATAPLANE, "control": CONTROL}.get(top, {})
         if target == top and rooms:
             room, other = room_of(path), room_of(pathlib.Path(included))
@@ -153,6 +157,7 @@ FORBIDDEN = [
     ("control/sa/kernel/a.cc", '#include "control/operator/report.h"'),
     ("control/policy/a.cc", '#include "control/xfrm/values.h"'),
     ("control/operator/a.cc", '#include "control/route/mirror.h"'),
+    ("control/operator/a.cc", '#include "control/xfrm/mirror_socket.h"'),
     ("control/log.cc", '#include "control/appliance.h"'),
     ("ctl/a.cc", '#include "control/operator/report.h"'),
     ("ctl/a.cc", '#include "dataplane/base/ids.h"'),

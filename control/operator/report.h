@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The operator's view: what `sallyportctl show` prints, as docs/rpc.md defines it. Reads counters
-// of workers, XDP programs and sockets while they run. Never contains keys. Owner: control thread.
+// The operator's view: answers what `sallyportctl show` asks, as docs/rpc.md defines it. The rows
+// are made in rows_*.cc. Owner: control thread.
 
 #include <boost/json/value.hpp>
 #include <chrono>
@@ -23,14 +23,6 @@ class Report {
     [[nodiscard]] std::expected<boost::json::value, std::string> show(rpc::Show what) const;
 
   private:
-    [[nodiscard]] boost::json::value status() const;
-    [[nodiscard]] std::expected<boost::json::value, std::string> ports() const;
-    [[nodiscard]] boost::json::value workers() const;
-    [[nodiscard]] boost::json::value sas() const;
-    [[nodiscard]] boost::json::value policies() const;
-    [[nodiscard]] std::expected<boost::json::value, std::string> drops() const;
-    [[nodiscard]] boost::json::value connections() const;
-
     const Appliance& appliance_;
     const Log& log_;
     std::chrono::steady_clock::time_point started_;

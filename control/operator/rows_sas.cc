@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "control/operator/rows_xfrm.h"
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
 
-#include <cstdio>
-#include <string>
-
+#include "control/operator/rows.h"
+#include "control/sa/source.h"
 #include "control/xfrm/messages.h"
 
 namespace sallyport::control {
@@ -11,10 +13,6 @@ namespace sallyport::control {
 namespace json = boost::json;
 
 namespace {
-
-json::string text(std::string_view view) {
-    return json::string(view.data(), view.size());
-}
 
 json::value limit(uint64_t value, uint64_t none) {
     if (value == none) return nullptr;
@@ -50,38 +48,6 @@ std::string_view state_name(SaRow::State state) {
 std::string_view direction_name(const std::optional<xfrm::StateDirection>& direction) {
     if (!direction) return "unknown";
     return *direction == xfrm::StateDirection::inbound ? "inbound" : "outbound";
-}
-
-std::string_view action_name(SpdAction action) {
-    switch (action) {
-        case SpdAction::protect:
-            return "protect";
-        case SpdAction::bypass:
-            return "bypass";
-        case SpdAction::discard:
-            return "discard";
-    }
-    return "";
-}
-
-std::string_view direction_name(xfrm::PolicyDirection direction) {
-    switch (direction) {
-        case xfrm::PolicyDirection::in:
-            return "in";
-        case xfrm::PolicyDirection::out:
-            return "out";
-        case xfrm::PolicyDirection::forward:
-            return "fwd";
-    }
-    return "";
-}
-
-json::value ports(const PolicyRow::Ports& ports) {
-    if (ports.mask == 0) return nullptr;
-    if (ports.mask == 0xffff) return text(std::to_string(ports.value));
-    char masked[24];
-    std::snprintf(masked, sizeof masked, "%u/0x%04x", unsigned{ports.value}, unsigned{ports.mask});
-    return text(masked);
 }
 
 json::object drops_of(const SaRow& row) {
@@ -125,29 +91,11 @@ json::object sa_object(const SaRow& row, std::span<const uint16_t> cpus) {
 
 }  // namespace
 
-json::array sa_rows(std::span<const SaRow> rows, std::span<const uint16_t> cpus) {
+Rows sa_rows(const Appliance& appliance) {
+    std::vector<uint16_t> cpus;
+    for (const auto& worker : appliance.workers()) cpus.push_back(worker->cpu());
     json::array out;
-    for (const SaRow& row : rows) out.push_back(sa_object(row, cpus));
-    return out;
-}
-
-json::array policy_rows(std::span<const PolicyRow> rows) {
-    json::array out;
-    for (const PolicyRow& row : rows) {
-        json::value protocol;
-        if (row.protocol) protocol = *row.protocol;
-        out.push_back(json::object{{"name", text(row.name)},
-                                   {"direction", text(direction_name(row.direction))},
-                                   {"priority", row.priority},
-                                   {"action", text(action_name(row.action))},
-                                   {"local", json::array{text(to_string(row.local))}},
-                                   {"remote", json::array{text(to_string(row.remote))}},
-                                   {"protocol", std::move(protocol)},
-                                   {"local_ports", ports(row.local_ports)},
-                                   {"remote_ports", ports(row.remote_ports)},
-                                   {"if_id", row.if_id},
-                                   {"reason", text(row.reason)}});
-    }
+    for (const SaRow& row : appliance.source().sas()) out.push_back(sa_object(row, cpus));
     return out;
 }
 
