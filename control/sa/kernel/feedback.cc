@@ -212,7 +212,7 @@ void KernelSas::extend(Slot& slot) {
 }
 
 // `next_at_least`: where the worker goes on if it is behind; 0: where it is.
-void KernelSas::tell_range(Slot& slot, const SequenceStore::Range& range, uint64_t next_at_least) {
+void KernelSas::tell_range(Slot& slot, const SequenceRange& range, uint64_t next_at_least) {
     slot.told = range.end;
     slot.extension_due = false;
     commands_.send(slot.owner,
@@ -248,7 +248,7 @@ void KernelSas::go_on_above(Slot& slot, const xfrm::KernelSa& state) {
     slot.extension_due = false;
     if (first >= sequence_end(slot.esn)) return ask_rekey(slot, Rekey::always);
     slot.base = without_ours(slot, state.usage);
-    const SequenceStore::Range range = next_block(first, slot.esn);
+    const SequenceRange range = next_block(first, slot.esn);
     if (!write_sent(slot, state, range.end - 1)) return;
     slot.reserved = range.end;
     tell_range(slot, range, range.first);

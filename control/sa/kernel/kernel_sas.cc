@@ -453,7 +453,7 @@ void KernelSas::install_outbound(Slot& slot, const xfrm::KernelSa& state) {
     const uint64_t first =
         std::max(state.replay.sent + 1, memory_.find(slot.memory_name).outbound_next);
     if (first >= end) return keep_with_kernel(slot, "its sequence numbers are used up");
-    const SequenceStore::Range range = next_block(first, state.esn);
+    const SequenceRange range = next_block(first, state.esn);
     const auto mask = random_mask();
     if (!mask) return keep_with_kernel(slot, mask.error());
     xfrm::CounterUpdate update{.replay = state.replay, .usage = state.usage};

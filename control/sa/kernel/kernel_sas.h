@@ -5,14 +5,14 @@
 //
 //   register -> RegisterMirror -> decide_adoption() -> slots -> workers, owner map, SPD
 //                      ^                                  |
-//                      +---- counters, limits, requests to rekey (kernel_sa_feedback.cc)
+//                      +---- counters, limits, requests to rekey (feedback.cc)
 //
 // Taking an SA over
 // -----------------
 // The kernel serves every SA that no worker has. The order makes sure that two never serve one SA
 // at a time:
 //   1. steer    owner map (inbound) or owners of the policy (outbound): frames now reach the
-//               worker, which holds those without an SA for a moment (worker/hold.h)
+//               worker, which holds those without an SA for a moment (pipeline/hold.h)
 //   2. read     XFRM_MSG_GETSA: the counters where the kernel has stopped. An SA that the kernel
 //               has used is read kSettleMs later, when what was on its way has passed.
 //   3. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
@@ -67,6 +67,7 @@
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
 #include "control/sa/kernel/sequence_memory.h"
+#include "control/sa/sequence_block.h"
 #include "control/sa/source.h"
 #include "control/sa/worker_commands.h"
 #include "control/xfrm/guard.h"
@@ -167,7 +168,7 @@ class KernelSas final : public SaSource {
         size_t asked = 0;
     };
 
-    // --- following the register (kernel_sa_control.cc)
+    // --- following the register (kernel_sas.cc)
     void wait_for_changes();
     void on_readable();
     void read_again();
@@ -204,7 +205,7 @@ class KernelSas final : public SaSource {
     [[nodiscard]] AdoptionSetup adoption_setup() const;
     void read_local_addresses();
 
-    // --- counters, limits, reservations (kernel_sa_feedback.cc)
+    // --- counters, limits, reservations (feedback.cc)
     void on_tick();
     void check_limits(Slot& slot);
     void write_counters(Slot& slot);
@@ -220,7 +221,7 @@ class KernelSas final : public SaSource {
     void note_use(Slot& slot);
     [[nodiscard]] static const InboundSa* counting(const Slot& slot);
     [[nodiscard]] static bool same_key(const Slot& slot, const xfrm::KernelSa& state);
-    void tell_range(Slot& slot, const SequenceStore::Range& range, uint64_t next_at_least);
+    void tell_range(Slot& slot, const SequenceRange& range, uint64_t next_at_least);
     [[nodiscard]] static Work work_of(const Slot& slot);
     [[nodiscard]] static xfrm::Usage usage_of(const Slot& slot, const Work& work);
     [[nodiscard]] static xfrm::Usage without_ours(const Slot& slot, xfrm::Usage usage);
