@@ -136,8 +136,7 @@ TEST(SequenceBlocks, LowWaterIsNeverBehindTheEndOfTheReservation) {
     for (const uint64_t end : {kSequenceEnd32, kSequenceEndEsn}) {
         for (const uint64_t length : {1u, 2u, 3u, 1000u}) {
             for (const uint64_t distance : {0u, 1u, 5000u}) {
-                const SequenceStore::Range range{.first = end - distance - length,
-                                                 .end = end - distance};
+                const SequenceRange range{.first = end - distance - length, .end = end - distance};
                 EXPECT_GE(low_water(range, end), range.first);
                 EXPECT_LE(low_water(range, end), range.end);
             }

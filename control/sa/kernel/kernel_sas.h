@@ -12,7 +12,7 @@
 // The kernel serves every SA that no worker has. The order makes sure that two never serve one SA
 // at a time:
 //   1. steer    owner map (inbound) or owners of the policy (outbound): frames now reach the
-//               worker, which holds those without an SA for a moment (pipeline/hold.h)
+//               worker, which holds those without an SA for a moment (dataplane/pipeline/hold.h)
 //   2. read     XFRM_MSG_GETSA: the counters where the kernel has stopped. An SA that the kernel
 //               has used is read kSettleMs later, when what was on its way has passed.
 //   3. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
