@@ -28,6 +28,17 @@
 #define SP_EGRESS_RULES_MAX 32 /* deny rules of one port */
 #define SP_BYPASS_CPUS_MAX 64  /* CPUs that share the BYPASS traffic of one port */
 
+/* Families as the kernel numbers them: headers for BPF programs do not have AF_INET. */
+#define SP_AF_INET 2
+#define SP_AF_INET6 10
+
+#define SP_INLINE static inline __attribute__((always_inline))
+#ifdef __cplusplus
+#define SP_CONSTEXPR constexpr
+#else
+#define SP_CONSTEXPR
+#endif
+
 /* ---- drop reasons ------------------------------------------------------------------------- */
 
 /*
@@ -91,19 +102,33 @@ enum sp_port_role {
 #define SP_PORT_INTERFACE (SP_PORTS_MAX - 2)
 #define SP_PORT_INJECTOR (SP_PORTS_MAX - 1)
 
-/* PERCPU_ARRAY port_counters, key: port id. Writer: programs of that port. Reader: control. */
+/*
+ * PERCPU_ARRAY port_counters, key: port id. Writer: programs of that port. Reader: control.
+ * X(name), in the order in the map; append only.
+ *
+ *   rx_frames       frames its ingress program saw
+ *   rx_bytes        with Ethernet header, without FCS
+ *   passed          given to the kernel
+ *   steered         given to a worker's socket
+ *   redirected      sent to another port through the devmap
+ *   dropped         rx_frames = passed + steered + redirected + dropped
+ *   egress_frames   frames its devmap egress program saw
+ *   egress_bytes
+ *   egress_sent     of those, let through; the others were dropped there
+ *   passed_esp      of passed: ESP for SAs that the kernel keeps, or that no worker has
+ *   passed_protect  of passed: for the kernel's own policies to encrypt or to block
+ */
+#define SP_PORT_COUNTERS(X)                                                             \
+    X(rx_frames)                                                                        \
+    X(rx_bytes)                                                                         \
+    X(passed)                                                                           \
+    X(steered) X(redirected) X(dropped) X(egress_frames) X(egress_bytes) X(egress_sent) \
+        X(passed_esp) X(passed_protect)
+
 struct sp_port_counters {
-    __u64 rx_frames;     /* frames its ingress program saw */
-    __u64 rx_bytes;      /* with Ethernet header, without FCS */
-    __u64 passed;        /* given to the kernel */
-    __u64 steered;       /* given to a worker's socket */
-    __u64 redirected;    /* sent to another port through the devmap */
-    __u64 dropped;       /* rx_frames = passed + steered + redirected + dropped */
-    __u64 egress_frames; /* frames its devmap egress program saw */
-    __u64 egress_bytes;
-    __u64 egress_sent;    /* of those, let through; the others were dropped there */
-    __u64 passed_esp;     /* of passed: ESP for SAs that the kernel keeps, or that no worker has */
-    __u64 passed_protect; /* of passed: for the kernel's own policies to encrypt or to block */
+#define SP_COUNTER_MEMBER(name) __u64 name;
+    SP_PORT_COUNTERS(SP_COUNTER_MEMBER)
+#undef SP_COUNTER_MEMBER
 };
 SP_STATIC_ASSERT(sizeof(struct sp_port_counters) == 88, "abi");
 
@@ -204,7 +229,7 @@ struct sp_spd_entry {
     __u8 owners[SP_OWNERS_MAX]; /* flow_hash % owner_count picks one */
     __u32 ct_mark;              /* the mark of the packet's connection, where the mask has bits */
     __u32 ct_mark_mask;         /* 0: no selector */
-    __u32 if_id;                /* PROTECT without owners: the kernel's IPsec connection; 0: none */
+    __u32 if_id;                /* PROTECT without owners: of the kernel's SAs; 0: none */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 44, "abi");
 
@@ -215,18 +240,18 @@ struct sp_spd_active {
 };
 SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 8, "abi");
 
-/* ---- IPsec connections of the kernel ------------------------------------------------------- */
+/* ---- the xfrm interface --------------------------------------------------------------------- */
 
-/* PERCPU_HASH connection_counters, key: __u32 if_id. Key: a connection that a policy names, or that
-   did. Writer: interface_in and interface_out; control adds and removes keys. Reader: control. */
-struct sp_connection_counters {
-    __u64 in_packets; /* decrypted by the connection, and what its policy lets it carry */
+/* PERCPU_HASH if_id_counters, key: __u32 if_id. Key: an if_id that a policy names, or that one did.
+   Writer: interface_in and interface_out; control adds and removes keys. Reader: control. */
+struct sp_if_id_counters {
+    __u64 in_packets; /* decrypted by SAs with the if_id, and what their policy lets them carry */
     __u64 in_bytes;   /* of the inner packets */
-    __u64 in_dropped; /* decrypted by the connection and dropped, for whatever reason */
+    __u64 in_dropped; /* decrypted by them and dropped, for whatever reason */
     __u64 out_packets;
     __u64 out_bytes;
 };
-SP_STATIC_ASSERT(sizeof(struct sp_connection_counters) == 40, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_if_id_counters) == 40, "abi");
 
 /* ---- egress filter ------------------------------------------------------------------------ */
 
@@ -242,6 +267,59 @@ struct sp_egress_rule {
     __u8 dst[16];
 };
 SP_STATIC_ASSERT(sizeof(struct sp_egress_rule) == 40, "abi");
+
+/* What a rule looks at of a packet. */
+struct sp_egress_subject {
+    __u32 src[4]; /* network order; IPv4 in the first word, rest zero */
+    __u32 dst[4];
+    __u16 dst_port; /* host order */
+    __u8 family;
+    __u8 protocol;
+    __u8 protocol_known; /* 0: a later fragment that begins inside extension headers */
+    __u8 ports_known;
+    __u8 later_fragment;
+};
+
+/* Of the address word that begins at bit `from`, as it stands in memory: the bits of the prefix.
+   Little-endian, as BPF and all our machines: the first byte is the lowest. */
+SP_INLINE __u32 sp_word_mask(__u32 prefix_bits, __u32 from) {
+    if (prefix_bits <= from) return 0;
+    if (prefix_bits >= from + 32) return 0xffffffff;
+    return __builtin_bswap32(0xffffffffu << ((from + 32 - prefix_bits) & 31));
+}
+
+SP_INLINE __u32 sp_word_at(const __u8* bytes) {
+    __u32 word;
+
+    __builtin_memcpy(&word, bytes, sizeof(word));
+    return word;
+}
+
+SP_INLINE int sp_in_prefix(const __u32* address, const __u8* prefix, __u32 prefix_bits) {
+    return !(((address[0] ^ sp_word_at(prefix)) & sp_word_mask(prefix_bits, 0)) |
+             ((address[1] ^ sp_word_at(prefix + 4)) & sp_word_mask(prefix_bits, 32)) |
+             ((address[2] ^ sp_word_at(prefix + 8)) & sp_word_mask(prefix_bits, 64)) |
+             ((address[3] ^ sp_word_at(prefix + 12)) & sp_word_mask(prefix_bits, 96)));
+}
+
+/*
+ * 1: the rule denies the packet; for the devmap programs and for direct egress. A later fragment
+ * passes rules with ports: without the first one, which carries the ports and is denied, nobody can
+ * reassemble it.
+ */
+SP_INLINE int sp_egress_rule_matches(const struct sp_egress_rule* rule,
+                                     const struct sp_egress_subject* packet) {
+    if (rule->family && rule->family != packet->family) return 0;
+    if (rule->protocol && packet->protocol_known && rule->protocol != packet->protocol) return 0;
+    if (rule->dst_port_lo != 0 || rule->dst_port_hi != 65535) {
+        if (packet->later_fragment) return 0;
+        if (packet->ports_known &&
+            (packet->dst_port < rule->dst_port_lo || packet->dst_port > rule->dst_port_hi))
+            return 0;
+    }
+    return sp_in_prefix(packet->src, rule->src, rule->src_bits) &&
+           sp_in_prefix(packet->dst, rule->dst, rule->dst_bits);
+}
 
 /* ARRAY port_info, key: port id. Writer: control. Reader: egress programs and egress_route. */
 struct sp_port_info {
@@ -276,6 +354,21 @@ enum sp_conntrack {
 #define SP_KIND_ORIGINATED 1
 #define SP_KIND_TRANSIT 2
 
+SP_INLINE SP_CONSTEXPR void sp_write_worker_mac(__u8* mac, __u8 kind) {
+    mac[0] = 0x02;
+    mac[1] = 0x53;
+    mac[2] = 0x50;
+    mac[3] = 0;
+    mac[4] = 0;
+    mac[5] = kind;
+}
+
+/* SP_KIND_*, or 0 when no worker wrote the frame. */
+SP_INLINE __u8 sp_kind_of_mac(const __u8* mac) {
+    if (mac[0] != 0x02 || mac[1] != 0x53 || mac[2] != 0x50 || mac[3] != 0 || mac[4] != 0) return 0;
+    return mac[5];
+}
+
 /* ---- tunables of one loaded program -------------------------------------------------------- */
 
 /*
@@ -290,7 +383,7 @@ struct sp_tunables {
     __u32 queues;           /* receive queues that have sockets */
     __u32 workers;          /* at least 1; xsks has queues * workers slots */
     __u32 use_kfunc;        /* 0: never ask the kernel's xfrm, the owner map alone decides;
-                               interface programs: 0: this kernel cannot name connections */
+                               interface programs: 0: this kernel cannot name if_ids */
     __u32 punt_unknown_spi; /* 1: ESP of unknown SAs is passed, 0: dropped */
     __u32 register_mode;    /* 1: SAs and policies are the kernel's, and what no worker has taken
                                over stays with it; 0: SAs and policies of the configuration */

@@ -10,16 +10,12 @@
 
 #include "forward.h"
 
-/* SP_KIND_*, or 0 when no worker wrote the frame. */
 static __always_inline __u8 sp_kind(const struct xdp_md* ctx) {
     void* data = (void*)(long)ctx->data;
     void* data_end = (void*)(long)ctx->data_end;
     const struct ethhdr* ethernet = data;
-    const __u8* mac = ethernet->h_source;
 
-    if ((void*)(ethernet + 1) > data_end) return 0;
-    if (mac[0] != 0x02 || mac[1] != 0x53 || mac[2] != 0x50 || mac[3] != 0 || mac[4] != 0) return 0;
-    return mac[5];
+    return (void*)(ethernet + 1) > data_end ? 0 : sp_kind_of_mac(ethernet->h_source);
 }
 
 SEC("xdp")

@@ -11,27 +11,25 @@
 #include "maps.h"
 #include "parse.h"
 
-/* Network-order mask of the address word that begins at bit `from` of a prefix. */
-static __always_inline __u32 sp_word_mask(__u32 prefix_bits, __u32 from) {
-    if (prefix_bits <= from) return 0;
-    if (prefix_bits >= from + 32) return 0xffffffff;
-    return bpf_htonl(0xffffffffu << ((from + 32 - prefix_bits) & 31));
+/* 1: the rule denies the packet (abi.h), or is not there. A function of its own for the verifier:
+   verified once, and not again for each rule of the loop below. */
+__noinline int sp_rule_denies(struct sp_packet* packet, __u32 key) {
+    struct sp_egress_rule* rule = bpf_map_lookup_elem(&egress_rules, &key);
+    struct sp_egress_subject subject;
+
+    if (!rule || !packet) return 1;
+    subject = (struct sp_egress_subject){.dst_port = packet->dst_port,
+                                         .family = packet->family,
+                                         .protocol = packet->protocol,
+                                         .protocol_known = packet->protocol_known,
+                                         .ports_known = packet->ports_known,
+                                         .later_fragment = packet->later_fragment};
+    __builtin_memcpy(subject.src, packet->src, sizeof(subject.src));
+    __builtin_memcpy(subject.dst, packet->dst, sizeof(subject.dst));
+    return sp_egress_rule_matches(rule, &subject);
 }
 
-static __always_inline int sp_in_prefix(const __u32* address, const __u8* prefix,
-                                        __u32 prefix_bits) {
-    const __u32* words = (const __u32*)prefix;
-
-    return !(((address[0] ^ words[0]) & sp_word_mask(prefix_bits, 0)) |
-             ((address[1] ^ words[1]) & sp_word_mask(prefix_bits, 32)) |
-             ((address[2] ^ words[2]) & sp_word_mask(prefix_bits, 64)) |
-             ((address[3] ^ words[3]) & sp_word_mask(prefix_bits, 96)));
-}
-
-/*
- * 1: a rule denies the packet. Later fragments pass rules with ports: without the first fragment,
- * which carries the ports and is denied, nobody can reassemble them.
- */
+/* 1: a rule of the port denies the packet. */
 __noinline int sp_egress_denied(struct sp_packet* packet, __u32 port) {
     struct sp_port_info* info;
 
@@ -39,25 +37,8 @@ __noinline int sp_egress_denied(struct sp_packet* packet, __u32 port) {
     info = bpf_map_lookup_elem(&port_info, &port);
     if (!info) return 1;
     for (__u32 i = 0; i < SP_EGRESS_RULES_MAX; ++i) {
-        __u32 key = port * SP_EGRESS_RULES_MAX + i;
-        struct sp_egress_rule* rule;
-
         if (i >= info->rule_count) break;
-        rule = bpf_map_lookup_elem(&egress_rules, &key);
-        if (!rule) return 1;
-        if (rule->family && rule->family != packet->family) continue;
-        if (rule->protocol && packet->protocol_known && rule->protocol != packet->protocol)
-            continue;
-        if (rule->dst_port_lo != 0 || rule->dst_port_hi != 65535) {
-            if (packet->later_fragment) continue;
-            if (packet->ports_known &&
-                (packet->dst_port < rule->dst_port_lo || packet->dst_port > rule->dst_port_hi))
-                continue;
-        }
-        if (!sp_in_prefix(packet->src, rule->src, rule->src_bits) ||
-            !sp_in_prefix(packet->dst, rule->dst, rule->dst_bits))
-            continue;
-        return 1;
+        if (sp_rule_denies(packet, port * SP_EGRESS_RULES_MAX + i)) return 1;
     }
     return 0;
 }

@@ -113,19 +113,15 @@ static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct xdp_md* ctx
                                                               struct sp_packet* packet, __u32 port,
                                                               enum sp_origin origin) {
     struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
+    enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
-    __u32 index;
-    int found;
 
     if (origin == SP_ORIGIN_ORIGINATED || origin == SP_ORIGIN_BYPASS_OUT) return SP_DROP_none;
     if (!info) return SP_DROP_no_route;
     if (info->role != SP_ROLE_UNPROTECTED) return SP_DROP_none;
     if (tune.ct_marks) sp_ct_lookup(ctx, packet);
-    found = sp_spd_find(packet, SP_SPD_OUTBOUND);
-    if (found == SP_SPD_NEEDS_PORTS) return SP_DROP_fragment_without_ports;
-    index = (__u32)found;
-    entry = found < 0 ? NULL : bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry) return SP_DROP_no_policy;
+    entry = sp_spd_entry_of(packet, SP_SPD_OUTBOUND, &reason);
+    if (!entry) return reason;
     if (entry->action == SP_SPD_PROTECT) return SP_DROP_protect_in_clear;
     return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
 }

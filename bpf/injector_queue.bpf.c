@@ -15,15 +15,11 @@
 SEC("socket")
 int injector_queue(struct __sk_buff* skb) {
     struct sp_packet packet = {};
+    enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
-    __u32 index;
-    int found;
 
     if (sp_skb_parse(skb, ETH_HLEN, &packet)) return 0;
-    found = sp_spd_find(&packet, SP_SPD_OUTBOUND);
-    if (found < 0) return 0;
-    index = (__u32)found;
-    entry = bpf_map_lookup_elem(&spd_entries, &index);
+    entry = sp_spd_entry_of(&packet, SP_SPD_OUTBOUND, &reason);
     if (!entry || entry->action != SP_SPD_PROTECT || entry->owner_count == 0 ||
         entry->owner_count > SP_OWNERS_MAX)
         return 0;

@@ -7,8 +7,8 @@
  * (tune.register_mode):
  *
  *   SAs of the configuration   the kernel is asked first and its pcpu_num (RFC 9611) names the
- *                              owner, but of an SA with an if_id (an IPsec connection of the
- *                              kernel's, which stays there); without the kfunc the owner map
+ *                              owner, but of an SA with an if_id (which stays with the
+ *                              kernel, xfrm_interface.h); without the kfunc the owner map
  *                              alone decides
  *   SAs of an IKE daemon       the owner map is asked first: it lists what workers have taken over.
  *                              All others are the kernel's, which is asked only to tell them from
@@ -68,7 +68,7 @@ static __always_inline int sp_kernel_tells(void) {
     return tune.use_kfunc && bpf_xdp_get_xfrm_state && bpf_xdp_xfrm_state_release;
 }
 
-/* 1: the kernel has the SA. `cpu`: its pcpu_num, if it has one; `if_id`: its connection, or 0. */
+/* 1: the kernel has the SA. `cpu`: its pcpu_num, if it has one; `if_id`: its own, or 0. */
 static __always_inline int sp_kernel_has_state(struct xdp_md* ctx, const struct sp_packet* packet,
                                                __u32 spi, __u32* cpu, __u32* if_id) {
     struct bpf_xfrm_state_opts opts = {

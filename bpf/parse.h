@@ -20,9 +20,6 @@
 
 #include "abi.h"
 
-#define SP_AF_INET 2
-#define SP_AF_INET6 10
-
 /* RFC 8200 4.1: hop-by-hop, destination options, routing, fragment, destination options. A longer
    chain is not one that a sender may make. */
 #define SP_EXTENSION_HEADERS_MAX 5

@@ -100,6 +100,17 @@ __noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
     return SP_SPD_NO_MATCH;
 }
 
+/* The entry that decides for the packet, or NULL and the reason why there is none. */
+static __always_inline struct sp_spd_entry* sp_spd_entry_of(struct sp_packet* packet,
+                                                            __u32 direction,
+                                                            enum sp_drop_reason* reason) {
+    int found = sp_spd_find(packet, direction);
+    __u32 index = (__u32)found;
+
+    *reason = found == SP_SPD_NEEDS_PORTS ? SP_DROP_fragment_without_ports : SP_DROP_no_policy;
+    return found < 0 ? NULL : bpf_map_lookup_elem(&spd_entries, &index);
+}
+
 /* The worker, among those that hold an outbound SA of the policy, which the flow belongs to. Ports
    do not count for fragments, so that all of one packet reach the same worker. The caller has
    checked that owner_count is 1 .. SP_OWNERS_MAX. */

@@ -18,10 +18,10 @@
 
 #include "steer.h"
 
-/* interface_out chooses the connection, by this same entry. A route elsewhere would let the packet
+/* interface_out chooses the SA's if_id, by this same entry. A route elsewhere would let the packet
    leave in clear. */
-static __always_inline int sp_protect_by_connection(struct xdp_md* ctx,
-                                                    const struct sp_packet* packet) {
+static __always_inline int sp_protect_by_interface(struct xdp_md* ctx,
+                                                   const struct sp_packet* packet) {
     __u32 interface = SP_PORT_INTERFACE;
     struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &interface);
     struct bpf_fib_lookup fib;
@@ -43,10 +43,11 @@ static __always_inline int sp_protect_by_connection(struct xdp_md* ctx,
  * them for 0. Of entries that select by ports it might choose another than was found here, even
  * one that lets the packet out in clear: so a fragment is passed only if ports made no difference.
  */
-static __always_inline int sp_without_worker(struct sp_packet* packet, int found,
-                                             enum sp_drop_reason reason) {
+static __always_inline int sp_without_worker(struct sp_packet* packet, enum sp_drop_reason reason) {
     if (!tune.register_mode) return sp_drop(reason);
     if (packet->is_fragment) {
+        int found = sp_spd_find(packet, SP_SPD_OUTBOUND);
+
         packet->ports_known = 0;
         if (sp_spd_find(packet, SP_SPD_OUTBOUND) != found)
             return sp_drop(SP_DROP_fragment_without_ports);
@@ -72,7 +73,7 @@ static __always_inline int sp_protect_by_kernel(struct xdp_md* ctx,
     return sp_pass();
 }
 
-static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* packet, int found,
+static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* packet,
                                       const struct sp_spd_entry* entry) {
     enum sp_ct_verdict connection;
     int verdict;
@@ -83,9 +84,9 @@ static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* pack
     if (packet->ttl <= 1) return sp_pass();
     /* In register mode the kernel's own policy holds, with an interface or without. */
     if (entry->owner_count == 0 && entry->if_id && !tune.register_mode)
-        return sp_protect_by_connection(ctx, packet);
+        return sp_protect_by_interface(ctx, packet);
     if (entry->owner_count == 0 || entry->owner_count > SP_OWNERS_MAX)
-        return sp_without_worker(packet, found, SP_DROP_no_sa);
+        return sp_without_worker(packet, SP_DROP_no_sa);
     rule = tune.conntrack ? sp_ct_rule(NULL) : SP_CONNTRACK_OFF;
     if (rule != SP_CONNTRACK_OFF) {
         connection = sp_ct_verdict(ctx, packet, rule);
@@ -94,8 +95,7 @@ static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* pack
         if (connection == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);
     }
     verdict = sp_steer(ctx, sp_owner_of_flow(packet, entry));
-    return verdict == SP_NO_SOCKET ? sp_without_worker(packet, found, SP_DROP_steer_failed)
-                                   : verdict;
+    return verdict == SP_NO_SOCKET ? sp_without_worker(packet, SP_DROP_steer_failed) : verdict;
 }
 
 SEC("xdp")
@@ -103,8 +103,6 @@ int steer_protected(struct xdp_md* ctx) {
     struct sp_packet packet = {};
     struct sp_spd_entry* entry;
     enum sp_drop_reason reason;
-    __u32 index;
-    int found;
 
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
@@ -119,15 +117,12 @@ int steer_protected(struct xdp_md* ctx) {
         return sp_pass();
 
     if (tune.ct_marks) sp_ct_lookup(ctx, &packet);
-    found = sp_spd_find(&packet, SP_SPD_OUTBOUND);
-    if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);
-    if (found < 0) return sp_without_policy(ctx, &packet);
-    index = (__u32)found;
-    entry = bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry) return sp_drop(SP_DROP_no_policy);
+    entry = sp_spd_entry_of(&packet, SP_SPD_OUTBOUND, &reason);
+    if (!entry)
+        return reason == SP_DROP_no_policy ? sp_without_policy(ctx, &packet) : sp_drop(reason);
     switch (entry->action) {
         case SP_SPD_PROTECT:
-            return sp_protect(ctx, &packet, found, entry);
+            return sp_protect(ctx, &packet, entry);
         case SP_SPD_BYPASS:
             return sp_bypass(ctx, &packet, SP_ORIGIN_BYPASS_OUT);
         default:

@@ -63,17 +63,13 @@ static __always_inline enum sp_payload sp_classify(const struct xdp_md* ctx,
 
 /* RFC 4301 5.2: what arrives in clear must be what the SPD lets arrive in clear. */
 static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_packet* packet) {
+    enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
-    __u32 index;
-    int found;
 
     if (tune.ct_marks) sp_ct_lookup(ctx, packet);
-    found = sp_spd_find(packet, SP_SPD_INBOUND);
-    index = (__u32)found;
-    if (found == SP_SPD_NEEDS_PORTS) return sp_drop(SP_DROP_fragment_without_ports);
-    if (found < 0) return sp_without_policy(ctx, packet);
-    entry = bpf_map_lookup_elem(&spd_entries, &index);
-    if (!entry) return sp_drop(SP_DROP_no_policy);
+    entry = sp_spd_entry_of(packet, SP_SPD_INBOUND, &reason);
+    if (!entry)
+        return reason == SP_DROP_no_policy ? sp_without_policy(ctx, packet) : sp_drop(reason);
     switch (entry->action) {
         case SP_SPD_PROTECT:
             return sp_drop(SP_DROP_cleartext_for_protect);

@@ -68,7 +68,7 @@ XFRM_SOCKETS = re.compile(r"control/xfrm/\w*socket\.h$")
 DOORS = [
     (r"intel-ipsec-mb\.h$", ("dataplane/crypto/", "bench/", "tests/")),
     (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "bench/", "tests/")),
-    (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "dataplane/egress/tap_egress.cc", "tests/")),
+    (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "tests/")),
     (r"boost/", ("control/", "ctl/", "tests/")),
     (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),

@@ -117,7 +117,7 @@ struct BpfObjects::Impl {
     std::map<uint16_t, Port> ports;
     std::unique_ptr<Injector> injector;
     std::unique_ptr<InterfacePrograms> interface;
-    ConnectionCounters connection_counters;
+    IfIdCounters if_id_counters;
     std::optional<ProgramObject> injector_queue;
 
     Connections connections;
@@ -126,7 +126,7 @@ struct BpfObjects::Impl {
         : limits(room),
           maps(std::move(shared)),
           spd(maps, limits),
-          connection_counters(maps),
+          if_id_counters(maps),
           connections(wanted) {}
 
     [[nodiscard]] sp_tunables tunables(PortId port) const {
@@ -490,14 +490,14 @@ std::expected<void, std::string> BpfObjects::publish_spd(
     std::span<const uint32_t> if_id_by_policy) {
     // Without our interface nobody counts: in register mode if_ids are those of others, and many.
     const auto counted = impl_->interface ? if_id_by_policy : std::span<const uint32_t>{};
-    if (auto added = impl_->connection_counters.add(counted); !added) return added;
+    if (auto added = impl_->if_id_counters.add(counted); !added) return added;
     auto published = impl_->spd.publish(outbound, inbound, owners_by_policy, if_id_by_policy);
-    if (published) impl_->connection_counters.keep_only(counted);
+    if (published) impl_->if_id_counters.keep_only(counted);
     return published;
 }
 
-std::vector<Connection> BpfObjects::connections() const {
-    return impl_->connection_counters.read();
+std::vector<IfIdTraffic> BpfObjects::if_id_traffic() const {
+    return impl_->if_id_counters.read();
 }
 
 std::expected<size_t, std::string> BpfObjects::update_owners(
@@ -516,17 +516,9 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         return map_failure("cannot read port_counters");
     }
     for (const sp_port_counters& cpu : totals) {
-        result.totals.rx_frames += cpu.rx_frames;
-        result.totals.rx_bytes += cpu.rx_bytes;
-        result.totals.passed += cpu.passed;
-        result.totals.steered += cpu.steered;
-        result.totals.redirected += cpu.redirected;
-        result.totals.dropped += cpu.dropped;
-        result.totals.egress_frames += cpu.egress_frames;
-        result.totals.egress_bytes += cpu.egress_bytes;
-        result.totals.egress_sent += cpu.egress_sent;
-        result.totals.passed_esp += cpu.passed_esp;
-        result.totals.passed_protect += cpu.passed_protect;
+#define SP_ADD(name) result.totals.name += cpu.name;
+        SP_PORT_COUNTERS(SP_ADD)
+#undef SP_ADD
     }
 
     std::vector<sp_conntrack_counters> conntrack(static_cast<size_t>(cpus));

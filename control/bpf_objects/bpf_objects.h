@@ -61,9 +61,9 @@ struct Connections {
     bool marks = false;    // some policy selects by connection mark
 };
 
-// Whether this kernel lets programs name and read IPsec connections on an xfrm interface. Answers
+// Whether this kernel lets programs set and read the if_id of packets on an xfrm interface. Answers
 // after such an interface was made, which loads the kernel's module. Empty: it does; else why not.
-std::string probe_connections();
+std::string probe_if_ids();
 
 // The ids that sp0 and the xfrm interface have in counters. Ports of the configuration take
 // 0 .. kPortsMax - 1.
@@ -78,7 +78,7 @@ struct Limits {
     uint32_t spd_destinations = 4096;
     uint32_t spd_sources = 16384;
     uint32_t spd_entries = 16384;
-    uint32_t connections = 4096;  // different if_ids
+    uint32_t if_ids = 4096;
 };
 
 struct PortSetup {
@@ -134,10 +134,11 @@ struct PortCounters {
     std::vector<uint64_t> taken_by_cpu;  // in the order of bypass_cpus
 };
 
-// An IPsec connection of the kernel's that some policy names, summed over CPUs.
-struct Connection {
+// What the kernel's SAs with an if_id have carried, for each that some policy names; summed over
+// CPUs.
+struct IfIdTraffic {
     uint32_t if_id = 0;
-    sp_connection_counters counters{};
+    sp_if_id_counters counters{};
 };
 
 // A deny rule as the egress programs (and direct egress) read it.
@@ -192,7 +193,7 @@ class BpfObjects {
     // `owners_by_policy[PolicyId]`: workers that hold an outbound SA of the policy, at most
     // SP_OWNERS_MAX; none or out of range: PROTECT packets are dropped with no_sa, or left to the
     // kernel in register mode.
-    // `if_id_by_policy[PolicyId]`: the kernel's IPsec connection that serves a PROTECT policy while
+    // `if_id_by_policy[PolicyId]`: the if_id of the kernel's SAs that serve a PROTECT policy while
     // it has no owners; 0 or out of range: none.
     std::expected<void, std::string> publish_spd(
         const CompiledSpd& outbound, const CompiledSpd& inbound,
@@ -208,7 +209,7 @@ class BpfObjects {
     // --- counters ---
     [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;
     // By if_id, those that the published policies name.
-    [[nodiscard]] std::vector<Connection> connections() const;
+    [[nodiscard]] std::vector<IfIdTraffic> if_id_traffic() const;
 
   private:
     struct Impl;

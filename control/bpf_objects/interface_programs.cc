@@ -46,8 +46,8 @@ std::expected<bool, std::string> InterfacePrograms::attach() {
     return attachment_->replaced_stale();
 }
 
-std::expected<void, std::string> ConnectionCounters::add(std::span<const uint32_t> if_ids) {
-    const std::vector<sp_connection_counters> zero(static_cast<size_t>(libbpf_num_possible_cpus()));
+std::expected<void, std::string> IfIdCounters::add(std::span<const uint32_t> if_ids) {
+    const std::vector<sp_if_id_counters> zero(static_cast<size_t>(libbpf_num_possible_cpus()));
     for (const uint32_t if_id : if_ids) {
         if (if_id == 0 || keys_.contains(if_id)) continue;
         if (bpf_map_update_elem(fd_, &if_id, zero.data(), BPF_ANY) != 0) {
@@ -59,27 +59,27 @@ std::expected<void, std::string> ConnectionCounters::add(std::span<const uint32_
     return {};
 }
 
-void ConnectionCounters::keep_only(std::span<const uint32_t> if_ids) {
+void IfIdCounters::keep_only(std::span<const uint32_t> if_ids) {
     const std::set<uint32_t> wanted(if_ids.begin(), if_ids.end());
     std::erase_if(keys_, [&](uint32_t if_id) {
         return !wanted.contains(if_id) && bpf_map_delete_elem(fd_, &if_id) == 0;
     });
 }
 
-std::vector<Connection> ConnectionCounters::read() const {
-    std::vector<Connection> out;
-    std::vector<sp_connection_counters> values(static_cast<size_t>(libbpf_num_possible_cpus()));
+std::vector<IfIdTraffic> IfIdCounters::read() const {
+    std::vector<IfIdTraffic> out;
+    std::vector<sp_if_id_counters> values(static_cast<size_t>(libbpf_num_possible_cpus()));
     for (const uint32_t if_id : keys_) {
-        Connection connection{.if_id = if_id};
+        IfIdTraffic traffic{.if_id = if_id};
         if (bpf_map_lookup_elem(fd_, &if_id, values.data()) != 0) continue;
-        for (const sp_connection_counters& cpu : values) {
-            connection.counters.in_packets += cpu.in_packets;
-            connection.counters.in_bytes += cpu.in_bytes;
-            connection.counters.in_dropped += cpu.in_dropped;
-            connection.counters.out_packets += cpu.out_packets;
-            connection.counters.out_bytes += cpu.out_bytes;
+        for (const sp_if_id_counters& cpu : values) {
+            traffic.counters.in_packets += cpu.in_packets;
+            traffic.counters.in_bytes += cpu.in_bytes;
+            traffic.counters.in_dropped += cpu.in_dropped;
+            traffic.counters.out_packets += cpu.out_packets;
+            traffic.counters.out_bytes += cpu.out_bytes;
         }
-        out.push_back(connection);
+        out.push_back(traffic);
     }
     return out;
 }

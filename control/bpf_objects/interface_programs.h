@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The programs of the xfrm interface, and what they count of each IPsec connection (bpf/abi.h).
+// The programs of the xfrm interface, and what they count for each if_id (bpf/abi.h).
 
 #include <cstdint>
 #include <expected>
@@ -37,16 +37,16 @@ class InterfacePrograms {
     std::optional<TcAttachment> attachment_;
 };
 
-// The keys of connection_counters. `if_ids`: of policies; 0 is none.
-class ConnectionCounters {
+// The keys of if_id_counters. `if_ids`: of policies; 0 is none.
+class IfIdCounters {
   public:
-    explicit ConnectionCounters(const SharedMaps& maps) : fd_(maps.fd("connection_counters")) {}
+    explicit IfIdCounters(const SharedMaps& maps) : fd_(maps.fd("if_id_counters")) {}
 
     // Before a policy names them: then the first packet is counted.
     std::expected<void, std::string> add(std::span<const uint32_t> if_ids);
     // When no policy names the others any more.
     void keep_only(std::span<const uint32_t> if_ids);
-    [[nodiscard]] std::vector<Connection> read() const;
+    [[nodiscard]] std::vector<IfIdTraffic> read() const;
 
   private:
     int fd_;

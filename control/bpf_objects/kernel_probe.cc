@@ -56,7 +56,7 @@ ConnectionLookup probe_connection_lookup() {
     return {.possible = true, .reason = "the kernel has bpf_xdp_ct_lookup"};
 }
 
-std::string probe_connections() {
+std::string probe_if_ids() {
     capture_library_log();
     using Types = std::unique_ptr<btf, decltype(&btf__free)>;
     const Types kernel(btf__load_vmlinux_btf(), &btf__free);

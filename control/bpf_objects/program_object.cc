@@ -38,7 +38,7 @@ std::expected<ObjectHandle, std::string> open_object(Program program) {
 uint32_t max_entries(const bpf_map* map, const Limits& limits) {
     const std::string_view name = bpf_map__name(map);
     if (name == "owner_map") return limits.inbound_sas;
-    if (name == "connection_counters") return limits.connections;
+    if (name == "if_id_counters") return limits.if_ids;
     if (name == "spd_dst") return 2 * limits.spd_destinations;
     if (name == "spd_src") return 2 * limits.spd_sources;
     if (name == "spd_entries") return 2 * limits.spd_entries;

@@ -9,12 +9,12 @@ namespace json = boost::json;
 
 Rows connection_rows(const Appliance& appliance) {
     json::array out;
-    for (const bpf_objects::Connection& connection : appliance.bpf().connections()) {
+    for (const bpf_objects::IfIdTraffic& connection : appliance.bpf().if_id_traffic()) {
         json::array names;
         for (const config::Policy& policy : appliance.config().policies) {
             if (policy.if_id == connection.if_id) names.emplace_back(text(policy.name));
         }
-        const sp_connection_counters& counters = connection.counters;
+        const sp_if_id_counters& counters = connection.counters;
         out.push_back(json::object{{"if_id", connection.if_id},
                                    {"policies", std::move(names)},
                                    {"in_packets", counters.in_packets},

@@ -97,7 +97,7 @@ std::expected<void, std::string> attach_interface(bpf_objects::BpfObjects& bpf,
     if (*replaced) {
         log.info("xfrm interface " + device + ": replaced the programs of a killed run");
     }
-    log.info("xfrm interface " + device + ": " + std::to_string(bpf.connections().size()) +
+    log.info("xfrm interface " + device + ": " + std::to_string(bpf.if_id_traffic().size()) +
              " IPsec connections of the kernel's");
     return {};
 }

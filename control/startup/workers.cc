@@ -10,12 +10,12 @@ namespace sallyport::control {
 
 namespace {
 
-std::expected<std::unique_ptr<io::Egress>, std::string> make_egress(const WorkerParts& parts,
-                                                                    WorkerId worker) {
+std::expected<std::unique_ptr<egress::Egress>, std::string> make_egress(const WorkerParts& parts,
+                                                                        WorkerId worker) {
     auto tap =
-        io::make_tap_egress(parts.tap.queue(to_index(worker)), parts.tap.mac(), parts.memory);
+        egress::make_tap_egress(parts.tap.queue(to_index(worker)), parts.tap.mac(), parts.memory);
     if (!tap || parts.config.egress == config::EgressMode::devmap) return tap;
-    io::DirectEgressSetup setup;
+    egress::DirectEgressSetup setup;
     setup.worker = worker;
     setup.memory = &parts.memory;
     for (const RunningPort& port : parts.ports) {
@@ -24,7 +24,7 @@ std::expected<std::unique_ptr<io::Egress>, std::string> make_egress(const Worker
     }
     setup.fallback = std::move(*tap);
     setup.wake = [board = &parts.wake_board](WorkerId other) { board->wake(other); };
-    return io::make_direct_egress(std::move(setup));
+    return egress::make_direct_egress(std::move(setup));
 }
 
 std::expected<std::unique_ptr<Worker>, std::string> make_worker(const WorkerParts& parts,

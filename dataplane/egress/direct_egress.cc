@@ -1,93 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dataplane/egress/direct_egress.h"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "dataplane/base/byte_order.h"
-#include "dataplane/wire/headers.h"
-#include "dataplane/wire/ip_packet.h"
+#include "dataplane/egress/filter.h"
+#include "dataplane/wire/frame_ip.h"
 
-namespace sallyport::io {
+namespace sallyport::egress {
 
 namespace {
 
-constexpr uint32_t kEthernetBytes = sizeof(wire::Ethernet);
-
-uint8_t byte_at(const std::byte* at) {
-    return std::to_integer<uint8_t>(*at);
-}
-
-Be16 be16_at(const std::byte* at) {
-    return wire::read<Be16>(at);
-}
-
 // The same reasons as the devmap program has (bpf/parse.h).
 DropReason parse(const Frame& frame, wire::IpPacket& packet) {
-    if (frame.bytes < kEthernetBytes) return DropReason::truncated;
-    const std::byte* ip = frame.data + kEthernetBytes;
-    const uint32_t bytes = frame.bytes - kEthernetBytes;
-    switch (be16_at(frame.data + 12).host()) {
-        case 0x0800:
-            if (bytes < sizeof(wire::Ipv4)) return DropReason::truncated;
-            if (!wire::parse_ipv4(ip, bytes, packet)) return DropReason::malformed_ip;
-            break;
-        case 0x86dd:
-            if (bytes < sizeof(wire::Ipv6)) return DropReason::truncated;
-            if (!wire::parse_ipv6(ip, bytes, packet)) return DropReason::malformed_ip;
-            break;
-        default:
-            return DropReason::unsupported_packet;
-    }
+    const DropReason reason = wire::parse_frame(frame, packet);
+    if (reason != DropReason::none) return reason;
     const bool ports_expected = wire::has_port_numbers(packet.protocol) && !packet.later_fragment;
     return ports_expected && !packet.ports_known ? DropReason::truncated : DropReason::none;
-}
-
-bool in_prefix(const std::byte* address, const uint8_t* prefix, uint8_t bits) {
-    const size_t whole = bits / 8u;
-    if (std::memcmp(address, prefix, whole) != 0) return false;
-    const unsigned rest = bits % 8u;
-    if (rest == 0) return true;
-    const auto mask = static_cast<uint8_t>(0xff00u >> rest);
-    return ((byte_at(address + whole) ^ prefix[whole]) & mask) == 0;
-}
-
-// The same rules as in bpf/filter.h: a later fragment passes rules with ports, because without the
-// first one, which carries the ports and is denied, nobody can reassemble it. `ip` is the IP header
-// that `packet` was read from.
-bool matches(const sp_egress_rule& rule, const wire::IpPacket& packet, const std::byte* ip) {
-    const bool v4 = packet.family == Family::v4;
-    if (rule.family != 0 && rule.family != (v4 ? AF_INET : AF_INET6)) return false;
-    // A later fragment that begins inside extension headers does not show its protocol.
-    if (rule.protocol != 0 && packet.protocol_known && rule.protocol != packet.protocol) {
-        return false;
-    }
-    if (rule.dst_port_lo != 0 || rule.dst_port_hi != 65535) {
-        if (packet.later_fragment) return false;
-        if (packet.ports_known && (packet.destination_port < rule.dst_port_lo ||
-                                   packet.destination_port > rule.dst_port_hi)) {
-            return false;
-        }
-    }
-    return in_prefix(ip + (v4 ? 12 : 8), rule.src, rule.src_bits) &&
-           in_prefix(ip + (v4 ? 16 : 24), rule.dst, rule.dst_bits);
-}
-
-// RFC 1624: HC' = ~(~HC + ~m + m'), for the 16-bit word that TTL and protocol share.
-void decrement_ttl_v4(std::byte* ip) {
-    const uint16_t before = be16_at(ip + 8).host();
-    const auto after = static_cast<uint16_t>(before - 0x0100);
-    uint32_t sum = static_cast<uint16_t>(~be16_at(ip + 10).host());
-    sum += static_cast<uint16_t>(~before);
-    sum += after;
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    const uint16_t checksum = Be16(static_cast<uint16_t>(~sum)).raw();
-    std::memcpy(ip + 10, &checksum, sizeof checksum);
-    ip[8] = std::byte{static_cast<uint8_t>(after >> 8)};
 }
 
 class DirectEgress final : public Egress {
@@ -115,7 +45,7 @@ class DirectEgress final : public Egress {
     };
 
     Way decide(const OutgoingFrame& out, const NextHop*& hop, DropReason& reason) const;
-    QueueId queue_of(const PortSockets& port) const {
+    QueueId queue_of(const io::PortSockets& port) const {
         return QueueId{static_cast<uint16_t>(to_index(setup_.worker) % port.queues())};
     }
     bool leads_inside(PortId port) const {
@@ -144,15 +74,13 @@ DirectEgress::Way DirectEgress::decide(const OutgoingFrame& out, const NextHop*&
     reason = parse(out.frame, packet);
     if (reason != DropReason::none) return Way::drop;
 
-    const std::byte* ip = out.frame.data + kEthernetBytes;
-    const std::byte* destination = ip + (packet.family == Family::v4 ? 16 : 24);
+    const std::byte* ip = out.frame.data + wire::kEthernetBytes;
+    const std::byte* destination = wire::destination_at(ip, packet.family);
     hop = next_hops_ == nullptr ? nullptr : next_hops_->lookup(packet.family, destination);
     if (hop == nullptr) return Way::kernel;
-    for (const sp_egress_rule& rule : next_hops_->filter(hop->port).rules) {
-        if (matches(rule, packet, ip)) {
-            reason = DropReason::egress_denied;
-            return Way::drop;
-        }
+    if (denies(next_hops_->filter(hop->port).rules, packet, ip)) {
+        reason = DropReason::egress_denied;
+        return Way::drop;
     }
     const bool transit = out.kind == FrameKind::transit;
     if (!hop->resolved || (transit && packet.ttl <= 1)) return Way::kernel;
@@ -188,12 +116,8 @@ void DirectEgress::send(std::span<OutgoingFrame> frames) {
                 std::memcpy(data, hop->destination_mac.data(), 6);
                 std::memcpy(data + 6, hop->source_mac.data(), 6);
                 if (out.kind == FrameKind::transit) {
-                    std::byte* ip = data + kEthernetBytes;
-                    if (be16_at(data + 12).host() == 0x0800) {
-                        decrement_ttl_v4(ip);
-                    } else {
-                        ip[7] = std::byte{static_cast<uint8_t>(byte_at(ip + 7) - 1)};
-                    }
+                    const bool v4 = wire::ether_type_at(data) == wire::kEtherTypeIpv4;
+                    wire::decrement_ttl(data + wire::kEthernetBytes, v4 ? Family::v4 : Family::v6);
                 }
                 const size_t port = to_index(hop->port);
                 PortState& state = port_states_[port];
@@ -214,7 +138,7 @@ void DirectEgress::transmit(size_t port) {
     PortState& state = port_states_[port];
     const uint32_t count = std::exchange(state.batch_count, 0);
     if (count == 0) return;
-    PortSockets& sockets = *setup_.ports[port];
+    io::PortSockets& sockets = *setup_.ports[port];
     const auto batch = std::span(state.batch).first(count);
     const QueueId queue = queue_of(sockets);
     uint32_t taken = sockets.transmit(queue, setup_.worker, batch);
@@ -231,7 +155,7 @@ void DirectEgress::transmit(size_t port) {
 // The kernel stops while COMPLETION is full, so what was sent is reclaimed before and after.
 void DirectEgress::push(size_t port) {
     PortState& state = port_states_[port];
-    PortSockets& sockets = *setup_.ports[port];
+    io::PortSockets& sockets = *setup_.ports[port];
     const QueueId queue = queue_of(sockets);
     const WorkerId home = sockets.home(queue);
     uint32_t left = sockets.kick_transmit(queue, setup_.worker);
@@ -250,7 +174,7 @@ void DirectEgress::flush() {
     setup_.fallback->flush();
     count_fallback();
     for (size_t index = 0; index < port_states_.size(); ++index) {
-        PortSockets& sockets = *setup_.ports[index];
+        io::PortSockets& sockets = *setup_.ports[index];
         if (port_states_[index].kick) push(index);
         for (uint16_t queue = 0; queue < sockets.queues(); ++queue) {
             if (sockets.home(QueueId{queue}) == setup_.worker) sockets.reclaim(QueueId{queue});
@@ -274,4 +198,4 @@ std::unique_ptr<Egress> make_direct_egress(DirectEgressSetup setup) {
     return std::make_unique<DirectEgress>(std::move(setup));
 }
 
-}  // namespace sallyport::io
+}  // namespace sallyport::egress

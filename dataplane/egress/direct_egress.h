@@ -33,13 +33,13 @@
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 
-namespace sallyport::io {
+namespace sallyport::egress {
 
 struct DirectEgressSetup {
     WorkerId worker{};
-    PacketMemory* memory = nullptr;
-    std::vector<PortSockets*> ports;   // by PortId; outlive the egress
-    std::vector<bool> protected_side;  // by PortId; a port that is missing counts as unprotected
+    io::PacketMemory* memory = nullptr;
+    std::vector<io::PortSockets*> ports;  // by PortId; outlive the egress
+    std::vector<bool> protected_side;     // by PortId; a port that is missing counts as unprotected
     std::unique_ptr<Egress> fallback;
     // Ends the sleep of another worker, whose queue's COMPLETION ring fills up.
     std::function<void(WorkerId)> wake;
@@ -49,4 +49,4 @@ struct DirectEgressSetup {
 // Owner: one worker.
 std::unique_ptr<Egress> make_direct_egress(DirectEgressSetup setup);
 
-}  // namespace sallyport::io
+}  // namespace sallyport::egress

@@ -13,7 +13,7 @@ namespace sallyport {
 class NextHops;
 }
 
-namespace sallyport::io {
+namespace sallyport::egress {
 
 // The way out of a worker. Two implementations: TapEgress (frames enter XDP again on sp0 and leave
 // through devmap programs) and DirectEgress (AF_XDP TX with next hops mirrored from the kernel).
@@ -47,4 +47,4 @@ class Egress {
     Counter sent_;
 };
 
-}  // namespace sallyport::io
+}  // namespace sallyport::egress

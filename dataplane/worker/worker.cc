@@ -393,7 +393,7 @@ int Worker::event_fd() const {
 const WorkerCounters& Worker::counters() const {
     return impl_->counters;
 }
-const io::Egress& Worker::egress() const {
+const egress::Egress& Worker::egress() const {
     return *impl_->setup.egress;
 }
 WorkerId Worker::id() const {

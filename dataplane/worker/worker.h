@@ -25,10 +25,12 @@ namespace sallyport {
 
 namespace io {
 class PacketMemory;
-class Egress;
 class PortSockets;
 class TapQueue;
 }  // namespace io
+namespace egress {
+class Egress;
+}
 
 struct WorkerSetup {
     WorkerId id{};
@@ -49,7 +51,7 @@ struct WorkerSetup {
     };
     std::vector<PortInput> ports;
     io::TapQueue* tap = nullptr;  // this worker's queue of sp0
-    std::unique_ptr<io::Egress> egress;
+    std::unique_ptr<egress::Egress> egress;
 };
 
 class Worker {
@@ -70,7 +72,7 @@ class Worker {
     [[nodiscard]] int event_fd() const;
 
     [[nodiscard]] const WorkerCounters& counters() const;
-    [[nodiscard]] const io::Egress& egress() const;
+    [[nodiscard]] const egress::Egress& egress() const;
     [[nodiscard]] WorkerId id() const;
     [[nodiscard]] uint16_t cpu() const;
     // CPU time the thread has used, while it runs.

@@ -11,8 +11,8 @@ namespace sallyport::packet {
 namespace {
 
 constexpr Mac kTapMac = {0x02, 0, 0, 0, 9, 9};
-constexpr Link kOriginated{.dst = kTapMac, .src = {0x02, 0x53, 0x50, 0, 0, SP_KIND_ORIGINATED}};
-constexpr Link kTransit{.dst = kTapMac, .src = {0x02, 0x53, 0x50, 0, 0, SP_KIND_TRANSIT}};
+constexpr Link kOriginated{.dst = kTapMac, .src = worker_mac(SP_KIND_ORIGINATED)};
+constexpr Link kTransit{.dst = kTapMac, .src = worker_mac(SP_KIND_TRANSIT)};
 constexpr Link kToPeer{.dst = kWanPeerMac, .src = kWanMac};
 constexpr Link kToHost{.dst = kLanHostMac, .src = kLanMac};
 

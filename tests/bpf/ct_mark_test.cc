@@ -11,7 +11,7 @@ namespace sallyport::packet {
 namespace {
 
 constexpr Mac kTapMac = {0x02, 0, 0, 0, 9, 9};
-constexpr Link kTransit{.dst = kTapMac, .src = {0x02, 0x53, 0x50, 0, 0, SP_KIND_TRANSIT}};
+constexpr Link kTransit{.dst = kTapMac, .src = worker_mac(SP_KIND_TRANSIT)};
 constexpr const char* kHost = "10.1.0.10";
 constexpr const char* kOutside = "10.2.0.9";
 

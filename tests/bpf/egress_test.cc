@@ -3,14 +3,18 @@
 
 #include <linux/bpf.h>
 
+#include <random>
+
+#include "dataplane/egress/filter.h"
+#include "dataplane/wire/frame_ip.h"
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
 namespace {
 
 constexpr Mac kTapMac = {0x02, 0, 0, 0, 9, 9};
-constexpr Link kOriginated{.dst = kTapMac, .src = {0x02, 0x53, 0x50, 0, 0, SP_KIND_ORIGINATED}};
-constexpr Link kTransit{.dst = kTapMac, .src = {0x02, 0x53, 0x50, 0, 0, SP_KIND_TRANSIT}};
+constexpr Link kOriginated{.dst = kTapMac, .src = worker_mac(SP_KIND_ORIGINATED)};
+constexpr Link kTransit{.dst = kTapMac, .src = worker_mac(SP_KIND_TRANSIT)};
 constexpr Link kToPeer{.dst = kWanPeerMac, .src = kWanMac};
 constexpr Link kToHost{.dst = kLanHostMac, .src = kLanMac};
 
@@ -314,6 +318,103 @@ TEST_F(EgressPort, the_last_of_all_rules_counts) {
     drop("last rule", v4("10.1.0.1", "203.0.113.9", icmp()), SP_DROP_egress_denied);
     sent("no rule", v4("10.1.0.1", "203.0.114.9", icmp()));
     drop("first rule", v4("198.51.100.1", "203.0.114.9", icmp()), SP_DROP_egress_denied);
+}
+
+// One rule, two compilers: the devmap program and direct egress deny the same packets.
+class RandomFilter {
+  public:
+    // Few values each, so that rules and packets meet.
+    Bytes packet() {
+        const bool v4 = pick(2) == 0;
+        const Upper upper = [&] {
+            switch (pick(4)) {
+                case 0:
+                    return tcp({.dst = port()});
+                case 1:
+                    return udp({.dst = port()});
+                case 2:
+                    return v4 ? icmp() : icmp6();
+                default:
+                    return esp(0x1001);
+            }
+        }();
+        Bytes frame;
+        if (v4) {
+            const bool later = pick(4) == 0;
+            frame = eth(ip4({.src = "10.1.0.1",
+                             .dst = "10.1.0.1",
+                             .offset = static_cast<uint16_t>(later ? 3 : 0),
+                             .more = !later && pick(4) == 0},
+                            upper),
+                        kToPeer);
+        } else {
+            const bool whole = pick(3) != 0;
+            const bool later = pick(2) == 0;
+            const bool hidden = later && pick(4) == 0;  // its protocol
+            const Upper cut = fragment({.offset = static_cast<uint16_t>(later ? 3 : 0)},
+                                       hidden ? raw(60, Bytes(16)) : upper);
+            frame = eth(ip6({.src = "2001:db8::1", .dst = "2001:db8::1"}, whole ? upper : cut),
+                        kToPeer);
+        }
+        // Sources and destinations that leave a prefix at any bit.
+        const size_t bits = v4 ? 32 : 128;
+        for (const size_t at : v4 ? std::array<size_t, 2>{26, 30} : std::array<size_t, 2>{22, 38}) {
+            if (pick(3) == 0) continue;
+            const size_t bit = pick(bits);
+            frame[at + bit / 8] ^= static_cast<uint8_t>(0x80 >> bit % 8);
+        }
+        return frame;
+    }
+    sp_egress_rule rule() {
+        sp_egress_rule row{};
+        const uint32_t family = pick(3);
+        row.dst_port_hi = 65535;
+        if (pick(2) == 0) {
+            const uint16_t a = port();
+            const uint16_t b = port();
+            row.dst_port_lo = std::min(a, b);
+            row.dst_port_hi = std::max(a, b);
+        }
+        row.protocol = std::array<uint8_t, 6>{0, 0, 6, 17, 1, 58}[pick(6)];
+        if (family == 0) return row;  // any: then it has no prefixes
+        const IpPrefix whole = prefix(family == 1 ? "10.1.0.1/32" : "2001:db8::1/128");
+        row.family = family == 1 ? AF_INET : AF_INET6;
+        std::ranges::copy(whole.address.bytes, row.src);
+        std::ranges::copy(whole.address.bytes, row.dst);
+        row.src_bits = static_cast<uint8_t>(pick(4) == 0 ? pick(whole.bits + 1u) : pick(9));
+        row.dst_bits = static_cast<uint8_t>(pick(4) == 0 ? pick(whole.bits + 1u) : pick(9));
+        return row;
+    }
+    uint32_t pick(size_t below) { return static_cast<uint32_t>(random_() % below); }
+
+  private:
+    uint16_t port() { return std::array<uint16_t, 5>{0, 25, 80, 443, 65535}[pick(5)]; }
+    std::mt19937 random_{20};
+};
+
+TEST_F(EgressPort, denies_what_direct_egress_denies) {
+    RandomFilter random;
+    int denied = 0;
+    for (int round = 0; round < 400; ++round) {
+        std::vector<sp_egress_rule> rules(1 + random.pick(3));
+        for (sp_egress_rule& each : rules) each = random.rule();
+        rig.set_rules(kWan, rules);
+        for (int i = 0; i < 25; ++i) {
+            Bytes frame = random.packet();
+            auto* data = reinterpret_cast<std::byte*>(frame.data());
+            wire::IpPacket packet;
+            ASSERT_EQ(wire::parse_frame(
+                          {.data = data, .bytes = static_cast<uint32_t>(frame.size())}, packet),
+                      DropReason::none);
+            const bool expected = egress::denies(rules, packet, data + wire::kEthernetBytes);
+            ASSERT_EQ(rig.verdict(*program, frame),
+                      static_cast<uint32_t>(expected ? XDP_DROP : XDP_PASS))
+                << "round " << round << ", packet " << i;
+            denied += expected ? 1 : 0;
+        }
+    }
+    EXPECT_GT(denied, 1000);
+    EXPECT_LT(denied, 9000);
 }
 
 }  // namespace

@@ -341,9 +341,9 @@ uint32_t Rig::verdict(const Instance& instance, const Bytes& in, uint32_t queue,
 }
 
 Counters Rig::read_counters() const {
-    static constexpr const char* kNames[] = {
-        "rx_frames",     "rx_bytes",     "passed",      "steered",    "redirected",    "dropped",
-        "egress_frames", "egress_bytes", "egress_sent", "passed_esp", "passed_protect"};
+#define SP_NAME(name) #name,
+    static constexpr const char* kNames[] = {SP_PORT_COUNTERS(SP_NAME)};
+#undef SP_NAME
     Counters counters;
     const size_t words = sizeof(sp_port_counters) / sizeof(uint64_t);
     const auto ports = read_all(maps_.fd("port_counters"), SP_PORTS_MAX, words);

@@ -43,6 +43,13 @@ inline constexpr Mac kWanPeerMac = {0x02, 0, 0, 0, 1, 2};
 inline constexpr Mac kLanMac = {0x02, 0, 0, 0, 2, 1};
 inline constexpr Mac kLanHostMac = {0x02, 0, 0, 0, 2, 2};
 
+// The source of frames that a worker writes to sp0.
+constexpr Mac worker_mac(uint8_t kind) {
+    Mac mac{};
+    sp_write_worker_mac(mac.data(), kind);
+    return mac;
+}
+
 // Runs a command and fails the test when it fails.
 void run(const std::string& command);
 bool try_run(const std::string& command);

@@ -187,12 +187,9 @@ class RegisterCrash : public ::testing::Test {
             std::vector<sp_port_counters> cpus(static_cast<size_t>(libbpf_num_possible_cpus()));
             EXPECT_EQ(bpf_map_lookup_elem(map.get(), &port, cpus.data()), 0);
             for (const sp_port_counters& cpu : cpus) {
-                sum.passed += cpu.passed;
-                sum.steered += cpu.steered;
-                sum.redirected += cpu.redirected;
-                sum.dropped += cpu.dropped;
-                sum.passed_esp += cpu.passed_esp;
-                sum.passed_protect += cpu.passed_protect;
+#define SP_ADD(name) sum.name += cpu.name;
+                SP_PORT_COUNTERS(SP_ADD)
+#undef SP_ADD
             }
         }
         return sum;

@@ -347,7 +347,7 @@ TEST_F(IoTest, TapIsMadeAndGoesAway) {
 TEST_F(IoTest, TapEgressWritesWhatXdpAndKernelSee) {
     auto tap = Tap::create("sp0", 2, 1500);
     ASSERT_TRUE(tap) << tap.error();
-    auto egress = make_tap_egress(tap->queue(1), tap->mac(), *memory_);
+    auto egress = egress::make_tap_egress(tap->queue(1), tap->mac(), *memory_);
     ASSERT_TRUE(egress) << egress.error();
     Capture capture("sp0");
 
@@ -446,14 +446,14 @@ class DirectEgressTest : public IoTest {
     }
 
     void make_egress(std::vector<bool> protected_side) {
-        auto fallback = make_tap_egress(tap_->queue(0), tap_->mac(), *memory_);
+        auto fallback = egress::make_tap_egress(tap_->queue(0), tap_->mac(), *memory_);
         ASSERT_TRUE(fallback) << fallback.error();
-        egress_ = make_direct_egress({.worker = WorkerId{1},
-                                      .memory = &*memory_,
-                                      .ports = {port_.get()},
-                                      .protected_side = std::move(protected_side),
-                                      .fallback = std::move(*fallback),
-                                      .wake = {}});
+        egress_ = egress::make_direct_egress({.worker = WorkerId{1},
+                                              .memory = &*memory_,
+                                              .ports = {port_.get()},
+                                              .protected_side = std::move(protected_side),
+                                              .fallback = std::move(*fallback),
+                                              .wake = {}});
     }
     void publish(std::vector<sp_egress_rule> deny = {}) {
         const auto prefix = [](const char* text) { return parse_ip_prefix(text).value(); };
@@ -547,7 +547,7 @@ class DirectEgressTest : public IoTest {
     std::unique_ptr<PortSockets> port_;
     std::optional<Tap> tap_;
     std::unique_ptr<NextHops> next_hops_;
-    std::unique_ptr<Egress> egress_;
+    std::unique_ptr<egress::Egress> egress_;
     std::optional<Capture> wire_;
     std::optional<Capture> kernel_;
 };

@@ -39,7 +39,7 @@ inline constexpr WorkerId kOnlyWorker{0};
 inline constexpr QueueId kOnlyQueue{0};
 
 // Keeps the frames and gives their buffers back.
-class KeepingEgress final : public io::Egress {
+class KeepingEgress final : public egress::Egress {
   public:
     explicit KeepingEgress(io::PacketMemory& memory) : memory_(memory) {}
     void send(std::span<OutgoingFrame> frames) override {
