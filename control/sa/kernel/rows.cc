@@ -2,12 +2,20 @@
 #include "control/sa/kernel/rows.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <string>
+
+#include "dataplane/base/single_writer.h"
 
 namespace sallyport::control {
 
 namespace {
+
+uint64_t seconds_since_epoch() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(now).count());
+}
 
 std::optional<uint64_t> ago(uint64_t then) {
     if (then == 0) return std::nullopt;
@@ -27,13 +35,6 @@ std::string reqid_text(uint32_t reqid) {
     return "reqid " + std::to_string(reqid);
 }
 
-}  // namespace
-
-uint64_t seconds_since_epoch() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(now).count());
-}
-
 void set_usage(SaRow& row, const xfrm::Usage& usage) {
     row.packets = usage.packets;
     row.bytes = usage.bytes;
@@ -42,6 +43,24 @@ void set_usage(SaRow& row, const xfrm::Usage& usage) {
 
 void set_drops(SaRow& row, const std::array<Counter, kDropReasonCount>& drops) {
     for (size_t i = 0; i < drops.size(); ++i) row.drops[i] = drops[i].read();
+}
+
+}  // namespace
+
+void set_slot(SaRow& row, const Slot& slot) {
+    row.state = SaRow::State::active;
+    row.reason.clear();
+    row.worker = slot.owner();
+    const Work work = work_of(slot);
+    set_usage(row, usage_of(slot, work));
+    if (const OutboundSide* side = slot.outbound()) {
+        row.sequence = side->sa->sequence_next.read() - 1;
+        row.sequence_reserved = side->reserved - 1;
+        set_drops(row, side->sa->drops);
+    } else {
+        row.sequence = work.top;
+        set_drops(row, slot.inbound()->counting()->drops);
+    }
 }
 
 SaRow row_of(const xfrm::KernelSa& state, const SaDecision* decision) {

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/sa/kernel/handover.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace sallyport::control {
+
+using xfrm::StateDirection;
+
+namespace {
+
+constexpr std::chrono::milliseconds kSoon{2};
+constexpr std::chrono::milliseconds kLater{100};
+
+}  // namespace
+
+Handover::Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead,
+                   Setup setup)
+    : around_(around),
+      slots_(parts.slots),
+      memory_(parts.memory),
+      feedback_(parts.feedback),
+      pacer_(parts.pacer),
+      aead_(aead),
+      setup_(std::move(setup)) {}
+
+// ---- to a worker -------------------------------------------------------------------------------
+
+void Handover::steer(const xfrm::KernelSa& state, const SaDecision& decision,
+                     bool group_is_served) {
+    const bool outbound = decision.direction == StateDirection::outbound;
+    if (slots_.full()) {
+        kept_.emplace(state.name, kNoRoom);
+        return;
+    }
+    if (!outbound) {
+        const auto inserted = around_.steering.insert(state.name, decision.owner);
+        if (!inserted) {
+            kept_.emplace(state.name, inserted.error());
+            return;
+        }
+    }
+    Slot& slot = slots_.create(state.name, memory_name_of(state));
+    slot.decision = decision;
+    slot.source = state.source;
+    slot.esn = state.esn;
+    slot.replay = state.replay;
+    slot.limits = state.limits;
+    // What was on its way when it was steered goes through the kernel, also the first packets of an
+    // SA that is unused until now. Only where a worker serves a group already is nothing of the
+    // group on its way.
+    slot.settle_first = !outbound || !group_is_served || used_by_kernel(state);
+    if (!outbound) slot.side.emplace<InboundSide>();
+}
+
+// Each by its own time: a round that is due may be that of an earlier one.
+bool Handover::is_settled(const Slot& slot) const {
+    if (slot.phase != Phase::steered || !slots_.is_clear(slot)) return false;
+    return !slot.settle_first ||
+           (slot.steered_at && *slot.steered_at + kSettle <= around_.clock.now());
+}
+
+void Handover::go_on(Slot& slot) {
+    if (!is_settled(slot)) return;
+    const auto state = around_.kernel.get(slot.name);
+    if (!state) {
+        if (state.error().number != ESRCH) return keep_with_kernel(slot, state.error().text);
+        // It has gone meanwhile; the message about that is on its way.
+        return keep_with_kernel(slot, "it was deleted");
+    }
+    if (!same_key(slot, *state)) return keep_with_kernel(slot, "it was replaced");
+    // Its first packets came between the message about it and now: they too must have passed.
+    if (!slot.settle_first && used_by_kernel(*state)) {
+        slot.settle_first = true;
+        return;
+    }
+    slot.replay = state->replay;
+    slot.base = state->usage;
+    if (InboundSide* side = slot.inbound()) {
+        install_inbound(slot, *side, *state);
+    } else {
+        install_outbound(slot, *slot.outbound(), *state);
+    }
+    around_.kernel.note(*state);
+}
+
+InboundSaParameters Handover::inbound_parameters(const Slot& slot,
+                                                 const xfrm::KernelSa& state) const {
+    return {.id = slot.id,
+            .policy = slot.decision.group,
+            .spi = slot.name.spi,
+            .source = state.source,
+            .destination = slot.name.destination,
+            .suite = slot.decision.suite,
+            .key = state.key.bytes(),
+            .esn = state.esn,
+            .replay_window = state.replay.window,
+            .replay_top = std::max(state.replay.top, memory_.find(slot.memory_name).inbound_top),
+            .owner = slot.owner(),
+            .selectors = slot.decision.selectors};
+}
+
+void Handover::install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state) {
+    auto made = make_inbound_sa(aead_, inbound_parameters(slot, state));
+    if (!made) return keep_with_kernel(slot, made.error());
+    side.sa = std::move(*made);
+    side.written_top = state.replay.top;
+    slot.phase = Phase::installed;
+    around_.workers.send(slot.owner(), command::InstallInbound{side.sa.get()});
+}
+
+OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm::KernelSa& state,
+                                                   const SequenceRange& range,
+                                                   uint64_t iv_mask) const {
+    return {.id = slot.id,
+            .policy = slot.decision.group,
+            .spi = slot.name.spi,
+            .source = state.source,
+            .destination = slot.name.destination,
+            .suite = slot.decision.suite,
+            .key = state.key.bytes(),
+            .esn = state.esn,
+            .sequence_next = range.first,
+            .sequence_reserved = range.end,
+            .sequence_low_water = low_water(range, sequence_end(state.esn)),
+            .iv_mask = iv_mask,
+            .rank = slot.decision.rank,
+            .owner = slot.owner(),
+            .mtu = setup_.mtu,
+            .df = slot.decision.df,
+            .copy_dscp = slot.decision.copy_dscp,
+            .outer_ttl = 64};
+}
+
+void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
+    const uint64_t first =
+        std::max(state.replay.sent + 1, memory_.find(slot.memory_name).outbound_next);
+    if (first >= sequence_end(state.esn)) {
+        return keep_with_kernel(slot, "its sequence numbers are used up");
+    }
+    const SequenceRange range = next_block(first, state.esn);
+    // Drawn for each SA that is built: see "Never a nonce twice".
+    const auto mask = around_.random.bits();
+    if (!mask) return keep_with_kernel(slot, mask.error());
+    xfrm::CounterUpdate update{.replay = state.replay, .usage = state.usage};
+    update.replay->sent = range.end - 1;
+    if (const auto done = around_.kernel.write_counters(state, update); !done) {
+        return keep_with_kernel(slot,
+                                "sequence numbers cannot be reserved in it: " + done.error().text);
+    }
+    memory_.raise(slot.memory_name, {.outbound_next = range.end});
+    auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, range, *mask));
+    if (!made) return keep_with_kernel(slot, made.error());
+    side.sa = std::move(*made);
+    side.reserved = range.end;
+    side.told = range.end;
+    slot.phase = Phase::installed;
+    around_.workers.send(slot.owner(), command::InstallOutbound{side.sa.get()});
+    if (first > 1) ask_rekey(slot);  // another sender has used the key
+}
+
+void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
+    InboundSide& side = *slot.inbound();
+    if (side.before) {
+        around_.another_round(kLater);  // one replacement at a time
+        slot.decision.selectors.clear();
+        return;
+    }
+    auto made = make_inbound_sa(aead_, inbound_parameters(slot, state));
+    if (!made) {
+        around_.notices.error("an SA keeps its earlier selectors: " + made.error());
+        return;
+    }
+    side.before = std::move(side.sa);
+    side.sa = std::move(*made);
+    around_.workers.send(slot.owner(),
+                         command::ReplaceInbound{.old = side.before.get(), .sa = side.sa.get()});
+}
+
+// ---- reservations ------------------------------------------------------------------------------
+
+bool Handover::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
+    xfrm::Replay replay = slot.replay;
+    replay.sent = sent;
+    replay.top = 0;
+    if (!feedback_.write(slot, state, work_of(slot), replay)) return false;
+    slot.outbound()->reserved = sent + 1;
+    memory_.raise(slot.memory_name, {.outbound_next = sent + 1});
+    return true;
+}
+
+void Handover::extend_if_low(Slot& slot) {
+    OutboundSide* side = slot.outbound();
+    if (side == nullptr || slot.phase != Phase::installed) return;
+    const uint64_t next = side->sa->sequence_next.read();
+    const uint64_t left = side->told - std::min(next, side->told);
+    if (left < sequence_left_min(slot.esn)) side->extension_due = true;
+    if (side->extension_due) extend(slot);
+}
+
+void Handover::extend(Slot& slot) {
+    OutboundSide* side = slot.outbound();
+    if (side == nullptr || slot.phase != Phase::installed) return;
+    if (side->told == side->reserved) {
+        if (side->reserved >= sequence_end(slot.esn)) {
+            side->extension_due = false;
+            return ask_rekey(slot, RekeyPacer::When::always);
+        }
+        // The kernel tells of its own use late, or not at all where it is a packet now and then.
+        const auto state = around_.kernel.get(slot.name);
+        if (!state || !same_key(slot, *state)) return;
+        if (state->replay.sent >= side->reserved) return go_on_above(slot, *side, *state);
+        const uint64_t reserved = next_block(side->reserved, slot.esn).end;
+        if (!write_sent(slot, *state, reserved - 1)) return;  // tried again
+    }
+    tell_range(slot, *side, {.first = side->told, .end = side->reserved}, 0);
+}
+
+// `next_at_least`: where the worker goes on if it is behind; 0: where it is.
+void Handover::tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range,
+                          uint64_t next_at_least) {
+    side.told = range.end;
+    side.extension_due = false;
+    around_.workers.send(
+        slot.owner(), command::ExtendSequence{.sa = side.sa.get(),
+                                              .reserved = range.end,
+                                              .low_water = low_water(range, sequence_end(slot.esn)),
+                                              .next_at_least = next_at_least});
+}
+
+void Handover::kernel_used(Slot& slot) {
+    if (slot.phase != Phase::installed) return;
+    const auto state = around_.kernel.get(slot.name);
+    if (!state) return;
+    if (const InboundSide* side = slot.inbound()) {
+        if (state->replay.top <= std::max(side->written_top, work_of(slot).top)) return;
+        if (!std::exchange(slot.used_warned, true)) {
+            around_.notices.warning(
+                to_text(slot.name) +
+                ": the kernel has received packets of it too, by a device that is no "
+                "port; make that device a port, or replay protection is split in two");
+        }
+        return;
+    }
+    OutboundSide& side = *slot.outbound();
+    if (state->replay.sent >= side.reserved && same_key(slot, *state)) {
+        go_on_above(slot, side, *state);
+    }
+}
+
+// The kernel has sent with numbers behind those that are reserved. `state`: as it is now.
+void Handover::go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
+    const uint64_t first = state.replay.sent + 1;
+    side.extension_due = false;
+    if (first >= sequence_end(slot.esn)) return ask_rekey(slot, RekeyPacer::When::always);
+    slot.base = without_ours(slot, state.usage);
+    const SequenceRange range = next_block(first, slot.esn);
+    if (!write_sent(slot, state, range.end - 1)) return;
+    tell_range(slot, side, range, range.first);
+    ask_rekey(slot);
+    if (!std::exchange(slot.used_warned, true)) {
+        around_.notices.warning(
+            to_text(slot.name) +
+            ": the kernel has sent with it too (traffic of this host itself?): the worker "
+            "goes on above its numbers; route such traffic into " +
+            setup_.device);
+    }
+}
+
+void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {
+    if (slot.rekey_asked) return;
+    slot.rekey_asked = pacer_.ask(slot.name, slot.decision.group, around_.clock.now(), when);
+}
+
+// ---- back to the kernel ------------------------------------------------------------------------
+
+void Handover::forget_kept(const xfrm::RegisterChanges& changes) {
+    for (const auto* names : {&changes.added, &changes.removed}) {
+        for (const xfrm::SaName& name : *names) kept_.erase(name);
+    }
+    std::erase_if(kept_, [](const auto& kept) { return kept.second == kNoRoom; });
+}
+
+void Handover::keep_with_kernel(Slot& slot, const std::string& reason) {
+    kept_[slot.name] = reason;
+    steer_away(slot);
+    slots_.release(slot);
+    around_.another_round(kSoon);  // the owners of its policy
+}
+
+// Where another has its name, the frames are that one's.
+void Handover::steer_away(const Slot& slot) {
+    if (slot.inbound() != nullptr && slots_.is_only_one_of_name(slot)) {
+        around_.steering.remove(slot.name);
+    }
+}
+
+// Outbound traffic is not steered to the SA any more. Inbound traffic is until the worker has let
+// go and the kernel knows what it has accepted: earlier, the kernel would accept it once more.
+void Handover::retire(Slot& slot) {
+    if (!slot.with_worker()) {
+        steer_away(slot);
+        return slots_.release(slot);
+    }
+    if (const InboundSide* side = slot.inbound()) {
+        around_.workers.send(slot.owner(), command::RetireInbound{side->sa.get()});
+    } else {
+        around_.workers.send(slot.owner(), command::RetireOutbound{slot.outbound()->sa.get()});
+    }
+}
+
+// Numbers that were sent are remembered since they were reserved.
+void Handover::remember(const Slot& slot) {
+    if (slot.inbound() != nullptr) {
+        memory_.raise(slot.memory_name, {.inbound_top = work_of(slot).top});
+    }
+}
+
+// What a worker that is done with the SA has used, for the kernel that goes on with it. Counters
+// only move up, also where the state was deleted and added again with older ones.
+bool Handover::hand_back(Slot& slot) {
+    if (!slot.with_worker() || around_.kernel.find(slot.name) == nullptr) return true;
+    const auto state = around_.kernel.get(slot.name);
+    if (!state) return state.error().number == ESRCH;
+    if (!same_key(slot, *state)) return true;  // another SA
+    const Work work = work_of(slot);
+    feedback_.note_use(slot);
+    slot.base = without_ours(slot, state->usage);
+    std::optional<xfrm::Replay> replay = state->replay;
+    if (slot.inbound() != nullptr && (work.top > state->replay.top || work.packets > 0)) {
+        // Also where the kernel is ahead: below its top the worker has accepted packets too.
+        replay->top = std::max(work.top, state->replay.top);
+    } else if (slot.outbound() != nullptr && slot.outbound()->reserved - 1 > state->replay.sent) {
+        replay->sent = slot.outbound()->reserved - 1;
+    } else if (work.packets == slot.written_packets) {
+        return true;
+    } else {
+        replay.reset();
+    }
+    return feedback_.write(slot, *state, work, replay);
+}
+
+// The worker is done with it.
+void Handover::let_go(Slot& slot) {
+    remember(slot);
+    if (!hand_back(slot)) around_.notices.warning("the counters of an SA are not written back");
+    if (slot.phase != Phase::retiring) {
+        return keep_with_kernel(slot, "its worker has no room: raise gateway.max_sas");
+    }
+    // Where the kernel goes on with it, the key has a second sender.
+    if (slot.outbound() != nullptr && work_of(slot).packets > 0 &&
+        around_.kernel.find(slot.name) != nullptr) {
+        ask_rekey(slot);
+    }
+    steer_away(slot);
+    slots_.release(slot);
+    around_.another_round(kSoon);  // one of the same name may be waiting for this
+}
+
+bool Handover::write_back(Slot& slot) {
+    const bool done = hand_back(slot);
+    // The kernel goes on with it: a second sender under the key.
+    if (slot.outbound() != nullptr && slot.phase == Phase::installed && work_of(slot).packets > 0) {
+        slot.rekey_asked = pacer_.ask(slot.name, slot.decision.group, around_.clock.now(),
+                                      RekeyPacer::When::always);
+    }
+    return done;
+}
+
+// ---- what workers say --------------------------------------------------------------------------
+
+void Handover::take(const event::SequenceLow& news) {
+    Slot* slot = slots_.find(news.id);
+    if (slot == nullptr || slot->outbound() == nullptr) return;
+    slot->outbound()->extension_due = true;
+    extend(*slot);
+}
+
+void Handover::take(const event::SequenceExhausted& news) {
+    if (Slot* slot = slots_.find(news.id)) ask_rekey(*slot);
+}
+
+void Handover::take(const event::InboundRetired& news) {
+    Slot* slot = slots_.find(news.id);
+    if (slot == nullptr || slot->inbound() == nullptr) return;
+    InboundSide& side = *slot->inbound();
+    if (side.before && news.sa == side.before.get()) {
+        side.before.reset();  // replaced
+        return;
+    }
+    if (!side.before) return let_go(*slot);
+    // The new form was refused: the earlier one is still in place, and leaves now.
+    side.sa = std::move(side.before);
+    kept_[slot->name] = "its worker cannot change it";
+    if (slot->phase != Phase::retiring) slots_.leave(*slot);
+    retire(*slot);
+    around_.another_round(kSoon);
+}
+
+void Handover::take(const event::OutboundRetired& news) {
+    if (Slot* slot = slots_.find(news.id)) let_go(*slot);
+}
+
+}  // namespace sallyport::control

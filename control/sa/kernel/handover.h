@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Moves one SA at a time between the kernel and a worker.
+//
+// Taking an SA over
+// -----------------
+// The kernel serves every SA that no worker has. The order makes sure that two never serve one SA
+// at a time:
+//   1. steer    owner map (inbound) or owners of the policy (outbound): frames now reach the
+//               worker, which holds those without an SA for a moment (dataplane/pipeline/hold.h)
+//   2. settle   It is read kSettle later, when what was on its way to the kernel has passed (of a
+//               group that a worker serves nothing is), and not before each of the same name or key
+//               that is on its way out has let go: what that one has used is known only then.
+//   3. read     XFRM_MSG_GETSA: the counters where the kernel has stopped
+//   4. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
+//               worker may use, so that the kernel can go on at once, by itself, if we die
+//   5. install  the worker runs what it holds
+// Back to the kernel it goes the other way round: the worker gives it up (retire), its counters are
+// written, inbound frames are steered to the kernel. The kernel's counter is never put down again:
+// only a reservation writes it, after a look at what the kernel has sent; the rest is usage alone
+// (feedback.h).
+//
+// Never a nonce twice (RFC 4106 3)
+// --------------------------------
+// Sequence numbers of one key only move up, in the kernel's state, here (SequenceMemory, also when
+// the state is deleted and added again) and in the worker. So no two packets under one key, whoever
+// sends them, have the same number, as long as at most one sends at a time, see above. The IV is
+// not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its own, drawn
+// per state and not known to us; ours is the number XOR 64 random bits, drawn for each SA that is
+// built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b exactly when
+// s XOR t = a XOR b. With numbers below 2^32 the upper halves of both masks must agree for that to
+// be possible at all, which happens with a chance of 2^-32 per pair of masks: the bound that NIST
+// SP 800-38D 8 sets. With ESN, where n bits of the number are in use, it is 2^-(64 - n). Because a
+// key that has had two senders has used up that chance once, every SA that is taken over from
+// another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and all
+// those at a clean stop, when the kernel becomes the second sender.
+//
+// What this does not cover: between a look (XFRM_MSG_GETSA) and the reservation that follows it the
+// kernel can still send, for the host itself, with numbers that the worker is then given. The
+// simulation shows it by name (KnownGap).
+//
+// Replay (RFC 4303 3.4.3)
+// -----------------------
+// The window starts with everything up to the kernel's top counted as seen; the top that is written
+// back was authenticated by the worker. Between two writings (a second at most) a crash leaves the
+// kernel with an older top: packets that arrived in that second could then be replayed, once.
+//
+// Owner: control thread.
+
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "control/sa/kernel/feedback.h"
+#include "control/sa/kernel/rekey_pacer.h"
+#include "control/sa/kernel/sequence_memory.h"
+#include "control/sa/kernel/slot_table.h"
+#include "control/sa/kernel/surroundings.h"
+#include "control/sa/sequence_block.h"
+#include "dataplane/crypto/aead.h"
+#include "dataplane/exchange/events.h"
+
+namespace sallyport::control {
+
+class Handover {
+  public:
+    static constexpr std::chrono::milliseconds kSettle{3};
+    static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
+
+    struct Setup {
+        uint16_t mtu = 1500;  // largest outer packet
+        std::string device;   // where the host's own traffic should be routed into
+    };
+    struct Parts {
+        SlotTable& slots;
+        SequenceMemory& memory;
+        Feedback& feedback;
+        RekeyPacer& pacer;
+    };
+    Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead, Setup setup);
+
+    // --- to a worker
+    // `group_is_served`: a worker sends for its group already.
+    void steer(const xfrm::KernelSa& state, const SaDecision& decision, bool group_is_served);
+    // Takes a step with one that is steered, if it is time: read, reserve, install.
+    void go_on(Slot& slot);
+    // Of an inbound SA that is installed, to those of its decision.
+    void change_selectors(Slot& slot, const xfrm::KernelSa& state);
+
+    // --- reservations
+    void extend(Slot& slot);
+    // A worker asks once; where its word was lost the numbers themselves tell.
+    void extend_if_low(Slot& slot);
+    // The kernel itself has used a state that a worker serves: outbound, traffic of this host that
+    // was not routed into sp0; inbound, packets that came in by a device which is no port.
+    void kernel_used(Slot& slot);
+
+    // --- back to the kernel
+    // `slot` has given up its name, and its policy names another owner.
+    void retire(Slot& slot);
+    // After the workers have stopped. False: its counters are not written.
+    bool write_back(Slot& slot);
+
+    // --- what workers say
+    void take(const event::InboundRetired& news);
+    void take(const event::OutboundRetired& news);
+    void take(const event::SequenceLow& news);
+    void take(const event::SequenceExhausted& news);
+
+    // Those that were tried and left to the kernel: why.
+    [[nodiscard]] const std::map<xfrm::SaName, std::string>& kept() const { return kept_; }
+    // They may be tried again: those that came or went, and those that found no room.
+    void forget_kept(const xfrm::RegisterChanges& changes);
+
+  private:
+    [[nodiscard]] bool is_settled(const Slot& slot) const;
+    [[nodiscard]] InboundSaParameters inbound_parameters(const Slot& slot,
+                                                         const xfrm::KernelSa& state) const;
+    [[nodiscard]] OutboundSaParameters outbound_parameters(const Slot& slot,
+                                                           const xfrm::KernelSa& state,
+                                                           const SequenceRange& range,
+                                                           uint64_t iv_mask) const;
+    void install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state);
+    void install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    bool write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent);
+    void go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range,
+                    uint64_t next_at_least);
+    void keep_with_kernel(Slot& slot, const std::string& reason);
+    void steer_away(const Slot& slot);
+    void remember(const Slot& slot);
+    bool hand_back(Slot& slot);
+    void let_go(Slot& slot);
+    void ask_rekey(Slot& slot, RekeyPacer::When when = RekeyPacer::When::paced);
+
+    const Surroundings& around_;
+    SlotTable& slots_;
+    SequenceMemory& memory_;
+    Feedback& feedback_;
+    RekeyPacer& pacer_;
+    const crypto::Aead& aead_;
+    Setup setup_;
+    std::map<xfrm::SaName, std::string> kept_;
+};
+
+}  // namespace sallyport::control

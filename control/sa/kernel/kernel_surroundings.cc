@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/sa/kernel/kernel_surroundings.h"
+
+#include <ifaddrs.h>
+#include <netinet/in.h>
+#include <sys/random.h>
+
+#include <cstring>
+#include <memory>
+
+namespace sallyport::control {
+
+std::expected<void, std::string> KernelRegister::open() {
+    auto socket = xfrm::RegisterSocket::open();
+    if (!socket) return std::unexpected(socket.error());
+    socket_.emplace(std::move(*socket));
+    mirror_.set_own_port(socket_->own_port());
+    return {};
+}
+
+std::expected<void, std::string> KernelRegister::receive(xfrm::RegisterChanges& changes) {
+    return socket_->receive(mirror_, changes);
+}
+
+std::expected<void, std::string> KernelRegister::read_again(xfrm::RegisterChanges& changes) {
+    return socket_->dump(mirror_, changes);
+}
+
+const xfrm::KernelSa* KernelRegister::find(const xfrm::SaName& name) const {
+    return mirror_.find(name);
+}
+
+std::expected<xfrm::KernelSa, xfrm::NetlinkError> KernelRegister::get(const xfrm::SaName& name) {
+    return socket_->get(name);
+}
+
+void KernelRegister::note(const xfrm::KernelSa& state) {
+    mirror_.refresh(state);
+}
+
+std::expected<void, xfrm::NetlinkError> KernelRegister::write_counters(
+    const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) {
+    return socket_->write_counters(state, update);
+}
+
+std::expected<void, xfrm::NetlinkError> KernelRegister::expire(const xfrm::KernelSa& state,
+                                                               bool hard) {
+    return socket_->expire(state, hard);
+}
+
+std::expected<void, std::string> OwnerSteering::insert(const xfrm::SaName& name, WorkerId worker) {
+    return bpf_->insert_owner(name.spi, name.destination, worker);
+}
+
+void OwnerSteering::remove(const xfrm::SaName& name) {
+    if (marked_.contains({name.spi, name.destination})) return;
+    if (const auto done = bpf_->remove_owner(name.spi, name.destination); !done) {
+        log_.error(done.error());
+    }
+}
+
+void OwnerSteering::name_marked(const std::map<xfrm::SaName, xfrm::KernelSa>& states) {
+    std::set<std::pair<Spi, IpAddress>> marked;
+    for (const auto& [name, state] : states) {
+        if (name.mark.mask != 0 && name.protocol == xfrm::kProtocolEsp) {
+            marked.emplace(name.spi, name.destination);
+        }
+    }
+    for (const auto& [spi, destination] : marked_) {
+        if (marked.contains({spi, destination})) continue;
+        if (const auto done = bpf_->remove_owner(spi, destination); !done) {
+            log_.error(done.error());
+        }
+    }
+    for (const auto& [spi, destination] : marked) {
+        if (marked_.contains({spi, destination})) continue;
+        if (const auto done = bpf_->insert_owner(spi, destination, std::nullopt); !done) {
+            log_.error("packets of an SA with a mark do not reach the kernel: " + done.error());
+        }
+    }
+    marked_ = std::move(marked);
+}
+
+std::chrono::steady_clock::time_point SystemClock::now() const {
+    return std::chrono::steady_clock::now();
+}
+
+uint64_t SystemClock::seconds() const {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(now).count());
+}
+
+std::expected<uint64_t, std::string> KernelRandom::bits() {
+    uint64_t bits = 0;
+    if (getrandom(&bits, sizeof bits, 0) != sizeof bits) {
+        return std::unexpected("the kernel gives no random numbers");
+    }
+    return bits;
+}
+
+std::optional<std::vector<IpAddress>> local_addresses() {
+    std::vector<IpAddress> out;
+    ifaddrs* list = nullptr;
+    if (getifaddrs(&list) != 0) return std::nullopt;
+    const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, &freeifaddrs);
+    for (const ifaddrs* item = list; item != nullptr; item = item->ifa_next) {
+        if (item->ifa_addr == nullptr) continue;
+        IpAddress address;
+        if (item->ifa_addr->sa_family == AF_INET) {
+            sockaddr_in v4{};
+            std::memcpy(&v4, item->ifa_addr, sizeof v4);
+            std::memcpy(address.bytes.data(), &v4.sin_addr, 4);
+        } else if (item->ifa_addr->sa_family == AF_INET6) {
+            sockaddr_in6 v6{};
+            std::memcpy(&v6, item->ifa_addr, sizeof v6);
+            address.family = Family::v6;
+            std::memcpy(address.bytes.data(), &v6.sin6_addr, 16);
+        } else {
+            continue;
+        }
+        out.push_back(address);
+    }
+    return out;
+}
+
+}  // namespace sallyport::control

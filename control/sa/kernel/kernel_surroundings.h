@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What stands behind the interfaces of surroundings.h in the daemon.
+//
+// Owner: control thread.
+
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "control/bpf_objects/bpf_objects.h"
+#include "control/log.h"
+#include "control/sa/kernel/surroundings.h"
+#include "control/sa/worker_commands.h"
+#include "control/xfrm/mirror.h"
+#include "control/xfrm/mirror_socket.h"
+
+namespace sallyport::control {
+
+// xfrm, and the copy of it that follows its messages.
+class KernelRegister final : public Register {
+  public:
+    // Subscribes to its messages.
+    std::expected<void, std::string> open();
+    [[nodiscard]] bool is_open() const { return socket_.has_value(); }
+    [[nodiscard]] int fd() const { return socket_->fd(); }
+
+    // Takes all messages that wait. On error, or where `changes` say so, read it again.
+    std::expected<void, std::string> receive(xfrm::RegisterChanges& changes);
+    std::expected<void, std::string> read_again(xfrm::RegisterChanges& changes);
+    [[nodiscard]] const xfrm::RegisterMirror& mirror() const { return mirror_; }
+
+    [[nodiscard]] const xfrm::KernelSa* find(const xfrm::SaName& name) const override;
+    std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) override;
+    void note(const xfrm::KernelSa& state) override;
+    std::expected<void, xfrm::NetlinkError> write_counters(
+        const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override;
+    std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state, bool hard) override;
+
+  private:
+    std::optional<xfrm::RegisterSocket> socket_;
+    xfrm::RegisterMirror mirror_;
+};
+
+// The owner map of the BPF programs.
+class OwnerSteering final : public Steering {
+  public:
+    explicit OwnerSteering(Log& log) : log_(log) {}
+    // `bpf` outlives the use of this object.
+    void open(bpf_objects::BpfObjects& bpf) { bpf_ = &bpf; }
+
+    std::expected<void, std::string> insert(const xfrm::SaName& name, WorkerId worker) override;
+    void remove(const xfrm::SaName& name) override;
+
+    // XDP asks the kernel for states without a mark. One with a mark would not be found, so the
+    // map says that it is the kernel's.
+    void name_marked(const std::map<xfrm::SaName, xfrm::KernelSa>& states);
+
+  private:
+    Log& log_;
+    bpf_objects::BpfObjects* bpf_ = nullptr;
+    std::set<std::pair<Spi, IpAddress>> marked_;
+};
+
+class WorkersByCommand final : public Commands {
+  public:
+    explicit WorkersByCommand(WorkerCommands& commands) : commands_(commands) {}
+    void send(WorkerId worker, const Command& command) override { commands_.send(worker, command); }
+
+  private:
+    WorkerCommands& commands_;
+};
+
+class SystemClock final : public Clock {
+  public:
+    [[nodiscard]] std::chrono::steady_clock::time_point now() const override;
+    [[nodiscard]] uint64_t seconds() const override;
+};
+
+class KernelRandom final : public Random {
+  public:
+    std::expected<uint64_t, std::string> bits() override;
+};
+
+class LogNotices final : public Notices {
+  public:
+    explicit LogNotices(Log& log) : log_(log) {}
+    void warning(const std::string& text) override { log_.warning(text); }
+    void error(const std::string& text) override { log_.error(text); }
+
+  private:
+    Log& log_;
+};
+
+// Of all devices, as they are now. nullopt: the kernel does not say.
+std::optional<std::vector<IpAddress>> local_addresses();
+
+}  // namespace sallyport::control

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/sa/kernel/slot.h"
+
+#include <algorithm>
+
+namespace sallyport::control {
+
+Work work_of(const Slot& slot) {
+    Work work;
+    if (const OutboundSide* side = slot.outbound()) {
+        if (side->sa == nullptr) return work;
+        return {.packets = side->sa->packets.read(), .bytes = side->sa->bytes.read()};
+    }
+    for (const InboundSa* sa : {slot.inbound()->sa.get(), slot.inbound()->before.get()}) {
+        if (sa == nullptr) continue;
+        work.packets = std::max(work.packets, sa->packets.read());
+        work.bytes = std::max(work.bytes, sa->bytes.read());
+        work.top = std::max(work.top, sa->replay.top());
+    }
+    return work;
+}
+
+xfrm::Usage usage_of(const Slot& slot, const Work& work) {
+    xfrm::Usage usage = slot.base;
+    usage.packets += work.packets;
+    usage.bytes += work.bytes;
+    usage.use_time = std::max(usage.use_time, slot.last_use);
+    return usage;
+}
+
+xfrm::Usage without_ours(const Slot& slot, xfrm::Usage usage) {
+    usage.packets -= std::min(usage.packets, slot.written_packets);
+    usage.bytes -= std::min(usage.bytes, slot.written_bytes);
+    return usage;
+}
+
+SequenceMemory::Name memory_name_of(const xfrm::KernelSa& state) {
+    return {.spi = state.name.spi,
+            .protocol = state.name.protocol,
+            .key = digest_of_key(state.key.bytes())};
+}
+
+bool same_key(const Slot& slot, const xfrm::KernelSa& state) {
+    return digest_of_key(state.key.bytes()) == slot.memory_name.key;
+}
+
+bool used_by_kernel(const xfrm::KernelSa& state) {
+    return state.replay.sent > 0 || state.replay.top > 0 || state.usage.packets > 0;
+}
+
+std::string to_text(const xfrm::SaName& name) {
+    return "SA " + xfrm::to_text(name.spi) + " to " + to_string(name.destination);
+}
+
+}  // namespace sallyport::control

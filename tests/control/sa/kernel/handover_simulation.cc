@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/control/sa/kernel/handover_simulation.h"
+
+#include <cstdio>
+
+namespace sallyport::control::model {
+
+namespace {
+
+using xfrm::StateDirection;
+
+constexpr PolicyId kPolicy{0};
+constexpr size_t kSlots = 6;
+
+IpAddress address(uint8_t last) {
+    IpAddress out;
+    out.bytes = {192, 0, 2, last};
+    return out;
+}
+
+bool is_outbound(const xfrm::SaName& name) {
+    return to_index(name.spi) < 0x2000;
+}
+
+}  // namespace
+
+// ---- the daemon, and what stands between it and the models -------------------------------------
+
+struct Simulation::Daemon {
+    // Forwards, but for the mistake that was asked for.
+    struct Requests final : Register {
+        RegisterModel& model;
+        Kernel& kernel;
+        Mistake mistake;
+        std::vector<std::pair<xfrm::SaName, xfrm::CounterUpdate>> debts;
+
+        Requests(RegisterModel& to, Kernel& of, Mistake made)
+            : model(to), kernel(of), mistake(made) {}
+        const xfrm::KernelSa* find(const xfrm::SaName& name) const override {
+            return model.find(name);
+        }
+        std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) override {
+            return model.get(name);
+        }
+        void note(const xfrm::KernelSa& state) override { model.note(state); }
+        std::expected<void, xfrm::NetlinkError> write_counters(
+            const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override {
+            const bool reserves = update.replay && is_outbound(state.name);
+            if (reserves && mistake == Mistake::no_reservation) {
+                return model.write_counters(state, {.replay = std::nullopt, .usage = update.usage});
+            }
+            if (reserves && mistake == Mistake::reservation_after_install) {
+                debts.emplace_back(state.name, update);
+                return {};
+            }
+            return model.write_counters(state, update);
+        }
+        std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state,
+                                                       bool hard) override {
+            return model.expire(state, hard);
+        }
+        void pay_debts() {
+            for (const auto& [name, update] : std::exchange(debts, {})) kernel.write(name, update);
+        }
+    };
+
+    struct Owners final : Steering {
+        Simulation& world;
+        explicit Owners(Simulation& to) : world(to) {}
+        std::expected<void, std::string> insert(const xfrm::SaName& name,
+                                                WorkerId worker) override {
+            const auto found = world.steered_.find(name);
+            // On its way to another worker is not on its way to the kernel.
+            const auto since = found == world.steered_.end() ? world.now_ : found->second.second;
+            world.steered_[name] = {worker, since};
+            return {};
+        }
+        void remove(const xfrm::SaName& name) override { world.steered_.erase(name); }
+    };
+
+    struct Orders final : Commands {
+        Simulation& world;
+        explicit Orders(Simulation& to) : world(to) {}
+        void send(WorkerId id, const Command& command) override {
+            WorkerModel& worker = *world.workers_[to_index(id)];
+            worker.waiting.push_back(command);
+            worker.flush();
+            if (world.options_.mistake != Mistake::written_back_too_early) return;
+            Handover& handover = world.daemon_->handover;
+            if (const auto* in = std::get_if<command::RetireInbound>(&command)) {
+                handover.take(event::InboundRetired{.id = in->sa->id, .sa = in->sa});
+            } else if (const auto* out = std::get_if<command::RetireOutbound>(&command)) {
+                handover.take(event::OutboundRetired{.id = out->sa->id, .sa = out->sa});
+            }
+        }
+    };
+
+    struct Time final : Clock {
+        const Simulation& world;
+        explicit Time(const Simulation& of) : world(of) {}
+        std::chrono::steady_clock::time_point now() const override { return world.now_; }
+        uint64_t seconds() const override { return 1; }
+    };
+    struct Masks final : Random {
+        std::expected<uint64_t, std::string> bits() override { return 0; }
+    };
+    struct Unread final : Notices {
+        const Simulation& world;
+        explicit Unread(const Simulation& of) : world(of) {}
+        void warning(const std::string& text) override { world.tell("    warning: " + text); }
+        void error(const std::string& text) override { world.tell("    error: " + text); }
+    };
+
+    explicit Daemon(Simulation& world)
+        : model(world.kernel_, world.dice_),
+          requests(model, world.kernel_, world.options_.mistake),
+          owners(world),
+          orders(world),
+          time(world),
+          unread(world),
+          handover(around, {slots, memory, feedback, pacer}, world.aead_, {}) {}
+
+    RegisterModel model;
+    Requests requests;
+    Owners owners;
+    Orders orders;
+    Time time;
+    Masks masks;
+    Unread unread;
+    Surroundings around{.kernel = requests,
+                        .steering = owners,
+                        .workers = orders,
+                        .clock = time,
+                        .random = masks,
+                        .notices = unread,
+                        .another_round = [](std::chrono::milliseconds) {}};
+    SlotTable slots{kSlots};
+    SequenceMemory memory;
+    RekeyPacer pacer{kWorkers};
+    Feedback feedback{around, pacer};
+    Handover handover;
+    Reconciler reconciler{around, slots, handover};
+};
+
+Simulation::Simulation(uint64_t seed, const crypto::Aead& aead, Options options)
+    : options_(options), dice_(seed), aead_(aead) {
+    for (size_t i = 0; i < kWorkers; ++i) {
+        workers_.push_back(std::make_unique<WorkerModel>(judge_, wire_));
+    }
+}
+
+Simulation::~Simulation() = default;
+
+std::optional<std::string> Simulation::run() {
+    static const std::vector<Step>& all = steps();
+    static const uint64_t total = [] {
+        uint64_t sum = 0;
+        for (const Step& step : all) sum += step.weight;
+        return sum;
+    }();
+    faulty_ = dice_.one_in(2);
+    ike_adds();
+    start();
+    for (int i = 0; i < kSteps && !judge_.verdict(); ++i) {
+        uint64_t throw_of_dice = dice_.below(total);
+        for (const Step& step : all) {
+            if (throw_of_dice >= step.weight) {
+                throw_of_dice -= step.weight;
+                continue;
+            }
+            tell(step.name);
+            (this->*step.act)();
+            break;
+        }
+    }
+    if (!judge_.verdict()) calm_down();
+    if (judge_.verdict()) tell("BROKEN: " + *judge_.verdict());
+    return judge_.verdict();
+}
+
+void Simulation::tell(std::string_view text) const {
+    if (options_.tell) std::printf("%.*s\n", static_cast<int>(text.size()), text.data());
+}
+
+void Simulation::tell(const State& state) const {
+    if (!options_.tell) return;
+    tell("    " + control::to_text(state.name) + " key " + std::to_string(state.key) + " sent " +
+         std::to_string(state.sent) + " top " + std::to_string(state.top) +
+         (state.behind ? " (behind)" : ""));
+}
+
+const std::vector<Simulation::Step>& Simulation::steps() {
+    static const std::vector<Step> all = {
+        {"IKE adds", 4, &Simulation::ike_adds},
+        {"IKE deletes", 2, &Simulation::ike_deletes},
+        {"IKE looks", 2, &Simulation::ike_looks},
+        {"IKE moves", 3, &Simulation::ike_moves},
+        {"worker sends", 8, &Simulation::worker_sends},
+        {"worker sends much", 4, &Simulation::worker_sends_much},
+        {"kernel forwards", 6, &Simulation::kernel_forwards},
+        {"host sends", 2, &Simulation::host_sends},
+        {"peer sends", 14, &Simulation::peer_sends},
+        {"worker takes a command", 14, &Simulation::worker_takes_command},
+        {"worker receives", 10, &Simulation::worker_receives},
+        {"worker tells", 10, &Simulation::worker_tells},
+        {"control hears", 10, &Simulation::control_hears},
+        {"control misses", 1, &Simulation::control_misses},
+        {"control: round", 8, &Simulation::control_round},
+        {"control: goes on", 8, &Simulation::control_goes_on},
+        {"control: tick", 4, &Simulation::control_ticks},
+        {"a second passes", 3, &Simulation::a_second_passes},
+        {"time passes", 10, &Simulation::time_passes},
+        {"owners move", 1, &Simulation::owners_move},
+        {"policies change", 2, &Simulation::policies_change},
+        {"crash", 2, &Simulation::crash},
+        {"clean stop", 1, &Simulation::stop_cleanly},
+        {"start", 6, &Simulation::start},
+    };
+    return all;
+}
+
+// ---- the IKE daemon ----------------------------------------------------------------------------
+
+// Few SPIs, so that names come again with other keys.
+void Simulation::ike_adds() {
+    for (const uint32_t base : {0x1000u, 0x2000u}) {
+        State state;
+        state.name.spi = Spi{base + static_cast<uint32_t>(dice_.below(3))};
+        state.name.destination = address(1);
+        if (kernel_.states.contains(state.name)) continue;
+        state.outbound = is_outbound(state.name);
+        state.source = address(9);
+        state.key = ++keys_;
+        state.esn = dice_.one_in(4);
+        // Now and then one that is nearly used up.
+        if (state.outbound && !state.esn && dice_.one_in(8)) {
+            state.sent = 0xffffffff - (uint64_t{3} << 19) - dice_.below(100);
+        }
+        tell(state);
+        kernel_.add(state);
+    }
+}
+
+State* Simulation::some_state(bool outbound) {
+    std::vector<State*> found;
+    for (auto& [name, state] : kernel_.states) {
+        if (state.outbound == outbound) found.push_back(&state);
+    }
+    return found.empty() ? nullptr : dice_.one_of(found);
+}
+
+void Simulation::ike_deletes() {
+    State* state = some_state(dice_.one_in(2));
+    if (state == nullptr) return;
+    tell(*state);
+    kernel_.remove(state->name);
+}
+
+// Before it moves an SA it asks for its counters.
+void Simulation::ike_looks() {
+    for (const auto& [name, state] : kernel_.states) {
+        looked_at_[state.key] = state.outbound ? state.sent : state.top;
+    }
+}
+
+// Same SPI, same key, an address that may be another one, and the counters that it knows, or none.
+// What the kernel itself has used is in them: who moves an SA looks right before.
+void Simulation::ike_moves() {
+    const State* before = some_state(dice_.one_in(2));
+    if (before == nullptr) return;
+    State state = *before;
+    const auto looked = looked_at_.find(state.key);
+    uint64_t known = looked == looked_at_.end() ? 0 : looked->second;
+    if (dice_.one_in(3)) known = state.outbound ? before->sent : before->top;
+    if (dice_.one_in(6)) known = 0;
+    (state.outbound ? state.sent : state.top) = std::max(known, before->own);
+    state.packets = std::max(known, before->own);
+    state.seen = ~uint64_t{0};
+    // What a worker has accepted since the last feedback the kernel never knew.
+    state.behind = before->behind || state.sent < before->sent || state.top < before->top ||
+                   (!state.outbound && daemon_ != nullptr);
+    switch (dice_.below(3)) {
+        case 0:
+            state.name.destination = address(state.name.destination.bytes[3] == 1 ? 2 : 1);
+            break;
+        case 1:
+            state.source = address(state.source.bytes[3] == 9 ? 8 : 9);
+            break;
+        default:
+            break;
+    }
+    kernel_.remove(before->name);
+    if (kernel_.states.contains(state.name)) return;
+    tell(state);
+    kernel_.add(state);
+}
+
+// ---- traffic -----------------------------------------------------------------------------------
+
+void Simulation::worker_sends() {
+    if (!daemon_) return;
+    workers_[dice_.below(kWorkers)]->send(kPolicy, 1 + dice_.below(3));
+}
+
+void Simulation::worker_sends_much() {
+    if (!daemon_) return;
+    const uint64_t block = kSequenceBlock32 << (dice_.one_in(2) ? 0 : 4);
+    workers_[dice_.below(kWorkers)]->send(kPolicy, block / 2 + dice_.below(block / 2));
+}
+
+State* Simulation::newest_outbound() {
+    State* newest = nullptr;
+    for (auto& [name, state] : kernel_.states) {
+        if (state.outbound && (newest == nullptr || state.arrival > newest->arrival)) {
+            newest = &state;
+        }
+    }
+    return newest;
+}
+
+bool Simulation::on_its_way(std::chrono::steady_clock::time_point steered) const {
+    return now_ < steered + Handover::kSettle;
+}
+
+bool Simulation::kernel_may_serve(const State& state) const {
+    return !state.behind || options_.gap == KnownGap::kernel_serves_before_counters_are_raised;
+}
+
+// Traffic of the policy that reaches the kernel: no worker is named for it, or it was on its way,
+// maybe with an SA that is not the newest any more.
+void Simulation::kernel_forwards() {
+    const bool steered = !owners_.empty();
+    if (steered && !on_its_way(owners_since_)) return;
+    State* state = steered && dice_.one_in(2) ? some_state(true) : newest_outbound();
+    if (state == nullptr || !kernel_may_serve(*state)) return;
+    kernel_.send(*state, 1 + dice_.below(3), "the kernel");
+    tell(*state);
+}
+
+void Simulation::host_sends() {
+    State* state = newest_outbound();
+    if (state == nullptr || !kernel_may_serve(*state)) return;
+    kernel_.send(*state, 1 + dice_.below(3), "the kernel, for the host");
+    tell(*state);
+}
+
+void Simulation::peer_sends() {
+    State* state = some_state(false);
+    if (state == nullptr) return;
+    uint64_t& next = peer_next_[state->key];
+    for (uint64_t count = 1 + dice_.below(3); count > 0; --count) {
+        uint64_t number = next + 1;
+        if (next > 1 && dice_.one_in(2)) {  // somebody sends an old one again
+            number = next - std::min(next - 1, dice_.below(20));
+        } else {
+            next = number = next + 1 + (dice_.one_in(4) ? dice_.below(70) : 0);
+        }
+        deliver(*state, number);
+    }
+}
+
+void Simulation::deliver(State& state, uint64_t number) {
+    const auto found = steered_.find(state.name);
+    const bool to_kernel = found == steered_.end() ||
+                           (on_its_way(found->second.second) && dice_.one_in(2)) ||
+                           (options_.gap == KnownGap::device_that_is_no_port && dice_.one_in(4));
+    if (options_.tell) {
+        tell("    number " + std::to_string(number) + " of key " + std::to_string(state.key) +
+             (to_kernel ? " to the kernel" : " to a worker"));
+    }
+    if (!to_kernel) {
+        workers_[to_index(found->second.first)]->arrivals.push_back(
+            {.name = state.name, .key = state.key, .number = number});
+    } else if (kernel_may_serve(state)) {
+        kernel_.receive(state, number);
+    }
+}
+
+// ---- workers -----------------------------------------------------------------------------------
+
+void Simulation::worker_takes_command() {
+    WorkerModel& worker = *workers_[dice_.below(kWorkers)];
+    for (uint64_t count = 1 + dice_.below(3); count > 0; --count) worker.take_command();
+}
+
+void Simulation::worker_receives() {
+    WorkerModel& worker = *workers_[dice_.below(kWorkers)];
+    for (uint64_t count = 1 + dice_.below(4); count > 0; --count) worker.receive();
+}
+
+// False: it had nothing to say.
+bool Simulation::tell_one(WorkerModel& worker) {
+    if (worker.events.empty()) return false;
+    const Event event = worker.events.front();
+    worker.events.pop_front();
+    // A request may be lost; the numbers themselves tell.
+    if (std::holds_alternative<event::SequenceLow>(event) && dice_.one_in(3)) return true;
+    Handover& handover = daemon_->handover;
+    std::visit(
+        [&handover](const auto& news) {
+            if constexpr (requires { handover.take(news); }) handover.take(news);
+        },
+        event);
+    return true;
+}
+
+void Simulation::worker_tells() {
+    if (daemon_) tell_one(*workers_[dice_.below(kWorkers)]);
+}
+
+// ---- control -----------------------------------------------------------------------------------
+
+void Simulation::hear(size_t at_most) {
+    RegisterModel& model = daemon_->model;
+    for (size_t i = 0; i < at_most && !kernel_.notices.empty(); ++i) model.hear_one();
+    for (const xfrm::SaName& name : std::exchange(model.changes.used, {})) {
+        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
+    }
+}
+
+void Simulation::control_hears() {
+    if (!daemon_) return;
+    daemon_->requests.pay_debts();
+    hear(1 + dice_.below(6));
+}
+
+void Simulation::control_misses() {
+    if (daemon_) daemon_->model.read_again();
+}
+
+Reconciler::Decisions Simulation::decide() const {
+    Reconciler::Decisions out;
+    for (const auto& [name, state] : daemon_->model.known()) {
+        SaDecision decision;
+        decision.direction = is_outbound(name) ? StateDirection::outbound : StateDirection::inbound;
+        decision.group = kPolicy;
+        decision.owner = WorkerId{static_cast<uint16_t>((to_index(name.spi) + owner_turn_) % 2)};
+        decision.suite = crypto::Suite::aes_gcm_16_128;
+        decision.rank = to_index(name.spi);
+        decision.selectors.resize(wide_selectors_ ? 1 : 2);
+        out.emplace(name, std::move(decision));
+    }
+    return out;
+}
+
+// As KernelSas::round().
+void Simulation::control_round() {
+    if (!daemon_) return;
+    daemon_->requests.pay_debts();
+    const xfrm::RegisterChanges changes = std::exchange(daemon_->model.changes, {});
+    for (const xfrm::SaName& name : changes.used) {
+        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
+    }
+    const std::vector<Slot*> leaving = daemon_->reconciler.prepare(decide(), changes);
+    const bool was_steered = !owners_.empty();
+    owners_.clear();
+    for (const auto& [name, slot] : daemon_->slots.by_name()) {
+        if (slot->outbound() != nullptr) owners_.push_back(slot->owner());
+    }
+    if (!was_steered && !owners_.empty()) owners_since_ = now_;
+    daemon_->reconciler.complete(leaving);
+    daemon_->reconciler.go_on();
+}
+
+void Simulation::control_goes_on() {
+    if (!daemon_) return;
+    daemon_->requests.pay_debts();
+    daemon_->reconciler.go_on();
+}
+
+// As KernelSas::on_tick().
+void Simulation::tick(bool feedback) {
+    daemon_->requests.pay_debts();
+    for (auto& worker : workers_) worker->flush();
+    for (const auto& [name, slot] : daemon_->slots.by_name()) {
+        if (slot->phase != Phase::installed) continue;
+        daemon_->handover.extend_if_low(*slot);
+        if (feedback) daemon_->feedback.write_counters(*slot);
+        daemon_->feedback.check_limits(*slot);
+    }
+    if (feedback) daemon_->feedback.send_rekey_requests(RekeyPacer::kPerSecond);
+}
+
+void Simulation::control_ticks() {
+    if (daemon_) tick(false);
+}
+
+void Simulation::everybody_has_a_turn() {
+    hear(kernel_.notices.size());
+    control_round();
+    for (auto& worker : workers_) {
+        for (int i = 0; i < 20; ++i) {
+            worker->flush();
+            worker->take_command();
+        }
+        for (size_t i = worker->arrivals.size(); i > 0; --i) worker->receive();
+        while (tell_one(*worker)) {
+        }
+    }
+}
+
+void Simulation::a_second_passes() {
+    now_ += std::chrono::seconds(1);
+    if (!daemon_) return;
+    daemon_->model.failed = false;
+    const uint64_t known = kernel_.arrivals();
+    everybody_has_a_turn();
+    tick(true);
+    if (daemon_->model.failed) return;
+    wire_.feedback_done();
+    for (auto& [name, state] : kernel_.states) {
+        const Slot* slot = daemon_->slots.find(name);
+        if (slot != nullptr && slot->phase == Phase::installed && !state.outbound &&
+            state.arrival <= known) {
+            state.behind = false;
+        }
+    }
+}
+
+void Simulation::time_passes() {
+    now_ += std::chrono::milliseconds(1 + dice_.below(3));
+}
+
+// Per-CPU SAs come and go, and a fallback moves.
+void Simulation::owners_move() {
+    ++owner_turn_;
+}
+
+void Simulation::policies_change() {
+    wide_selectors_ = !wide_selectors_;
+}
+
+// ---- life and death ----------------------------------------------------------------------------
+
+bool Simulation::some_are_behind() const {
+    return std::ranges::any_of(kernel_.states,
+                               [this](const auto& item) { return !kernel_may_serve(item.second); });
+}
+
+// The sockets close, the kernel takes everything.
+void Simulation::nobody_is_there() {
+    daemon_.reset();
+    for (auto& worker : workers_) worker = std::make_unique<WorkerModel>(judge_, wire_);
+    steered_.clear();
+    owners_.clear();
+    kernel_.notices.clear();
+    // Nobody but the kernel knows now.
+    for (auto& [name, state] : kernel_.states) state.own = state.outbound ? state.sent : state.top;
+}
+
+void Simulation::crash() {
+    if (!daemon_ || some_are_behind()) return;
+    wire_.lost();
+    nobody_is_there();
+}
+
+// Workers stop where they are.
+void Simulation::stop_cleanly() {
+    if (!daemon_ || faulty_ || some_are_behind()) return;
+    daemon_->requests.pay_debts();
+    daemon_->slots.for_each([this](Slot& slot) { daemon_->handover.write_back(slot); });
+    wire_.feedback_done();
+    nobody_is_there();
+}
+
+void Simulation::start() {
+    if (daemon_) return;
+    daemon_ = std::make_unique<Daemon>(*this);
+    RegisterModel::Faults& faults = daemon_->model.faults;
+    faults.one_in = faulty_ ? 25 : 0;
+    faults.failed = [this](const xfrm::SaName& name) {
+        const auto found = kernel_.states.find(name);
+        if (found != kernel_.states.end()) wire_.lost(found->second.key);
+    };
+    faults.before_write = [this] {
+        if (options_.gap == KnownGap::host_sends_between_look_and_reservation && dice_.one_in(4)) {
+            host_sends();
+        }
+        if (!dice_.one_in(30)) return;
+        tell("    and between a look and a write:");
+        dice_.one_in(3) ? ike_deletes() : ike_moves();
+    };
+    daemon_->model.read_again();
+    daemon_->reconciler.take_over();
+    control_round();
+}
+
+// All that is under way ends; then all SAs go.
+void Simulation::calm_down() {
+    tell("calm down");
+    start();
+    daemon_->model.faults = {};
+    faulty_ = false;
+    for (int i = 0; i < 2; ++i) a_second_passes();
+    tell("all SAs go");
+    while (!kernel_.states.empty()) kernel_.remove(kernel_.states.begin()->first);
+    for (int i = 0; i < 2; ++i) a_second_passes();
+    if (daemon_->slots.size() != 0) judge_.broken("a slot is left at the end");
+    for (const auto& worker : workers_) {
+        if (!worker->is_empty()) judge_.broken("a worker has an SA left at the end");
+    }
+}
+
+}  // namespace sallyport::control::model
