@@ -93,7 +93,7 @@ template <typename Take>
 void for_each_message(const std::vector<std::vector<std::byte>>& datagrams, Take take) {
     for (const auto& datagram : datagrams) {
         std::span<const std::byte> rest = datagram;
-        while (const auto message = next_message(rest)) {
+        while (const auto message = netlink::next_message(rest)) {
             if (!*message) break;
             take(**message);
         }
@@ -137,7 +137,7 @@ void bench_kernel() {
     }
     // Only of this namespace: larval states are to live for longer than the bench.
     std::ofstream("/proc/sys/net/core/xfrm_acq_expires") << "3600\n";
-    auto requests = NetlinkSocket::open();
+    auto requests = netlink::Socket::open(netlink::Protocol::xfrm);
     auto socket = RegisterSocket::open();
     if (!requests || !socket) {
         std::printf("SKIP larval states of the kernel: %s\n",

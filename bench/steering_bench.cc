@@ -33,7 +33,8 @@
 #include <vector>
 
 #include "control/bpf_objects/program_object.h"
-#include "control/xfrm/netlink_socket.h"
+#include "control/netlink/socket.h"
+#include "control/xfrm/messages.h"
 
 namespace sallyport::bench {
 namespace {
@@ -245,7 +246,7 @@ class World {
     static constexpr std::array<uint8_t, 4> kUs = {192, 0, 2, 1};
 
     void register_states() {
-        auto socket = xfrm::NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         if (!socket) give_up(socket.error());
         IpAddress us;
         IpAddress peer;

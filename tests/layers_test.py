@@ -54,7 +54,7 @@ CONTROL = {
     "bpf_objects": set(),
     "adoption": {"policy", "xfrm"},
     "sa": {"log", "netlink", "xfrm", "policy", "bpf_objects", "adoption"},
-    "startup": {"log", "xfrm", "bpf_objects", "sa"},
+    "startup": {"log", "netlink", "xfrm", "bpf_objects", "sa"},
     "appliance": {"log", "netlink", "xfrm", "route", "policy", "bpf_objects", "adoption", "sa",
                   "startup"},
     "operator": {"log", "xfrm", "policy", "bpf_objects", "adoption", "sa", "appliance"},

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <fstream>
 
-#include "control/xfrm/announcer.h"
+#include "control/netlink/namespace.h"
 
 namespace sallyport::control {
 
@@ -54,7 +54,7 @@ void Sysctls::read_note() {
     if (std::exchange(note_read_, true)) return;
     std::ifstream in(note_);
     std::string line;
-    if (!std::getline(in, line) || line != xfrm::namespace_identity()) return;
+    if (!std::getline(in, line) || line != netlink::namespace_identity()) return;
     while (std::getline(in, line)) {
         const size_t space = line.find(' ');
         if (space != std::string::npos) leftover_[line.substr(0, space)] = line.substr(space + 1);
@@ -64,7 +64,7 @@ void Sysctls::read_note() {
 bool Sysctls::write_note() const {
     const std::filesystem::path unfinished = note_.string() + ".new";
     std::ofstream out(unfinished);
-    out << xfrm::namespace_identity() << '\n';
+    out << netlink::namespace_identity() << '\n';
     for (const Saved& saved : saved_) out << saved.name << ' ' << saved.value << '\n';
     for (const auto& [name, value] : leftover_) out << name << ' ' << value << '\n';
     out.close();

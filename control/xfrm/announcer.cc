@@ -2,7 +2,6 @@
 #include "control/xfrm/announcer.h"
 
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -12,13 +11,14 @@
 #include <fstream>
 #include <utility>
 
+#include "control/netlink/namespace.h"
+
 namespace sallyport::xfrm {
 
 namespace {
 
 constexpr uint32_t kReqidFirst = 0x53500000;
 constexpr uint32_t kReqidLast = 0x5350ffff;
-constexpr uint8_t kProtocolEsp = 50;
 
 constexpr char kAcquireExpiryFile[] = "/proc/sys/net/core/xfrm_acq_expires";
 // Ten years: longer than any daemon runs, and far from overflowing the kernel's timer.
@@ -42,17 +42,12 @@ std::string name_of(const StateId& id) {
     return "SPI " + to_text(id.spi) + " to " + to_string(id.destination);
 }
 
-bool is_ours(const StateInfo& info) {
-    return info.protocol == kProtocolEsp && info.reqid >= kReqidFirst && info.reqid <= kReqidLast;
+bool is_ours(const KernelSa& state) {
+    return state.name.protocol == kProtocolEsp && state.reqid >= kReqidFirst &&
+           state.reqid <= kReqidLast;
 }
 
 }  // namespace
-
-std::string namespace_identity() {
-    struct stat status{};
-    if (stat("/proc/thread-self/ns/net", &status) != 0) return "unknown";
-    return first_line("/proc/sys/kernel/random/boot_id") + " " + std::to_string(status.st_ino);
-}
 
 std::expected<NamespaceLock, std::string> NamespaceLock::acquire() {
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -82,7 +77,7 @@ std::expected<RaisedAcquireExpiry, std::string> RaisedAcquireExpiry::raise(
     std::filesystem::path note) {
     const std::string original = first_line(kAcquireExpiryFile);
     // The note comes first: with it, whoever finds the raised value knows the original.
-    if (!write_line(note, namespace_identity() + " " + original)) {
+    if (!write_line(note, netlink::namespace_identity() + " " + original)) {
         return std::unexpected("cannot write " + note.string() + ": " + std::strerror(errno));
     }
     if (!write_line(kAcquireExpiryFile, kRaisedExpiry)) {
@@ -98,7 +93,7 @@ void RaisedAcquireExpiry::recover(const std::filesystem::path& note) {
     const std::string line = first_line(note);
     if (line.empty()) return;
     const size_t space = line.rfind(' ');
-    if (line.substr(0, space) == namespace_identity() &&
+    if (line.substr(0, space) == netlink::namespace_identity() &&
         first_line(kAcquireExpiryFile) == kRaisedExpiry) {
         write_line(kAcquireExpiryFile, line.substr(space + 1));
     }
@@ -117,7 +112,7 @@ RaisedAcquireExpiry::~RaisedAcquireExpiry() {
 }
 
 std::expected<SaRegistry, std::string> SaRegistry::open(const std::filesystem::path& state_dir) {
-    auto socket = NetlinkSocket::open();
+    auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
     if (!socket) return std::unexpected(socket.error());
     SaRegistry registry(std::move(*socket), state_dir / "xfrm_acq_expires");
     RaisedAcquireExpiry::recover(registry.note_);
@@ -132,7 +127,7 @@ SaRegistry::~SaRegistry() {
     }
 }
 
-std::expected<void, NetlinkError> SaRegistry::delete_state(const StateId& id) {
+std::expected<void, netlink::Error> SaRegistry::delete_state(const StateId& id) {
     return socket_.exchange(encode_delete_state(id, socket_.next_sequence()));
 }
 
@@ -140,9 +135,11 @@ std::expected<void, std::string> SaRegistry::remove_stale() {
     std::vector<StateId> stale;
     const auto dumped =
         socket_.exchange(encode_dump_states(socket_.next_sequence()), [&](const Message& message) {
-            const auto info = decode_state(message.payload);
+            const auto state = decode_kernel_sa(message.payload);
             // One without SPI cannot be named to the kernel; it expires by itself.
-            if (info && is_ours(*info) && info->id.spi != Spi{}) stale.push_back(info->id);
+            if (state && is_ours(*state) && state->name.spi != Spi{}) {
+                stale.push_back({.spi = state->name.spi, .destination = state->name.destination});
+            }
         });
     if (!dumped) return std::unexpected("cannot list xfrm states: " + dumped.error().text);
     for (const StateId& id : stale) {
@@ -156,11 +153,11 @@ std::expected<void, std::string> SaRegistry::remove_stale() {
 
 std::expected<void, std::string> SaRegistry::refuse_foreign(const StateId& id) {
     uint32_t reqid = 0;
-    const auto found = socket_.exchange(encode_get_state(id, socket_.next_sequence()),
-                                        [&](const Message& message) {
-                                            if (const auto info = decode_state(message.payload))
-                                                reqid = info->reqid;
-                                        });
+    const SaName name{.spi = id.spi, .destination = id.destination};
+    const auto found =
+        socket_.exchange(encode_get_sa(name, socket_.next_sequence()), [&](const Message& message) {
+            if (const auto state = decode_kernel_sa(message.payload)) reqid = state->reqid;
+        });
     if (found) {
         return std::unexpected(
             name_of(id) + " is already registered in xfrm by another program (reqid " +
@@ -170,11 +167,11 @@ std::expected<void, std::string> SaRegistry::refuse_foreign(const StateId& id) {
     return std::unexpected("cannot ask xfrm for " + name_of(id) + ": " + found.error().text);
 }
 
-std::expected<void, NetlinkError> SaRegistry::try_full(const NewState& state) {
+std::expected<void, netlink::Error> SaRegistry::try_full(const NewState& state) {
     return socket_.exchange(encode_new_state(state, attributes_, socket_.next_sequence()));
 }
 
-std::expected<void, NetlinkError> SaRegistry::try_larval(const NewState& state) {
+std::expected<void, netlink::Error> SaRegistry::try_larval(const NewState& state) {
     return socket_.exchange(encode_allocate_spi(state, attributes_, socket_.next_sequence()));
 }
 
@@ -182,7 +179,7 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
     if (auto free = refuse_foreign(state.id); !free) return free;
     // An unknown attribute is EINVAL (or EOPNOTSUPP from a strict kernel): try with fewer. Only the
     // first SA meets this; what worked is kept.
-    std::expected<void, NetlinkError> result;
+    std::expected<void, netlink::Error> result;
     while (true) {
         if (method_ != Method::larval) {
             result = try_full(state);

@@ -30,7 +30,8 @@
 #include <string>
 #include <vector>
 
-#include "control/xfrm/netlink_socket.h"
+#include "control/netlink/socket.h"
+#include "control/xfrm/messages.h"
 
 namespace sallyport::xfrm {
 
@@ -48,9 +49,6 @@ class NamespaceLock {
     explicit NamespaceLock(int fd) : fd_(fd) {}
     int fd_ = -1;
 };
-
-// Names this boot and this network namespace: a note of another one says nothing about this one.
-std::string namespace_identity();
 
 // Raises net.core.xfrm_acq_expires for as long as the object lives.
 class RaisedAcquireExpiry {
@@ -90,17 +88,17 @@ class SaRegistry {
     [[nodiscard]] const std::string& reason() const { return reason_; }
 
   private:
-    SaRegistry(NetlinkSocket socket, std::filesystem::path note)
+    SaRegistry(netlink::Socket socket, std::filesystem::path note)
         : socket_(std::move(socket)), note_(std::move(note)) {}
 
     std::expected<void, std::string> remove_stale();
     std::expected<void, std::string> refuse_foreign(const StateId& id);
     std::expected<void, std::string> add_one(const NewState& state);
-    std::expected<void, NetlinkError> try_full(const NewState& state);
-    std::expected<void, NetlinkError> try_larval(const NewState& state);
-    std::expected<void, NetlinkError> delete_state(const StateId& id);
+    std::expected<void, netlink::Error> try_full(const NewState& state);
+    std::expected<void, netlink::Error> try_larval(const NewState& state);
+    std::expected<void, netlink::Error> delete_state(const StateId& id);
 
-    NetlinkSocket socket_;
+    netlink::Socket socket_;
     std::filesystem::path note_;
     Method method_ = Method::undecided;
     std::string reason_ = "no SA was registered yet";

@@ -8,6 +8,8 @@
 #include <set>
 #include <tuple>
 
+#include "control/xfrm/messages.h"
+
 namespace sallyport::xfrm {
 
 namespace {
@@ -15,8 +17,8 @@ namespace {
 constexpr uint32_t kIndexMask = 0xff000000;
 constexpr uint32_t kIndexMarker = 0x53000000;
 
-bool is_ours(const PolicyInfo& info) {
-    return !info.per_socket && (info.row.index & kIndexMask) == kIndexMarker;
+bool is_ours(const PolicyRow& row) {
+    return (row.index & kIndexMask) == kIndexMarker;
 }
 
 // What the kernel takes as the same policy.
@@ -104,17 +106,19 @@ IpPrefix host_prefix(const IpAddress& address) {
     return {address, static_cast<uint8_t>(address.bit_count())};
 }
 
-std::expected<std::vector<PolicyInfo>, std::string> dump(NetlinkSocket& socket) {
-    std::vector<PolicyInfo> out;
+// All policies but those of sockets.
+std::expected<std::vector<PolicyRow>, std::string> dump(netlink::Socket& socket) {
+    std::vector<PolicyRow> out;
     const auto done =
         socket.exchange(encode_dump_policies(socket.next_sequence()), [&](const Message& message) {
-            if (const auto info = decode_policy(message.payload)) out.push_back(*info);
+            const auto policy = decode_kernel_policy(message.payload);
+            if (policy && *policy) out.push_back((*policy)->row);
         });
     if (!done) return std::unexpected("cannot list xfrm policies: " + done.error().text);
     return out;
 }
 
-void remove(NetlinkSocket& socket, uint32_t index) {
+void remove(netlink::Socket& socket, uint32_t index) {
     const auto removed = socket.exchange(encode_delete_policy(index, socket.next_sequence()));
     static_cast<void>(removed);  // gone already: that is as good
 }
@@ -196,7 +200,7 @@ std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAdd
 }
 
 std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyRow> rows) {
-    auto socket = NetlinkSocket::open();
+    auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
     if (!socket) return std::unexpected(socket.error());
     const auto before = dump(*socket);
     if (!before) return std::unexpected(before.error());
@@ -218,13 +222,12 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
 }
 
 std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows,
-                                                      std::span<const PolicyInfo> before) {
+                                                      std::span<const PolicyRow> before) {
     std::set<Identity> foreign;
     std::set<uint32_t> used;
-    for (const PolicyInfo& info : before) {
-        if (info.per_socket) continue;
-        used.insert(info.row.index);
-        if (!is_ours(info)) foreign.insert(identity(info.row));
+    for (const PolicyRow& row : before) {
+        used.insert(row.index);
+        if (!is_ours(row)) foreign.insert(identity(row));
     }
     std::set<Identity> wanted;
     for (const PolicyRow& row : rows) {
@@ -250,10 +253,8 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
                                    "0x53); the next start replaces them");
         }
     }
-    for (const PolicyInfo& info : before) {
-        if (is_ours(info) && !wanted.contains(identity(info.row))) {
-            remove(socket_, info.row.index);
-        }
+    for (const PolicyRow& row : before) {
+        if (is_ours(row) && !wanted.contains(identity(row))) remove(socket_, row.index);
     }
     rows_ = rows.size();
     return {};
@@ -268,8 +269,8 @@ PolicyGuard::~PolicyGuard() {
     if (at_end_ == AtEnd::keep) return;
     const auto present = dump(socket_);
     if (!present) return;
-    for (const PolicyInfo& info : *present) {
-        if (is_ours(info)) remove(socket_, info.row.index);
+    for (const PolicyRow& row : *present) {
+        if (is_ours(row)) remove(socket_, row.index);
     }
 }
 

@@ -39,7 +39,8 @@
 #include <vector>
 
 #include "config/config.h"
-#include "control/xfrm/netlink_socket.h"
+#include "control/netlink/socket.h"
+#include "control/xfrm/values.h"
 
 namespace sallyport::xfrm {
 
@@ -85,11 +86,11 @@ class PolicyGuard {
     [[nodiscard]] size_t row_count() const { return rows_; }
 
   private:
-    explicit PolicyGuard(NetlinkSocket socket) : socket_(std::move(socket)) {}
+    explicit PolicyGuard(netlink::Socket socket) : socket_(std::move(socket)) {}
     std::expected<void, std::string> replace(std::vector<PolicyRow> rows,
-                                             std::span<const PolicyInfo> before);
+                                             std::span<const PolicyRow> before);
 
-    NetlinkSocket socket_;
+    netlink::Socket socket_;
     size_t rows_ = 0;
     AtEnd at_end_ = AtEnd::remove;
 };

@@ -10,36 +10,20 @@
 // when the daemon ends; one with our mark that is there at start is what a killed run left, with
 // its routes, and is taken over. One without it belongs to the operator, stays, and keeps its MTU.
 //
-// Owner: control thread. The functions above the class are pure.
+// Owner: control thread.
 
 #include <cstdint>
 #include <expected>
-#include <optional>
-#include <span>
 #include <string>
 #include <utility>
 
-#include "control/xfrm/netlink_socket.h"
+#include "control/netlink/link.h"
 
 namespace sallyport::xfrm {
 
-struct LinkInfo {
-    uint32_t ifindex = 0;
-    uint32_t mtu = 0;
-    std::string kind;  // "xfrm", "veth", ...; empty: a real device
-    bool external = false;
-    std::string alias;
-
-    friend bool operator==(const LinkInfo&, const LinkInfo&) = default;
-};
-
-RequestBuffer encode_get_link(const std::string& name, uint32_t sequence);
-RequestBuffer encode_new_interface(const std::string& name, uint32_t mtu, uint32_t sequence);
-// Sets the device up and gives it our mark; mtu 0 leaves the MTU alone.
-RequestBuffer encode_take_interface(uint32_t ifindex, uint32_t mtu, bool mark, uint32_t sequence);
-RequestBuffer encode_delete_link(uint32_t ifindex, uint32_t sequence);
-// Payload of RTM_NEWLINK.
-std::expected<LinkInfo, std::string> decode_link(std::span<const std::byte> payload);
+// Asks for a device of the kind in external mode.
+netlink::RequestBuffer encode_new_interface(const std::string& name, uint32_t mtu,
+                                            uint32_t sequence);
 
 class Interface {
   public:
@@ -61,9 +45,9 @@ class Interface {
     void keep(bool keep) { keep_ = keep; }
 
   private:
-    Interface(NetlinkSocket socket, const LinkInfo& link, Origin origin);
+    Interface(netlink::Socket socket, const netlink::LinkInfo& link, Origin origin);
 
-    NetlinkSocket socket_;
+    netlink::Socket socket_;
     uint32_t ifindex_ = 0;  // 0: moved from
     uint32_t mtu_ = 0;
     Origin origin_ = Origin::made;

@@ -1,61 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// NETLINK_XFRM messages: bytes <-> values. Pure functions without a socket, so that they can be
-// tested and fuzzed; the kernel's UAPI structures stay inside messages.cc.
-//
-// A message is a nlmsghdr, a fixed structure and attributes, all in host byte order except
-// addresses, SPIs and ports (network order). Every length is checked before it is used: what the
-// kernel sends is trusted no more than what comes from a wire.
+// NETLINK_XFRM messages: bytes <-> values, each message decoded in one place. Pure functions
+// without a socket, so that they can be tested and fuzzed (control/netlink/message.h); the kernel's
+// UAPI structures stay inside messages.cc. Every length is checked before it is used.
 
-#include <array>
-#include <cstddef>
 #include <cstdint>
 #include <expected>
 #include <optional>
 #include <span>
 #include <string>
 
+#include "control/netlink/message.h"
+#include "control/xfrm/values.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
-#include "dataplane/base/secret_bytes.h"
 
 namespace sallyport::xfrm {
 
-// One request. Its capacity is fixed and it is wiped when it goes, because a state carries its key.
-class RequestBuffer {
-  public:
-    static constexpr size_t kCapacity = 2048;
+using netlink::Message;
+using netlink::RequestBuffer;
 
-    RequestBuffer() = default;
-    RequestBuffer(RequestBuffer&& other) noexcept : bytes_(other.bytes_), size_(other.size_) {
-        other.clear();
-    }
-    RequestBuffer& operator=(RequestBuffer&&) = delete;
-    RequestBuffer(const RequestBuffer&) = delete;
-    ~RequestBuffer() { clear(); }
+// ---- types of messages --------------------------------------------------------------------------
 
-    [[nodiscard]] std::span<const std::byte> bytes() const { return {bytes_.data(), size_}; }
-    [[nodiscard]] size_t size() const { return size_; }
-    // Appends `count` zero bytes; the caller fills them. Our messages are all far below kCapacity.
-    std::byte* extend(size_t count);
-    std::byte* data() { return bytes_.data(); }
-    void clear() {
-        wipe(bytes_.data(), bytes_.size());
-        size_ = 0;
-    }
-
-  private:
-    std::array<std::byte, kCapacity> bytes_{};
-    size_t size_ = 0;
-};
+extern const uint16_t kMessageState;   // XFRM_MSG_NEWSA
+extern const uint16_t kMessagePolicy;  // XFRM_MSG_NEWPOLICY
+extern const uint16_t kMessageDeleteState;
+extern const uint16_t kMessageUpdateState;
+extern const uint16_t kMessageExpire;
+extern const uint16_t kMessageFlushStates;
+extern const uint16_t kMessageDeletePolicy;
+extern const uint16_t kMessageUpdatePolicy;
+extern const uint16_t kMessagePolicyExpire;
+extern const uint16_t kMessageFlushPolicies;
+extern const uint16_t kMessageAcquire;
+extern const uint16_t kMessageMapping;
+extern const uint16_t kMessageMigrate;
+extern const uint16_t kMessageNewEvent;  // XFRM_MSG_NEWAE
 
 // "0x0000c0de", as iproute2 writes it.
 std::string to_text(Spi spi);
 
-// ---- states ----------------------------------------------------------------------------------
-
-enum class StateDirection : uint8_t { inbound, outbound };
+// ---- states that we make ------------------------------------------------------------------------
 
 // What identifies a state to the kernel: (destination, SPI), protocol is always ESP here.
 struct StateId {
@@ -87,56 +73,56 @@ RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes
 // XFRM_MSG_ALLOCSPI: a larval state that only reserves (destination, SPI) and names the CPU.
 // It needs no ESP in the kernel and expires after net.core.xfrm_acq_expires seconds. The kernel
 // answers with the state; when the SPI is taken it says ENOENT and leaves a larval state with
-// SPI 0 behind, so look first (encode_get_state).
+// SPI 0 behind, so look first (encode_get_sa).
 RequestBuffer encode_allocate_spi(const NewState& state, StateAttributes attributes,
                                   uint32_t sequence);
-RequestBuffer encode_get_state(const StateId& id, uint32_t sequence);
 RequestBuffer encode_delete_state(const StateId& id, uint32_t sequence);
+
+// ---- states of the register ---------------------------------------------------------------------
+
 RequestBuffer encode_dump_states(uint32_t sequence);
+// XFRM_MSG_GETSA of one state.
+RequestBuffer encode_get_sa(const SaName& name, uint32_t sequence);
 
-struct StateInfo {
-    StateId id;
-    IpAddress source;
-    uint8_t protocol = 0;
+// XFRM_MSG_NEWAE: counters of one state as the workers have them. `state`: what the kernel said of
+// it last (form and size of its replay state). A time of 0 in `usage` means the one of `state`.
+// Nothing in a window below `replay.top` is accepted by the kernel afterwards: its bitmap is
+// written full, because a packet that a worker has accepted must not pass again.
+struct CounterUpdate {
+    std::optional<Replay> replay;  // nullopt: the kernel keeps its own, whatever it is by now
+    Usage usage;
+};
+RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update,
+                              uint32_t sequence);
+
+// XFRM_MSG_EXPIRE: tells the IKE daemon that a limit was reached. Hard: the kernel deletes it.
+RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence);
+
+// Payload of NEWSA, UPDSA (and the answer to GETSA).
+std::expected<KernelSa, std::string> decode_kernel_sa(std::span<const std::byte> payload);
+// Payload of DELSA (xfrm_usersa_id with the state as attribute, or the state itself).
+std::expected<SaName, std::string> decode_deleted_sa(std::span<const std::byte> payload);
+
+struct Expiry {
+    SaName name;
     uint32_t reqid = 0;
-    std::optional<uint32_t> pcpu;
-    std::optional<uint8_t> direction;  // 1 in, 2 out
+    bool hard = false;
 };
+std::expected<Expiry, std::string> decode_expire(std::span<const std::byte> payload);
 
-// Payload of XFRM_MSG_NEWSA. Nothing of its key attributes is kept.
-std::expected<StateInfo, std::string> decode_state(std::span<const std::byte> payload);
-
-// ---- policies --------------------------------------------------------------------------------
-
-enum class PolicyDirection : uint8_t { in = 0, out = 1, forward = 2 };
-enum class PolicyAction : uint8_t { allow = 0, block = 1 };
-
-// A selector as xfrm has it: ports match where (port & mask) == (value & mask).
-struct PolicySelector {
-    IpPrefix source;
-    IpPrefix destination;  // same family as source
-    uint8_t protocol = 0;  // 0: any
-    uint16_t source_port = 0;
-    uint16_t source_port_mask = 0;
-    uint16_t destination_port = 0;
-    uint16_t destination_port_mask = 0;
-    uint32_t ifindex = 0;  // of the device that the route leads to; 0: any
-
-    friend bool operator==(const PolicySelector&, const PolicySelector&) = default;
+struct CounterEvent {
+    SaName name;
+    uint32_t reqid = 0;
+    bool by_program = false;  // somebody wrote these counters; else the kernel used the state
+    std::optional<Replay> replay;
+    std::optional<Usage> usage;
 };
+std::expected<CounterEvent, std::string> decode_counter_event(std::span<const std::byte> payload);
 
-struct PolicyRow {
-    PolicySelector selector;
-    PolicyDirection direction = PolicyDirection::out;
-    PolicyAction action = PolicyAction::block;
-    uint32_t priority = 0;  // lower decides first
-    uint32_t index = 0;     // its low three bits are the direction
-    // XFRM_POLICY_ICMP: also for ICMP errors about packets of the other direction, whatever address
-    // they come from. Without it the kernel looks only at the error's own addresses.
-    bool icmp_errors = false;
+// Payload of FLUSHSA: the protocol, 0 or 255 for all.
+std::expected<uint8_t, std::string> decode_flush_states(std::span<const std::byte> payload);
 
-    friend bool operator==(const PolicyRow&, const PolicyRow&) = default;
-};
+// ---- policies -----------------------------------------------------------------------------------
 
 // XFRM_MSG_UPDPOLICY without templates. The kernel replaces a policy with the same selector and
 // direction, whatever its priority, and then keeps the old index.
@@ -144,44 +130,25 @@ RequestBuffer encode_update_policy(const PolicyRow& row, uint32_t sequence);
 RequestBuffer encode_delete_policy(uint32_t index, uint32_t sequence);
 RequestBuffer encode_dump_policies(uint32_t sequence);
 
-struct PolicyInfo {
-    PolicyRow row;
-    bool per_socket = false;  // belongs to a socket: row holds only the index
+// Payload of NEWPOLICY, UPDPOLICY. Policies of sockets: empty optional.
+std::expected<std::optional<KernelPolicy>, std::string> decode_kernel_policy(
+    std::span<const std::byte> payload);
+// Payload of DELPOLICY: the index of the policy that has gone.
+std::expected<uint32_t, std::string> decode_deleted_policy(std::span<const std::byte> payload);
+struct PolicyExpiry {
+    uint32_t index = 0;
+    bool hard = false;
 };
+std::expected<PolicyExpiry, std::string> decode_policy_expire(std::span<const std::byte> payload);
 
-// Payload of XFRM_MSG_NEWPOLICY.
-std::expected<PolicyInfo, std::string> decode_policy(std::span<const std::byte> payload);
+// Payload of FLUSHPOLICY: true when policies of the main type go, false for the others.
+std::expected<bool, std::string> decode_flush_policies(std::span<const std::byte> payload);
 
-// ---- answers ---------------------------------------------------------------------------------
-
-struct Message {
-    uint16_t type = 0;
-    uint16_t flags = 0;
-    uint32_t sequence = 0;
-    uint32_t port = 0;  // of a notification: what the request that caused it had here; else 0
-    std::span<const std::byte> payload;
+struct AcquireMessage {
+    KernelPolicy policy;
+    IpAddress source;  // of the tunnel
+    IpAddress destination;
 };
-
-inline constexpr uint16_t kMessageError = 2;  // NLMSG_ERROR
-inline constexpr uint16_t kMessageDone = 3;   // NLMSG_DONE
-extern const uint16_t kMessageState;          // XFRM_MSG_NEWSA
-extern const uint16_t kMessagePolicy;         // XFRM_MSG_NEWPOLICY
-
-// Takes the first message off `rest`. Nothing left: empty optional.
-std::expected<std::optional<Message>, std::string> next_message(std::span<const std::byte>& rest);
-
-// Writes `port` into the header of a request. The kernel does not look at it, but quotes it in the
-// notifications that the request causes.
-void sign_request(RequestBuffer& request, uint32_t port);
-// Payload of NLMSG_DONE: 0, or the positive errno that ended the dump early.
-int decode_dump_end(std::span<const std::byte> payload);
-
-// Payload of NLMSG_ERROR. number 0 is an acknowledgement; otherwise a positive errno, and `text`
-// what the kernel said about it, if anything.
-struct Acknowledgement {
-    int number = 0;
-    std::string text;
-};
-std::expected<Acknowledgement, std::string> decode_acknowledgement(const Message& message);
+std::expected<AcquireMessage, std::string> decode_acquire(std::span<const std::byte> payload);
 
 }  // namespace sallyport::xfrm

@@ -8,8 +8,6 @@
 #include <tuple>
 #include <utility>
 
-#include "control/xfrm/register_messages.h"
-
 namespace sallyport::xfrm {
 
 namespace {

@@ -30,6 +30,7 @@
 #include <set>
 #include <vector>
 
+#include "control/xfrm/messages.h"
 #include "control/xfrm/values.h"
 
 namespace sallyport::xfrm {

@@ -14,10 +14,9 @@
 #include <span>
 #include <string>
 
+#include "control/netlink/socket.h"
+#include "control/xfrm/messages.h"
 #include "control/xfrm/mirror.h"
-#include "control/xfrm/netlink_socket.h"
-#include "control/xfrm/register_messages.h"
-#include "dataplane/base/unique_fd.h"
 
 namespace sallyport::xfrm {
 
@@ -27,9 +26,9 @@ class RegisterSocket {
     // of the calling thread's network namespace, with a receive buffer for bursts.
     static std::expected<RegisterSocket, std::string> open();
 
-    [[nodiscard]] int fd() const { return notifications_.get(); }
+    [[nodiscard]] int fd() const { return notifications_.fd(); }
     // Netlink port of the requests below: what comes back with it is our own doing.
-    [[nodiscard]] uint32_t own_port() const;
+    [[nodiscard]] uint32_t own_port() const { return requests_.port(); }
 
     // Brings `mirror` to what the kernel has now. Blocks while the kernel answers.
     std::expected<void, std::string> dump(RegisterMirror& mirror, RegisterChanges& changes);
@@ -37,17 +36,17 @@ class RegisterSocket {
     std::expected<void, std::string> receive(RegisterMirror& mirror, RegisterChanges& changes);
 
     // One state as it is now; an error with number ESRCH when it has gone.
-    std::expected<KernelSa, NetlinkError> get(const SaName& name);
-    std::expected<void, NetlinkError> write_counters(const KernelSa& state,
-                                                     const CounterUpdate& update);
-    std::expected<void, NetlinkError> expire(const KernelSa& state, bool hard);
+    std::expected<KernelSa, netlink::Error> get(const SaName& name);
+    std::expected<void, netlink::Error> write_counters(const KernelSa& state,
+                                                       const CounterUpdate& update);
+    std::expected<void, netlink::Error> expire(const KernelSa& state, bool hard);
 
   private:
-    RegisterSocket(UniqueFd notifications, NetlinkSocket requests)
+    RegisterSocket(netlink::Notifications notifications, netlink::Socket requests)
         : notifications_(std::move(notifications)), requests_(std::move(requests)) {}
 
-    UniqueFd notifications_;
-    NetlinkSocket requests_;
+    netlink::Notifications notifications_;
+    netlink::Socket requests_;
 };
 
 }  // namespace sallyport::xfrm

@@ -2,8 +2,8 @@
 #pragma once
 
 // What the kernel's register of SAs holds, as values: a state (SA) and a policy of xfrm with
-// everything that decides whether a worker may take an SA over. register_messages.h reads them
-// from NETLINK_XFRM messages, RegisterMirror keeps them, control/adoption/decide.h decides.
+// everything that decides whether a worker may take an SA over. messages.h reads them from
+// NETLINK_XFRM messages, RegisterMirror keeps them, control/adoption/decide.h decides.
 //
 // Owner: control thread.
 
@@ -14,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "control/xfrm/messages.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
 #include "dataplane/base/secret_bytes.h"
@@ -25,6 +24,7 @@ inline constexpr uint8_t kProtocolEsp = 50;
 inline constexpr uint8_t kProtocolAh = 51;
 inline constexpr uint8_t kProtocolIpcomp = 108;
 
+enum class StateDirection : uint8_t { inbound, outbound };
 enum class Mode : uint8_t { transport = 0, tunnel = 1, other = 255 };
 
 struct Mark {
@@ -107,6 +107,38 @@ struct KernelSa {
     uint64_t last_used = 0;  // seconds since the epoch, 0: not known
     Replay replay;
     uint64_t arrival = 0;  // set by RegisterMirror: a later state has a greater number
+};
+
+// ---- policies ----------------------------------------------------------------------------------
+
+enum class PolicyDirection : uint8_t { in = 0, out = 1, forward = 2 };
+enum class PolicyAction : uint8_t { allow = 0, block = 1 };
+
+// A selector as xfrm has it: ports match where (port & mask) == (value & mask).
+struct PolicySelector {
+    IpPrefix source;
+    IpPrefix destination;  // same family as source
+    uint8_t protocol = 0;  // 0: any
+    uint16_t source_port = 0;
+    uint16_t source_port_mask = 0;
+    uint16_t destination_port = 0;
+    uint16_t destination_port_mask = 0;
+    uint32_t ifindex = 0;  // of the device that the route leads to; 0: any
+
+    friend bool operator==(const PolicySelector&, const PolicySelector&) = default;
+};
+
+struct PolicyRow {
+    PolicySelector selector;
+    PolicyDirection direction = PolicyDirection::out;
+    PolicyAction action = PolicyAction::block;
+    uint32_t priority = 0;  // lower decides first
+    uint32_t index = 0;     // its low three bits are the direction
+    // XFRM_POLICY_ICMP: also for ICMP errors about packets of the other direction, whatever address
+    // they come from. Without it the kernel looks only at the error's own addresses.
+    bool icmp_errors = false;
+
+    friend bool operator==(const PolicyRow&, const PolicyRow&) = default;
 };
 
 struct Template {

@@ -7,22 +7,22 @@
 #include <cstdint>
 #include <string_view>
 
+#include "control/netlink/link.h"
 #include "control/operator/request.h"
-#include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
 #include "ctl/tables.h"
 
 namespace {
 
 void parse_netlink(std::span<const std::byte> rest) {
-    using namespace sallyport::xfrm;
+    using namespace sallyport;
     while (true) {
-        const auto message = next_message(rest);
+        const auto message = netlink::next_message(rest);
         if (!message || !*message) return;
-        static_cast<void>(decode_state((*message)->payload));
-        static_cast<void>(decode_policy((*message)->payload));
-        static_cast<void>(decode_link((*message)->payload));
-        static_cast<void>(decode_acknowledgement(**message));
+        static_cast<void>(xfrm::decode_kernel_sa((*message)->payload));
+        static_cast<void>(xfrm::decode_kernel_policy((*message)->payload));
+        static_cast<void>(netlink::decode_link((*message)->payload));
+        static_cast<void>(netlink::decode_acknowledgement(**message));
     }
 }
 

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <span>
 
+#include "control/xfrm/messages.h"
 #include "control/xfrm/mirror.h"
-#include "control/xfrm/register_messages.h"
 
 using namespace sallyport;
 using namespace sallyport::xfrm;
@@ -28,7 +28,7 @@ void require(bool holds) {
 template <typename Take>
 uint64_t for_each_message(std::span<const std::byte> rest, Take take) {
     for (uint64_t count = 0;; ++count) {
-        const auto message = next_message(rest);
+        const auto message = netlink::next_message(rest);
         if (!message || !*message) return count;
         take(**message);
     }
@@ -46,7 +46,7 @@ void check_state(const SaName& name, const KernelSa& state) {
 
 std::span<const std::byte> payload_of(const RequestBuffer& request) {
     std::span<const std::byte> rest = request.bytes();
-    const auto message = next_message(rest);
+    const auto message = netlink::next_message(rest);
     require(message && *message && rest.empty());
     return (*message)->payload;
 }

@@ -30,7 +30,7 @@ const xfrm::KernelSa* KernelRegister::find(const xfrm::SaName& name) const {
     return mirror_.find(name);
 }
 
-std::expected<xfrm::KernelSa, xfrm::NetlinkError> KernelRegister::get(const xfrm::SaName& name) {
+std::expected<xfrm::KernelSa, netlink::Error> KernelRegister::get(const xfrm::SaName& name) {
     return socket_->get(name);
 }
 
@@ -38,13 +38,12 @@ void KernelRegister::note(const xfrm::KernelSa& state) {
     mirror_.refresh(state);
 }
 
-std::expected<void, xfrm::NetlinkError> KernelRegister::write_counters(
+std::expected<void, netlink::Error> KernelRegister::write_counters(
     const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) {
     return socket_->write_counters(state, update);
 }
 
-std::expected<void, xfrm::NetlinkError> KernelRegister::expire(const xfrm::KernelSa& state,
-                                                               bool hard) {
+std::expected<void, netlink::Error> KernelRegister::expire(const xfrm::KernelSa& state, bool hard) {
     return socket_->expire(state, hard);
 }
 

@@ -34,11 +34,11 @@ class KernelRegister final : public Register {
     [[nodiscard]] const xfrm::RegisterMirror& mirror() const { return mirror_; }
 
     [[nodiscard]] const xfrm::KernelSa* find(const xfrm::SaName& name) const override;
-    std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) override;
+    std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override;
     void note(const xfrm::KernelSa& state) override;
-    std::expected<void, xfrm::NetlinkError> write_counters(
-        const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override;
-    std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state, bool hard) override;
+    std::expected<void, netlink::Error> write_counters(const xfrm::KernelSa& state,
+                                                       const xfrm::CounterUpdate& update) override;
+    std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) override;
 
   private:
     std::optional<xfrm::RegisterSocket> socket_;

@@ -26,13 +26,12 @@ class Register {
     // As last heard of, which may be late. Null: there is none. Valid until the next message.
     [[nodiscard]] virtual const xfrm::KernelSa* find(const xfrm::SaName& name) const = 0;
     // As it is now. An error with number ESRCH: it has gone.
-    virtual std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) = 0;
+    virtual std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) = 0;
     // The counters of `state` are what was heard of last.
     virtual void note(const xfrm::KernelSa& state) = 0;
-    virtual std::expected<void, xfrm::NetlinkError> write_counters(
+    virtual std::expected<void, netlink::Error> write_counters(
         const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) = 0;
-    virtual std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state,
-                                                           bool hard) = 0;
+    virtual std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) = 0;
 
   protected:
     ~Register() = default;

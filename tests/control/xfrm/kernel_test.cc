@@ -20,6 +20,7 @@
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
+#include "control/xfrm/messages.h"
 
 namespace sallyport::xfrm {
 namespace {
@@ -100,15 +101,18 @@ TEST_F(XfrmKernel, StatesAreThereWithTheirCpuAndGoWithTheRegistry) {
             EXPECT_TRUE(shown.contains("0x00001001")) << shown;
             EXPECT_TRUE(shown.contains("0x89abcdef")) << shown;
 
-            auto socket = NetlinkSocket::open();
+            auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
             ASSERT_TRUE(socket);
-            std::vector<StateInfo> found;
-            ASSERT_TRUE(socket->exchange(
-                encode_dump_states(socket->next_sequence()),
-                [&](const Message& message) { found.push_back(*decode_state(message.payload)); }));
+            std::vector<KernelSa> found;
+            ASSERT_TRUE(socket->exchange(encode_dump_states(socket->next_sequence()),
+                                         [&](const Message& message) {
+                                             auto state = decode_kernel_sa(message.payload);
+                                             ASSERT_TRUE(state) << state.error();
+                                             found.push_back(std::move(*state));
+                                         }));
             ASSERT_EQ(found.size(), 2u);
-            for (const StateInfo& info : found) {
-                EXPECT_EQ(info.pcpu, info.id.spi == Spi{0x1001} ? 0u : 1u);
+            for (const KernelSa& state : found) {
+                EXPECT_EQ(state.pcpu, state.name.spi == Spi{0x1001} ? 0u : 1u);
             }
             // Larval states would be gone after 30 s: the limit stands in what ip shows.
             if (registry->method() == SaRegistry::Method::larval) {
@@ -339,14 +343,15 @@ TEST_F(XfrmKernel, GuardHoldsBackIcmpErrorsAboutDecryptedPackets) {
         EXPECT_FALSE(answered("10.1.0.2"));
         EXPECT_FALSE(answered("fd01::2"));
 
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         size_t count = 0;
         ASSERT_TRUE(socket->exchange(
             encode_dump_policies(socket->next_sequence()), [&](const Message& message) {
-                const auto info = decode_policy(message.payload);
-                ASSERT_TRUE(info) << info.error();
-                EXPECT_EQ(info->row.icmp_errors, info->row.direction == PolicyDirection::out);
+                const auto policy = decode_kernel_policy(message.payload);
+                ASSERT_TRUE(policy && *policy);
+                const PolicyRow& row = (*policy)->row;
+                EXPECT_EQ(row.icmp_errors, row.direction == PolicyDirection::out);
                 ++count;
             }));
         EXPECT_EQ(count, 6u);

@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "control/xfrm/guard.h"
-#include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
 
 namespace sallyport::xfrm {
 namespace {
+
+using netlink::next_message;
 
 IpAddress address(const char* text) {
     return *parse_ip_address(text);
@@ -56,23 +57,22 @@ TEST(XfrmMessages, NewStateComesBackAsItWasSaid) {
     EXPECT_EQ(message.sequence, 9u);
     EXPECT_EQ(message.flags, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
 
-    const auto info = decode_state(message.payload);
+    const auto info = decode_kernel_sa(message.payload);
     ASSERT_TRUE(info) << info.error();
-    EXPECT_EQ(info->id, state.id);
+    EXPECT_EQ(info->name, (SaName{.spi = state.id.spi, .destination = state.id.destination}));
     EXPECT_EQ(info->source, state.source);
-    EXPECT_EQ(info->protocol, 50);
     EXPECT_EQ(info->reqid, state.reqid);
     EXPECT_EQ(info->pcpu, 3u);
-    EXPECT_EQ(info->direction, 1);
+    EXPECT_EQ(info->direction, StateDirection::inbound);
 }
 
 TEST(XfrmMessages, OlderKernelsGetFewerAttributes) {
     const std::vector<std::byte> key(20, std::byte{1});
     const auto decoded = [&](StateAttributes attributes) {
         const RequestBuffer request = encode_new_state(example_state(key), attributes, 1);
-        return *decode_state(only_message(request.bytes()).payload);
+        return std::move(*decode_kernel_sa(only_message(request.bytes()).payload));
     };
-    EXPECT_EQ(decoded(StateAttributes::direction_only).direction, 1);
+    EXPECT_EQ(decoded(StateAttributes::direction_only).direction, StateDirection::inbound);
     EXPECT_FALSE(decoded(StateAttributes::direction_only).pcpu);
     EXPECT_FALSE(decoded(StateAttributes::none).direction);
     EXPECT_FALSE(decoded(StateAttributes::none).pcpu);
@@ -112,7 +112,7 @@ TEST(XfrmMessages, OutboundStateHasItsSequenceNumbersUsedUp) {
             // always right.
             EXPECT_EQ(replay.replay_window, 32u);
             EXPECT_EQ(replay.bmp_len, 1u);
-            const auto info = decode_state(only_message(request.bytes()).payload);
+            const auto info = decode_kernel_sa(only_message(request.bytes()).payload);
             ASSERT_TRUE(info);
             EXPECT_FALSE(info->direction);
             EXPECT_FALSE(info->pcpu);
@@ -168,10 +168,10 @@ TEST(XfrmMessages, PolicyRoundTrip) {
                         .priority = 20001,
                         .index = 0x53000012};
     const RequestBuffer request = encode_update_policy(row, 4);
-    const auto info = decode_policy(only_message(request.bytes()).payload);
-    ASSERT_TRUE(info) << info.error();
-    EXPECT_EQ(info->row, row);
-    EXPECT_FALSE(info->per_socket);
+    const auto policy = decode_kernel_policy(only_message(request.bytes()).payload);
+    ASSERT_TRUE(policy) << policy.error();
+    ASSERT_TRUE(*policy) << "taken for one of a socket";
+    EXPECT_EQ((*policy)->row, row);
 }
 
 TEST(XfrmMessages, PolicyForIcmpErrorsCarriesTheFlag) {
@@ -185,7 +185,7 @@ TEST(XfrmMessages, PolicyForIcmpErrorsCarriesTheFlag) {
         ASSERT_GE(message.payload.size(), sizeof body);
         std::memcpy(&body, message.payload.data(), sizeof body);
         EXPECT_EQ(body.flags, icmp_errors ? XFRM_POLICY_ICMP : 0);
-        EXPECT_EQ(decode_policy(message.payload)->row, row);
+        EXPECT_EQ(decode_kernel_policy(message.payload).value().value().row, row);
     }
 }
 
@@ -198,7 +198,7 @@ TEST(XfrmMessages, EveryTruncationIsAnErrorOrShorter) {
         // Heap memory of exactly this size, so that a sanitizer sees any read behind it.
         const std::vector<std::byte> part(payload.begin(),
                                           payload.begin() + static_cast<ptrdiff_t>(bytes));
-        const auto info = decode_state(part);
+        const auto info = decode_kernel_sa(part);
         EXPECT_TRUE(!info || bytes >= sizeof(xfrm_usersa_info));
         accepted += info ? 1u : 0u;
     }
@@ -210,25 +210,6 @@ TEST(XfrmMessages, EveryTruncationIsAnErrorOrShorter) {
         std::span<const std::byte> rest = part;
         EXPECT_FALSE(next_message(rest)) << bytes;
     }
-}
-
-TEST(XfrmMessages, AcknowledgementTellsErrorAndText) {
-    std::vector<std::byte> bytes(sizeof(nlmsghdr) + sizeof(nlmsgerr) + 12);
-    nlmsghdr header{};
-    header.nlmsg_len = static_cast<uint32_t>(bytes.size());
-    header.nlmsg_type = NLMSG_ERROR;
-    header.nlmsg_flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
-    nlmsgerr error{};
-    error.error = -EINVAL;
-    const nlattr attribute{.nla_len = 12, .nla_type = NLMSGERR_ATTR_MSG};
-    std::memcpy(bytes.data(), &header, sizeof header);
-    std::memcpy(bytes.data() + sizeof header, &error, sizeof error);
-    std::memcpy(bytes.data() + sizeof header + sizeof error, &attribute, sizeof attribute);
-    std::memcpy(bytes.data() + sizeof header + sizeof error + sizeof attribute, "no such", 8);
-    const auto acknowledgement = decode_acknowledgement(only_message(bytes));
-    ASSERT_TRUE(acknowledgement);
-    EXPECT_EQ(acknowledgement->number, EINVAL);
-    EXPECT_EQ(acknowledgement->text, "no such");
 }
 
 // ---- the SPD as xfrm policies ------------------------------------------------------------------
@@ -344,45 +325,6 @@ TEST(XfrmPolicyGuard, IPv6TowardsTheInterfaceOfAConnectionIsAllowed) {
         EXPECT_EQ(row.action, PolicyAction::block);
         EXPECT_EQ(row.selector.ifindex, 0u);
         EXPECT_GT(row.priority, allow.priority);
-    }
-}
-
-// What the kernel would answer, made of what we ask for: the two have the same form.
-TEST(XfrmInterface, LinkMessagesAreReadAsTheyAreWritten) {
-    const RequestBuffer request = encode_new_interface("ipsec0", 1423, 9);
-    EXPECT_EQ(request.size() % 4, 0u);
-    const std::vector<std::byte> payload(request.bytes().begin() + 16, request.bytes().end());
-    EXPECT_FALSE(decode_link(payload)) << "it has no index yet";
-    std::vector<std::byte> link = payload;
-    link[4] = std::byte{42};
-    const auto read = decode_link(link);
-    ASSERT_TRUE(read) << read.error();
-    EXPECT_EQ(*read, (LinkInfo{.ifindex = 42, .mtu = 1423, .kind = "xfrm", .external = true}));
-
-    const RequestBuffer take = encode_take_interface(42, 1400, true, 10);
-    const auto taken = decode_link(take.bytes().subspan(16));
-    ASSERT_TRUE(taken) << taken.error();
-    EXPECT_EQ(*taken, (LinkInfo{.ifindex = 42, .mtu = 1400, .alias = "sallyport"}));
-}
-
-TEST(XfrmInterface, CutAndMalformedLinksAreRefused) {
-    const RequestBuffer request = encode_new_interface("ipsec0", 1423, 9);
-    std::vector<std::byte> link(request.bytes().begin() + 16, request.bytes().end());
-    link[4] = std::byte{42};
-    size_t whole = 0;
-    for (size_t bytes = 0; bytes < link.size(); ++bytes) {
-        // An exact allocation, so that a sanitizer sees each byte too many.
-        const std::vector<std::byte> cut(link.begin(),
-                                         link.begin() + static_cast<std::ptrdiff_t>(bytes));
-        if (decode_link(cut)) ++whole;
-    }
-    EXPECT_EQ(whole, 4u) << "behind the header, the name (padded or not) and the MTU it may end";
-    for (size_t at = 16; at < link.size(); ++at) {
-        for (const int value : {0, 1, 3, 5, 255}) {
-            std::vector<std::byte> changed = link;
-            changed[at] = static_cast<std::byte>(value);
-            static_cast<void>(decode_link(changed));  // any answer, within the bytes
-        }
     }
 }
 

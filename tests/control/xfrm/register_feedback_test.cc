@@ -139,7 +139,7 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
 TEST_F(XfrmRegisterFeedback, CountersOfStatesWithADirectionAreWritten) {
     bool knows_direction = true;
     with_states([&](RegisterSocket& socket, RegisterMirror& mirror) {
-        auto daemon = NetlinkSocket::open();
+        auto daemon = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(daemon);
         for (const bool esn : {false, true}) {
             for (const bool inbound : {false, true}) {
@@ -185,7 +185,7 @@ TEST_F(XfrmRegisterFeedback, WhatOthersDoIsSeen) {
         ASSERT_TRUE(succeeds("ip xfrm state add " + kName + kKeys + " replay-window 64"));
         receive(socket, mirror);
         const KernelSa& known = *mirror.find(name(0x1001));
-        auto other = NetlinkSocket::open();
+        auto other = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(other);
         ASSERT_TRUE(other->exchange(encode_counters(
             known, {.replay = Replay{.sent = 77}, .usage = {.bytes = 5}}, other->next_sequence())));

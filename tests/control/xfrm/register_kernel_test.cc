@@ -182,7 +182,7 @@ TEST_F(XfrmRegisterKernel, PoliciesAreFollowed) {
 TEST_F(XfrmRegisterKernel, OurOwnPoliciesAreLeftOut) {
     in_new_namespace([] {
         Follower follower = Follower::start();
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         const PolicyRow row{.selector = {.source = *parse_ip_prefix("10.1.0.0/16"),
                                          .destination = *parse_ip_prefix("10.2.0.0/16")},
@@ -205,7 +205,7 @@ TEST_F(XfrmRegisterKernel, NotificationsCarryTheSignatureOfTheRequest) {
         address.nl_family = AF_NETLINK;
         address.nl_groups = 1u << (XFRMNLGRP_POLICY - 1);
         ASSERT_EQ(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         const PolicyRow row{.selector = {.source = *parse_ip_prefix("10.1.0.0/16"),
                                          .destination = *parse_ip_prefix("10.2.0.0/16")}};
@@ -214,7 +214,7 @@ TEST_F(XfrmRegisterKernel, NotificationsCarryTheSignatureOfTheRequest) {
         const ssize_t received = recv(listener.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
         ASSERT_GT(received, 0);
         std::span<const std::byte> rest(buffer.data(), static_cast<size_t>(received));
-        const auto message = next_message(rest);
+        const auto message = netlink::next_message(rest);
         ASSERT_TRUE(message && *message);
         EXPECT_NE(socket->port(), 0u);
         EXPECT_EQ((*message)->port, socket->port());
@@ -222,7 +222,7 @@ TEST_F(XfrmRegisterKernel, NotificationsCarryTheSignatureOfTheRequest) {
 }
 
 // Registers larval states; random SPIs, since sequential ones make the kernel slow.
-std::vector<NewState> allocate_states(NetlinkSocket& socket, size_t pairs) {
+std::vector<NewState> allocate_states(netlink::Socket& socket, size_t pairs) {
     std::mt19937 random(4711);
     const auto random_spi = [&random] {
         return Spi{0x100u + (static_cast<uint32_t>(random()) & 0x7fffffffu)};
@@ -254,7 +254,7 @@ std::vector<NewState> allocate_states(NetlinkSocket& socket, size_t pairs) {
 TEST_F(XfrmRegisterKernel, TenThousandPairsAreMirroredAndRemoved) {
     in_new_namespace([] {
         constexpr size_t kPairs = 10000;
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         const std::vector<NewState> states = allocate_states(*socket, kPairs);
         Follower follower = Follower::start();
@@ -274,16 +274,15 @@ TEST_F(XfrmRegisterKernel, TenThousandPairsAreMirroredAndRemoved) {
         EXPECT_EQ(state_order(follower.mirror), creation_order);
         // An independent reader of the same dump.
         size_t read = 0;
-        ASSERT_TRUE(socket->exchange(
-            encode_dump_states(socket->next_sequence()), [&](const Message& message) {
-                const auto info = decode_state(message.payload);
-                ASSERT_TRUE(info);
-                const KernelSa* known = follower.mirror.find(
-                    {.spi = info->id.spi, .destination = info->id.destination});
-                ASSERT_NE(known, nullptr);
-                ASSERT_EQ(known->pcpu, info->pcpu);
-                ++read;
-            }));
+        ASSERT_TRUE(socket->exchange(encode_dump_states(socket->next_sequence()),
+                                     [&](const Message& message) {
+                                         const auto info = decode_kernel_sa(message.payload);
+                                         ASSERT_TRUE(info);
+                                         const KernelSa* known = follower.mirror.find(info->name);
+                                         ASSERT_NE(known, nullptr);
+                                         ASSERT_EQ(known->pcpu, info->pcpu);
+                                         ++read;
+                                     }));
         EXPECT_EQ(read, states.size());
 
         follower.changes = {};
@@ -310,7 +309,7 @@ TEST_F(XfrmRegisterKernel, TenThousandPairsAreMirroredAndRemoved) {
 
 TEST_F(XfrmRegisterKernel, FlushTakesAllStates) {
     in_new_namespace([] {
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         allocate_states(*socket, 10);
         Follower follower = Follower::start();
@@ -328,7 +327,7 @@ TEST_F(XfrmRegisterKernel, LostNotificationsAreMadeGood) {
         Follower follower = Follower::start();
         const int tiny = 1;  // the kernel makes it its least
         ASSERT_EQ(setsockopt(follower.socket.fd(), SOL_SOCKET, SO_RCVBUF, &tiny, sizeof tiny), 0);
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         for (uint32_t round = 0; round < 3; ++round) {
             for (uint32_t i = 0; i < 500; ++i) {
@@ -377,7 +376,7 @@ TEST_F(XfrmRegisterKernel, TrafficWithoutStateIsAnAcquire) {
 
 TEST_F(XfrmRegisterKernel, OneStateIsReadAlone) {
     in_new_namespace([] {
-        auto socket = NetlinkSocket::open();
+        auto socket = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(socket);
         const std::vector<NewState> states = allocate_states(*socket, 1);
         Follower follower = Follower::start();

@@ -3,7 +3,7 @@
 // Messages about the kernel's register of SAs without a kernel: every attribute, every truncation,
 // and the requests that write back.
 
-#include "control/xfrm/register_messages.h"
+#include "control/xfrm/messages.h"
 
 #include <gtest/gtest.h>
 
@@ -428,14 +428,6 @@ TEST(XfrmRegisterMessages, APolicyIsReadWithAllThatItSays) {
     }
     body.sel.prefixlen_d = 33;
     EXPECT_FALSE(decode_kernel_policy(Payload(body).bytes()));
-}
-
-TEST(XfrmRegisterMessages, EndOfADump) {
-    EXPECT_EQ(decode_dump_end({}), 0);
-    EXPECT_EQ(decode_dump_end(bytes_of(int32_t{0})), 0);
-    EXPECT_EQ(decode_dump_end(bytes_of(int32_t{7})), 0);
-    EXPECT_EQ(decode_dump_end(bytes_of(int32_t{-ENOMEM})), ENOMEM);
-    EXPECT_EQ(decode_dump_end(bytes_of(INT32_MIN)), EPROTO);
 }
 
 }  // namespace

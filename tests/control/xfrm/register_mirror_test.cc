@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "control/xfrm/register_messages.h"
+#include "control/xfrm/messages.h"
 #include "tests/control/xfrm/builder.h"
 
 namespace sallyport::xfrm {

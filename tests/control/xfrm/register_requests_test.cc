@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "control/xfrm/register_messages.h"
+#include "control/xfrm/messages.h"
 #include "tests/control/xfrm/builder.h"
 
 namespace sallyport::xfrm {
@@ -162,7 +162,7 @@ TEST(XfrmRegisterRequests, SignatureStandsInTheHeader) {
     RequestBuffer request = encode_get_sa(name(1), 8);
     sign_request(request, 0x80001234);
     std::span<const std::byte> bytes = request.bytes();
-    const auto message = next_message(bytes);
+    const auto message = netlink::next_message(bytes);
     ASSERT_TRUE(message && *message);
     EXPECT_EQ((*message)->port, 0x80001234);
 }

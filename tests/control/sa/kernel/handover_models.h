@@ -269,11 +269,11 @@ class RegisterModel final : public Register {
         const auto found = known_.find(name);
         return found == known_.end() ? nullptr : &found->second;
     }
-    std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) override {
-        if (fails(name)) return std::unexpected(xfrm::NetlinkError{ENOBUFS, "no buffers"});
+    std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override {
+        if (fails(name)) return std::unexpected(netlink::Error{ENOBUFS, "no buffers"});
         const auto found = kernel_.states.find(name);
         if (found == kernel_.states.end()) {
-            return std::unexpected(xfrm::NetlinkError{ESRCH, "no such state"});
+            return std::unexpected(netlink::Error{ESRCH, "no such state"});
         }
         return to_kernel_sa(found->second);
     }
@@ -284,20 +284,19 @@ class RegisterModel final : public Register {
         found->second.replay.sent = state.replay.sent;
         found->second.replay.top = state.replay.top;
     }
-    std::expected<void, xfrm::NetlinkError> write_counters(
-        const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override {
+    std::expected<void, netlink::Error> write_counters(const xfrm::KernelSa& state,
+                                                       const xfrm::CounterUpdate& update) override {
         if (faults.before_write) faults.before_write();
         const bool fails_now = fails(state.name);
         const bool done = (!fails_now || dice_.one_in(2)) && kernel_.write(state.name, update);
         if (fails_now) {  // with or without having done it: an answer can be lost too
-            return std::unexpected(xfrm::NetlinkError{ENOBUFS, "no buffers"});
+            return std::unexpected(netlink::Error{ENOBUFS, "no buffers"});
         }
-        if (!done) return std::unexpected(xfrm::NetlinkError{ESRCH, "no such state"});
+        if (!done) return std::unexpected(netlink::Error{ESRCH, "no such state"});
         return {};
     }
-    std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state,
-                                                   bool hard) override {
-        if (fails(state.name)) return std::unexpected(xfrm::NetlinkError{ENOBUFS, "no buffers"});
+    std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) override {
+        if (fails(state.name)) return std::unexpected(netlink::Error{ENOBUFS, "no buffers"});
         if (hard) kernel_.remove(state.name);
         return {};
     }

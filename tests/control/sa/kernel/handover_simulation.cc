@@ -39,11 +39,11 @@ struct Simulation::Daemon {
         const xfrm::KernelSa* find(const xfrm::SaName& name) const override {
             return model.find(name);
         }
-        std::expected<xfrm::KernelSa, xfrm::NetlinkError> get(const xfrm::SaName& name) override {
+        std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override {
             return model.get(name);
         }
         void note(const xfrm::KernelSa& state) override { model.note(state); }
-        std::expected<void, xfrm::NetlinkError> write_counters(
+        std::expected<void, netlink::Error> write_counters(
             const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override {
             const bool reserves = update.replay && is_outbound(state.name);
             if (reserves && mistake == Mistake::no_reservation) {
@@ -55,8 +55,8 @@ struct Simulation::Daemon {
             }
             return model.write_counters(state, update);
         }
-        std::expected<void, xfrm::NetlinkError> expire(const xfrm::KernelSa& state,
-                                                       bool hard) override {
+        std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state,
+                                                   bool hard) override {
             return model.expire(state, hard);
         }
         void pay_debts() {
