@@ -9,70 +9,18 @@
 #include <algorithm>
 #include <cstring>
 
+#include "control/netlink/link.h"
+
 namespace sallyport::route {
 
 namespace {
 
-using Bytes = std::span<const std::byte>;
+using netlink::align4;
+using netlink::Attributes;
+using netlink::Bytes;
+using netlink::read;
 
 using Error = std::unexpected<std::string>;
-
-template <typename T>
-bool read(Bytes bytes, T& value) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    if (bytes.size() < sizeof value) return false;
-    std::memcpy(&value, bytes.data(), sizeof value);
-    return true;
-}
-
-size_t aligned(size_t bytes) {
-    return (bytes + 3) & ~size_t{3};
-}
-
-// The attributes of one container, by type. Of two with the same type the last counts, as in the
-// kernel.
-class Attributes {
-  public:
-    static constexpr size_t kTypes = 64;
-
-    // False: an attribute does not fit.
-    [[nodiscard]] bool parse(Bytes bytes) {
-        while (!bytes.empty()) {
-            rtattr header{};
-            if (!read(bytes, header)) return false;
-            if (header.rta_len < sizeof header || header.rta_len > bytes.size()) return false;
-            const size_t type = header.rta_type & 0x3fffu;  // without the NLA_F_ flags
-            if (type < kTypes) {
-                values_[type] = bytes.subspan(sizeof header, header.rta_len - sizeof header);
-                present_[type] = true;
-            } else {
-                beyond_ = true;
-            }
-            bytes = bytes.subspan(std::min(aligned(header.rta_len), bytes.size()));
-        }
-        return true;
-    }
-
-    [[nodiscard]] bool has(size_t type) const { return present_[type]; }
-    [[nodiscard]] Bytes value(size_t type) const { return values_[type]; }
-    // Leaves `number` alone when absent. False: wrong size.
-    [[nodiscard]] bool number(size_t type, uint32_t& number) const {
-        if (!present_[type]) return true;
-        return values_[type].size() == sizeof number && read(values_[type], number);
-    }
-    [[nodiscard]] bool only(std::initializer_list<size_t> types) const {
-        if (beyond_) return false;
-        for (size_t type = 0; type < kTypes; ++type) {
-            if (present_[type] && std::ranges::find(types, type) == types.end()) return false;
-        }
-        return true;
-    }
-
-  private:
-    std::array<Bytes, kTypes> values_{};
-    std::array<bool, kTypes> present_{};
-    bool beyond_ = false;
-};
 
 std::optional<Family> family_of(uint8_t number) {
     if (number == AF_INET) return Family::v4;
@@ -105,21 +53,18 @@ IpPrefix masked(const IpAddress& address, uint8_t bits) {
 template <typename Header>
 bool split(Bytes payload, Header& header, Attributes& attributes) {
     if (!read(payload, header)) return false;
-    return attributes.parse(payload.subspan(std::min(aligned(sizeof header), payload.size())));
+    return attributes.parse(netlink::behind<Header>(payload));
 }
 
 std::expected<Message, std::string> parse_link(bool removed, Bytes payload) {
-    ifinfomsg header{};
-    Attributes attributes;
-    if (!split(payload, header, attributes)) return Error("a link message is cut off");
-    if (header.ifi_family != AF_UNSPEC || header.ifi_index <= 0) return Ignored{};
-    LinkChange change{.removed = removed};
-    change.link.ifindex = static_cast<uint32_t>(header.ifi_index);
-    change.link.running = (header.ifi_flags & (IFF_UP | IFF_RUNNING)) == (IFF_UP | IFF_RUNNING);
-    if (!attributes.number(IFLA_MTU, change.link.mtu)) return Error("a link's MTU is malformed");
-    // Tunnels have addresses of other sizes; they are no ports.
-    read_mac(attributes.value(IFLA_ADDRESS), change.link.mac);
-    return change;
+    const auto link = netlink::decode_link(payload);
+    if (!link) return Error(link.error());
+    if (link->family != AF_UNSPEC) return Ignored{};
+    return LinkChange{.removed = removed,
+                      .link = {.ifindex = link->ifindex,
+                               .running = link->running,
+                               .mtu = link->mtu,
+                               .mac = link->mac}};
 }
 
 std::expected<Message, std::string> parse_address(bool removed, Bytes payload) {
@@ -162,9 +107,9 @@ std::expected<Message, std::string> parse_rule(bool removed, Bytes payload) {
     uint32_t priority = 0;
     uint32_t suppress_prefix = UINT32_MAX;
     uint32_t suppress_group = UINT32_MAX;
-    if (!attributes.number(FRA_TABLE, table) || !attributes.number(FRA_PRIORITY, priority) ||
-        !attributes.number(FRA_SUPPRESS_PREFIXLEN, suppress_prefix) ||
-        !attributes.number(FRA_SUPPRESS_IFGROUP, suppress_group)) {
+    if (!attributes.exact(FRA_TABLE, table) || !attributes.exact(FRA_PRIORITY, priority) ||
+        !attributes.exact(FRA_SUPPRESS_PREFIXLEN, suppress_prefix) ||
+        !attributes.exact(FRA_SUPPRESS_IFGROUP, suppress_group)) {
         return Error("a rule is malformed");
     }
     const bool initial = (table == RT_TABLE_LOCAL && priority == 0) ||
@@ -218,7 +163,7 @@ bool read_multipath(Family family, Bytes hops, Route& route) {
             route.plain = route.plain && (header.rtnh_flags & kHopUnusable) == 0 &&
                           !attributes.has(RTA_ENCAP) && !attributes.has(RTA_NEWDST);
         }
-        hops = hops.subspan(std::min(aligned(header.rtnh_len), hops.size()));
+        hops = hops.subspan(std::min(align4(header.rtnh_len), hops.size()));
     }
     return route.hop_count != 0;
 }
@@ -242,14 +187,14 @@ std::expected<Message, std::string> parse_route(bool removed, bool replaces, Byt
     route.table = header.rtm_table;
     route.tos = header.rtm_tos;
     route.source_specific = header.rtm_src_len != 0;
-    if (!attributes.number(RTA_TABLE, route.table) ||
-        !attributes.number(RTA_PRIORITY, route.metric) ||
-        !attributes.number(RTA_OIF, route.ifindex)) {
+    if (!attributes.exact(RTA_TABLE, route.table) ||
+        !attributes.exact(RTA_PRIORITY, route.metric) ||
+        !attributes.exact(RTA_OIF, route.ifindex)) {
         return Error("a route is malformed");
     }
     if (attributes.has(RTA_METRICS)) {
         Attributes metrics;
-        if (!metrics.parse(attributes.value(RTA_METRICS)) || !metrics.number(RTAX_MTU, route.mtu)) {
+        if (!metrics.parse(attributes.value(RTA_METRICS)) || !metrics.exact(RTAX_MTU, route.mtu)) {
             return Error("a route's metrics are malformed");
         }
     }
@@ -263,57 +208,29 @@ std::expected<Message, std::string> parse_route(bool removed, bool replaces, Byt
     return change;
 }
 
-std::expected<Message, std::string> parse_message(const nlmsghdr& header, Bytes payload) {
-    switch (header.nlmsg_type) {
+}  // namespace
+
+std::expected<Message, std::string> parse_message(const netlink::Message& message) {
+    switch (message.type) {
         case RTM_NEWLINK:
         case RTM_DELLINK:
-            return parse_link(header.nlmsg_type == RTM_DELLINK, payload);
+            return parse_link(message.type == RTM_DELLINK, message.payload);
         case RTM_NEWADDR:
         case RTM_DELADDR:
-            return parse_address(header.nlmsg_type == RTM_DELADDR, payload);
+            return parse_address(message.type == RTM_DELADDR, message.payload);
         case RTM_NEWROUTE:
         case RTM_DELROUTE:
-            return parse_route(header.nlmsg_type == RTM_DELROUTE,
-                               (header.nlmsg_flags & NLM_F_REPLACE) != 0, payload);
+            return parse_route(message.type == RTM_DELROUTE, (message.flags & NLM_F_REPLACE) != 0,
+                               message.payload);
         case RTM_NEWNEIGH:
         case RTM_DELNEIGH:
-            return parse_neighbour(header.nlmsg_type == RTM_DELNEIGH, payload);
+            return parse_neighbour(message.type == RTM_DELNEIGH, message.payload);
         case RTM_NEWRULE:
         case RTM_DELRULE:
-            return parse_rule(header.nlmsg_type == RTM_DELRULE, payload);
+            return parse_rule(message.type == RTM_DELRULE, message.payload);
         default:
             return Ignored{};
     }
-}
-
-}  // namespace
-
-std::expected<Datagram, std::string> parse_datagram(std::span<const std::byte> bytes) {
-    Datagram datagram;
-    while (!bytes.empty()) {
-        nlmsghdr header{};
-        if (!read(bytes, header) || header.nlmsg_len < sizeof header ||
-            header.nlmsg_len > bytes.size()) {
-            return Error("a netlink message is cut off");
-        }
-        const Bytes payload = bytes.subspan(sizeof header, header.nlmsg_len - sizeof header);
-        datagram.interrupted |= (header.nlmsg_flags & NLM_F_DUMP_INTR) != 0;
-        if (header.nlmsg_type == NLMSG_DONE || header.nlmsg_type == NLMSG_ERROR) {
-            // Both begin with a negative errno; NLMSG_DONE of old kernels comes without.
-            int error = 0;
-            if (!read(payload, error) && header.nlmsg_type == NLMSG_ERROR) {
-                return Error("a netlink error is cut off");
-            }
-            if (error < 0) datagram.error = error == INT32_MIN ? INT32_MAX : -error;
-            datagram.done |= header.nlmsg_type == NLMSG_DONE;
-        } else {
-            auto message = parse_message(header, payload);
-            if (!message) return Error(message.error());
-            datagram.messages.push_back(std::move(*message));
-        }
-        bytes = bytes.subspan(std::min(aligned(header.nlmsg_len), bytes.size()));
-    }
-    return datagram;
 }
 
 }  // namespace sallyport::route

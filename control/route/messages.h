@@ -3,11 +3,10 @@
 
 // What the kernel says about links, routes, rules and neighbours (rtnetlink), as typed values.
 //
-// A datagram from the kernel is a sequence of messages; each has a fixed header of its type and
-// then attributes (length, type, value) that may nest. Parsing is pure: bytes in, values out, no
-// socket, so that it can be fuzzed. Lengths are checked strictly: an attribute that ends behind
-// its container, or a value of another size than its type has, makes the whole datagram an error,
-// because a mirror built of guesses is worse than one that is read again.
+// Parsing is pure: bytes in, values out, no socket, so that it can be fuzzed
+// (control/netlink/message.h has what all netlink messages share). Lengths are checked strictly: an
+// attribute that ends behind its container, or a value of another size than its type has, makes the
+// message an error, because a mirror built of guesses is worse than one that is read again.
 //
 // Only what the mirror needs is kept (mirror.h); everything else becomes Ignored.
 
@@ -16,11 +15,10 @@
 #include <cstdint>
 #include <expected>
 #include <optional>
-#include <span>
 #include <string>
 #include <variant>
-#include <vector>
 
+#include "control/netlink/message.h"
 #include "dataplane/base/ip.h"
 
 namespace sallyport::route {
@@ -91,13 +89,6 @@ struct RuleChange {
 using Message =
     std::variant<Ignored, LinkChange, RouteChange, NeighbourChange, AddressChange, RuleChange>;
 
-struct Datagram {
-    std::vector<Message> messages;
-    bool done = false;         // the last one of a dump
-    bool interrupted = false;  // the tables changed while they were dumped: dump again
-    int error = 0;             // errno of an NLMSG_ERROR
-};
-
-std::expected<Datagram, std::string> parse_datagram(std::span<const std::byte> bytes);
+std::expected<Message, std::string> parse_message(const netlink::Message& message);
 
 }  // namespace sallyport::route

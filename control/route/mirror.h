@@ -4,7 +4,7 @@
 // A copy of the kernel's routes and neighbours, as far as they concern our ports, from which the
 // snapshots for direct egress are built (dataplane/egress/next_hops.h).
 //
-//   rtnetlink -> parse_datagram() -> RouteMirror -> build() -> NextHops -> workers
+//   RouteSocket -> parse_message() -> RouteMirror -> build() -> NextHops -> workers
 //
 // What the kernel would do with a packet and the mirror says must not differ, so the mirror knows
 // where its knowledge ends, and there it says "leave it to the kernel":

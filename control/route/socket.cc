@@ -4,94 +4,66 @@
 #include <linux/fib_rules.h>
 #include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
-#include <net/if.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
-#include <cstring>
 
 namespace sallyport::route {
 
 namespace {
 
-constexpr size_t kReceiveBytes = 256 * 1024;  // the kernel fills at most 32 KB at once
-constexpr int kReceiveBuffer = 8 << 20;
 constexpr int kDumpAttempts = 5;
-constexpr timeval kAnswerTimeout{.tv_sec = 10, .tv_usec = 0};
+constexpr std::array<int, 8> kGroups = {
+    RTNLGRP_LINK,       RTNLGRP_NEIGH,      RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE,   RTNLGRP_IPV6_RULE};
 
-std::unexpected<std::string> failed(const std::string& what, int error) {
-    return std::unexpected(what + ": " + std::strerror(error));
+// Makes the kernel look after an entry as if it had sent to it.
+netlink::RequestBuffer encode_use(const NeighbourName& name, uint32_t sequence) {
+    netlink::Writer writer(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, sequence);
+    ndmsg body{};
+    body.ndm_family = name.address.family == Family::v4 ? AF_INET : AF_INET6;
+    body.ndm_ifindex = static_cast<int>(name.ifindex);
+    body.ndm_flags = NTF_USE;
+    writer.put(body);
+    const auto address = std::as_bytes(std::span(name.address.bytes));
+    writer.bytes(NDA_DST, address.first(name.address.bit_count() / 8));
+    return writer.take();
 }
 
-struct Received {
-    int error = 0;  // errno; 0: a datagram from the kernel, perhaps empty
-    Datagram datagram;
+}  // namespace
+
+std::expected<RouteSocket, std::string> RouteSocket::open() {
+    auto notifications = netlink::Notifications::open(netlink::Protocol::route, kGroups);
+    if (!notifications) return std::unexpected(notifications.error());
+    auto requests = netlink::Socket::open(netlink::Protocol::route);
+    if (!requests) return std::unexpected(requests.error());
+    return RouteSocket(std::move(*notifications), std::move(*requests));
+}
+
+template <typename Header>
+std::expected<bool, std::string> RouteSocket::dump_one(const char* what, uint16_t type,
+                                                       const Header& header, RouteMirror& mirror) {
+    netlink::Writer writer(type, NLM_F_DUMP, requests_.next_sequence());
+    writer.put(header);
     std::string malformed;
-};
-
-Received receive_datagram(int fd, std::vector<std::byte>& buffer) {
-    Received received;
-    sockaddr_nl from{};
-    socklen_t from_bytes = sizeof from;
-    const ssize_t bytes = recvfrom(fd, buffer.data(), buffer.size(), MSG_TRUNC,
-                                   reinterpret_cast<sockaddr*>(&from), &from_bytes);
-    if (bytes < 0) {
-        received.error = errno;
-    } else if (static_cast<size_t>(bytes) > buffer.size()) {
-        received.error = EMSGSIZE;
-    } else if (from.nl_pid == 0) {  // anybody may send to us; only the kernel is believed
-        auto parsed = parse_datagram(std::span(buffer).first(static_cast<size_t>(bytes)));
-        if (parsed) {
-            received.datagram = std::move(*parsed);
+    const auto done = requests_.exchange(writer.take(), [&](const netlink::Message& each) {
+        const auto message = parse_message(each);
+        if (message) {
+            mirror.load(*message);
         } else {
-            received.malformed = parsed.error();
+            malformed = message.error();
         }
-    }
-    return received;
+    });
+    const std::string text = std::string("cannot read the kernel's ") + what + ": ";
+    if (!malformed.empty()) return std::unexpected(text + malformed);
+    if (!done && done.error().number == EAGAIN) return false;
+    if (!done) return std::unexpected(text + done.error().text);
+    return true;
 }
 
-template <typename Header>
-bool send_dump_request(int fd, uint16_t type, const Header& header) {
-    struct {
-        nlmsghdr netlink;
-        Header header;
-    } request{};
-    request.netlink.nlmsg_len = sizeof request;
-    request.netlink.nlmsg_type = type;
-    request.netlink.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-    request.header = header;
-    return send(fd, &request, sizeof request, 0) == static_cast<ssize_t>(sizeof request);
-}
-
-// One dump, to its end. True: complete; false: the tables changed meanwhile.
-template <typename Header>
-std::expected<bool, std::string> dump_one(const char* what, uint16_t type, const Header& header,
-                                          RouteMirror& mirror) {
-    const std::string text = std::string("cannot read the kernel's ") + what;
-    const UniqueFd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
-    if (!fd) return failed(text, errno);
-    setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kAnswerTimeout, sizeof kAnswerTimeout);
-    if (!send_dump_request(fd.get(), type, header)) return failed(text, errno);
-
-    std::vector<std::byte> buffer(kReceiveBytes);
-    bool interrupted = false;
-    for (;;) {
-        const Received received = receive_datagram(fd.get(), buffer);
-        if (received.error == EINTR) continue;
-        if (received.error != 0) return failed(text, received.error);
-        if (!received.malformed.empty()) {
-            return std::unexpected(text + ": " + received.malformed);
-        }
-        if (received.datagram.error != 0) return failed(text, received.datagram.error);
-        for (const Message& message : received.datagram.messages) mirror.load(message);
-        interrupted |= received.datagram.interrupted;
-        if (received.datagram.done) return !interrupted;
-    }
-}
-
-std::expected<bool, std::string> dump_all(RouteMirror& mirror) {
+std::expected<bool, std::string> RouteSocket::dump_all(RouteMirror& mirror) {
     bool complete = true;
     const auto add = [&complete](const std::expected<bool, std::string>& result) {
         complete = complete && result.value_or(false);
@@ -116,30 +88,6 @@ std::expected<bool, std::string> dump_all(RouteMirror& mirror) {
     return complete;
 }
 
-}  // namespace
-
-std::expected<RouteSocket, std::string> RouteSocket::open() {
-    RouteSocket routes;
-    routes.notifications_ =
-        UniqueFd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE));
-    const int fd = routes.notifications_.get();
-    if (fd < 0) return failed("cannot open a netlink socket", errno);
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &kReceiveBuffer, sizeof kReceiveBuffer);
-    sockaddr_nl address{};
-    address.nl_family = AF_NETLINK;
-    if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-        return failed("cannot bind a netlink socket", errno);
-    }
-    for (const int group :
-         {RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE,
-          RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE}) {
-        if (setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0) {
-            return failed("cannot subscribe to the kernel's routes", errno);
-        }
-    }
-    return routes;
-}
-
 std::expected<void, std::string> RouteSocket::dump(RouteMirror& mirror) {
     for (int attempt = 0; attempt < kDumpAttempts; ++attempt) {
         mirror.clear();
@@ -153,46 +101,22 @@ std::expected<void, std::string> RouteSocket::dump(RouteMirror& mirror) {
 
 std::expected<Effect, std::string> RouteSocket::receive(RouteMirror& mirror) {
     Effect strongest = Effect::none;
-    std::vector<std::byte> buffer(kReceiveBytes);
-    for (;;) {
-        const Received received = receive_datagram(fd(), buffer);
-        if (received.error == EAGAIN) return strongest;
-        if (received.error == EINTR) continue;
-        if (received.error == ENOBUFS || !received.malformed.empty()) {
-            strongest = Effect::resync;
-            continue;
-        }
-        if (received.error != 0) return failed("cannot read route changes", received.error);
-        for (const Message& message : received.datagram.messages) {
-            strongest = std::max(strongest, mirror.apply(message));
-        }
-    }
+    const auto received = notifications_.receive(
+        [&](const netlink::Message& each) {
+            const auto message = parse_message(each);
+            strongest = std::max(strongest, message ? mirror.apply(*message) : Effect::resync);
+        },
+        [&] { strongest = Effect::resync; });
+    if (!received) return std::unexpected(received.error());
+    return strongest;
 }
 
 std::expected<void, std::string> RouteSocket::refresh_used(const RouteMirror& mirror) {
-    const UniqueFd netlink(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
-    if (!netlink) return failed("cannot open a netlink socket", errno);
     for (const NeighbourName& name : mirror.to_refresh()) {
-        struct {
-            nlmsghdr netlink;
-            ndmsg neighbour;
-            rtattr attribute;
-            std::array<uint8_t, 16> address;
-        } request{};
-        const size_t address_bytes = name.address.bit_count() / 8;
-        request.netlink.nlmsg_len =
-            static_cast<uint32_t>(sizeof request - sizeof request.address + address_bytes);
-        request.netlink.nlmsg_type = RTM_NEWNEIGH;
-        // No acknowledgement: an entry that cannot be refreshed will be reported as a change.
-        request.netlink.nlmsg_flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE;
-        request.neighbour.ndm_family = name.address.family == Family::v4 ? AF_INET : AF_INET6;
-        request.neighbour.ndm_ifindex = static_cast<int>(name.ifindex);
-        request.neighbour.ndm_flags = NTF_USE;
-        request.attribute.rta_type = NDA_DST;
-        request.attribute.rta_len = static_cast<uint16_t>(RTA_LENGTH(address_bytes));
-        request.address = name.address.bytes;
-        if (send(netlink.get(), &request, request.netlink.nlmsg_len, 0) < 0) {
-            return failed("cannot refresh neighbours", errno);
+        const auto used = requests_.exchange(encode_use(name, requests_.next_sequence()));
+        // An entry that cannot be refreshed (its device went) is reported as a change.
+        if (!used && used.error().number == ETIMEDOUT) {
+            return std::unexpected("cannot refresh neighbours: " + used.error().text);
         }
     }
     return {};

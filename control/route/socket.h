@@ -10,11 +10,13 @@
 //
 // Owner: control thread.
 
+#include <cstdint>
 #include <expected>
 #include <string>
+#include <utility>
 
+#include "control/netlink/socket.h"
 #include "control/route/mirror.h"
-#include "dataplane/base/unique_fd.h"
 
 namespace sallyport::route {
 
@@ -23,7 +25,7 @@ class RouteSocket {
     // Subscribes to the network namespace of the calling thread.
     static std::expected<RouteSocket, std::string> open();
 
-    [[nodiscard]] int fd() const { return notifications_.get(); }
+    [[nodiscard]] int fd() const { return notifications_.fd(); }
 
     // Replaces what `mirror` holds by what the kernel has now. Blocks while the kernel answers.
     std::expected<void, std::string> dump(RouteMirror& mirror);
@@ -36,7 +38,17 @@ class RouteSocket {
     std::expected<void, std::string> refresh_used(const RouteMirror& mirror);
 
   private:
-    UniqueFd notifications_;
+    RouteSocket(netlink::Notifications notifications, netlink::Socket requests)
+        : notifications_(std::move(notifications)), requests_(std::move(requests)) {}
+
+    // One dump, to its end. True: complete; false: the tables changed meanwhile.
+    template <typename Header>
+    std::expected<bool, std::string> dump_one(const char* what, uint16_t type, const Header& header,
+                                              RouteMirror& mirror);
+    std::expected<bool, std::string> dump_all(RouteMirror& mirror);
+
+    netlink::Notifications notifications_;
+    netlink::Socket requests_;
 };
 
 }  // namespace sallyport::route

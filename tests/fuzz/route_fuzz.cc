@@ -11,6 +11,24 @@
 
 using namespace sallyport;
 
+namespace {
+
+// Calls `take` for each well-formed message; returns how many there were.
+template <typename Take>
+size_t for_each_message(std::span<const std::byte> rest, Take take) {
+    size_t count = 0;
+    while (true) {
+        const auto message = netlink::next_message(rest);
+        if (!message || !*message) return count;
+        const auto parsed = route::parse_message(**message);
+        if (!parsed) continue;
+        take(*parsed);
+        ++count;
+    }
+}
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto bytes = std::as_bytes(std::span(data, size));
     const size_t first_bytes = size == 0 ? 0 : data[0] * size_t{4} % (size + 1);
@@ -22,17 +40,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                 route::RuleChange{.rule = {.family = family, .ordinary = true, .table = table}});
         }
     }
-    size_t messages = 0;
-    if (const auto dump = route::parse_datagram(bytes.first(first_bytes))) {
-        for (const route::Message& message : dump->messages) mirror.load(message);
-        messages += dump->messages.size();
-    }
-    if (const auto changes = route::parse_datagram(bytes.subspan(first_bytes))) {
-        for (const route::Message& message : changes->messages) {
+    const size_t messages =
+        for_each_message(bytes.first(first_bytes),
+                         [&](const route::Message& message) { mirror.load(message); }) +
+        for_each_message(bytes.subspan(first_bytes), [&](const route::Message& message) {
             static_cast<void>(mirror.apply(message));
-        }
-        messages += changes->messages.size();
-    }
+        });
     if (messages == 0) return 0;
     const auto snapshot = mirror.build({});
     for (size_t offset = 0; offset + 16 <= size; offset += 16) {
