@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "config/system.h"
+#include "control/netlink/link.h"
 #include "control/policy/compile.h"
 #include "control/sa/kernel/kernel_sas.h"
 #include "control/sa/static/static_sas.h"
@@ -157,9 +158,11 @@ Appliance::Step Appliance::enable_forwarding() {
 
 Appliance::Step Appliance::create_tap() {
     tap_mtu_ = tunnel_mtu(ports_);
-    auto tap = io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()), tap_mtu_);
+    auto tap = io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()));
     if (!tap) return std::unexpected(tap.error());
     tap_.emplace(std::move(*tap));
+    const auto up = netlink::set_up_tap(config_.device, tap_->ifindex(), io::Tap::kMac, tap_mtu_);
+    if (!up) return std::unexpected(up.error());
     if (auto done = apply(tap_settings(config_.device), sysctls_, log_); !done) return done;
     if (!interface_) return {};
     return apply(interface_settings(config_.xfrm_interface), sysctls_, log_);

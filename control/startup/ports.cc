@@ -12,6 +12,7 @@
 #include "config/system.h"
 #include "dataplane/base/unique_fd.h"
 #include "dataplane/esp/overhead.h"
+#include "dataplane/io/tap.h"
 
 namespace sallyport::control {
 
@@ -19,6 +20,7 @@ namespace {
 
 constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
+static_assert(kTapMtuMax <= io::Tap::kMtuMax);
 
 std::expected<uint32_t, std::string> device_mtu(const std::string& device) {
     ifreq request{};

@@ -13,7 +13,7 @@ namespace {
 std::expected<std::unique_ptr<egress::Egress>, std::string> make_egress(const WorkerParts& parts,
                                                                         WorkerId worker) {
     auto tap =
-        egress::make_tap_egress(parts.tap.queue(to_index(worker)), parts.tap.mac(), parts.memory);
+        egress::make_tap_egress(parts.tap.queue(to_index(worker)), io::Tap::kMac, parts.memory);
     if (!tap || parts.config.egress == config::EgressMode::devmap) return tap;
     egress::DirectEgressSetup setup;
     setup.worker = worker;

@@ -44,14 +44,16 @@ class TapQueue {
 // The device. Exists as long as a queue is open: a killed daemon leaves none behind.
 class Tap {
   public:
-    // Creates `name` with `queues` queues, all of them open on return, and the address sp0 has:
-    // the locally administered MAC 02:53:50:00:01:00. Sets the MTU, takes it up, without IPv6
-    // autoconfiguration. Sysctls of it are control's. Fails when a device of that name exists.
-    // Only our user and group may attach to it, or who has CAP_NET_ADMIN.
-    static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues,
-                                                  uint32_t mtu);
+    // The address of sp0, locally administered, and the largest MTU that fits a frame.
+    static constexpr MacAddress kMac = {0x02, 0x53, 0x50, 0x00, 0x01, 0x00};
+    static constexpr uint32_t kMtuMax = kFrameDataBytesMax - 14;
+
+    // Creates `name` with `queues` queues, all of them open on return. Only our user and group may
+    // attach to it, or who has CAP_NET_ADMIN. Address, MTU and taking it up are control's
+    // (control/netlink/link.h, set_up_tap), and so are its sysctls. Fails when a device of that
+    // name exists.
+    static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues);
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }
-    [[nodiscard]] MacAddress mac() const { return mac_; }
     [[nodiscard]] TapQueue& queue(uint16_t index) { return queues_[index]; }
     // Which queue gets a packet that the kernel routes into the device: the return value of a
     // socket filter program (TUNSETSTEERINGEBPF). Without it the kernel spreads by flow.
@@ -59,7 +61,6 @@ class Tap {
 
   private:
     uint32_t ifindex_ = 0;
-    MacAddress mac_{};
     std::vector<TapQueue> queues_;
 };
 

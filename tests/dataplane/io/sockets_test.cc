@@ -16,6 +16,7 @@
 #include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
 #include "tests/dataplane/io/support.h"
+#include "tests/dataplane/io/tap_support.h"
 #include "tests/support/bpf_instruction.h"
 
 namespace sallyport::io {
@@ -327,27 +328,25 @@ TEST_F(IoTest, PortSocketErrorsSayWhatToDo) {
 
 TEST_F(IoTest, TapIsMadeAndGoesAway) {
     {
-        auto tap = Tap::create("sp0", 2, 1500);
+        auto tap = test::make_tap(2);
         ASSERT_TRUE(tap) << tap.error();
         EXPECT_EQ(tap->ifindex(), if_nametoindex("sp0"));
-        EXPECT_EQ(tap->mac(), (MacAddress{0x02, 0x53, 0x50, 0x00, 0x01, 0x00}));
         run("ip link show sp0 | grep -q 'UP.* mtu 1500'");
         run("ip link show sp0 | grep -q 02:53:50:00:01:00");
         run("ip -d link show sp0 | grep -q 'addrgenmode none'");
 
-        const auto second = Tap::create("sp0", 1, 1500);
+        const auto second = Tap::create("sp0", 1);
         ASSERT_FALSE(second);
         EXPECT_NE(second.error().find("exists already"), std::string::npos) << second.error();
     }
     EXPECT_EQ(if_nametoindex("sp0"), 0u);
-    EXPECT_FALSE(Tap::create("sp0", 1, 9000));
-    EXPECT_FALSE(Tap::create("a-name-that-is-too-long", 1, 1500));
+    EXPECT_FALSE(Tap::create("a-name-that-is-too-long", 1));
 }
 
 TEST_F(IoTest, TapEgressWritesWhatXdpAndKernelSee) {
-    auto tap = Tap::create("sp0", 2, 1500);
+    auto tap = test::make_tap(2);
     ASSERT_TRUE(tap) << tap.error();
-    auto egress = egress::make_tap_egress(tap->queue(1), tap->mac(), *memory_);
+    auto egress = egress::make_tap_egress(tap->queue(1), Tap::kMac, *memory_);
     ASSERT_TRUE(egress) << egress.error();
     Capture capture("sp0");
 
@@ -384,7 +383,7 @@ TEST_F(IoTest, TapEgressWritesWhatXdpAndKernelSee) {
 }
 
 TEST_F(IoTest, WhatTheKernelRoutesIntoTheTapIsRead) {
-    auto tap = Tap::create("sp0", 2, 1500);
+    auto tap = test::make_tap(2);
     ASSERT_TRUE(tap) << tap.error();
     run("ip addr add 10.9.0.1/24 dev sp0");
     run("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:99 dev sp0");
@@ -432,7 +431,7 @@ class DirectEgressTest : public IoTest {
         make_veth(2);
         port_ = open_port(setup("va"));
         ASSERT_TRUE(port_);
-        auto tap = Tap::create("sp0", 1, 1500);
+        auto tap = test::make_tap(1);
         ASSERT_TRUE(tap) << tap.error();
         tap_.emplace(std::move(*tap));
         ASSERT_NO_FATAL_FAILURE(make_egress({true}));
@@ -446,7 +445,7 @@ class DirectEgressTest : public IoTest {
     }
 
     void make_egress(std::vector<bool> protected_side) {
-        auto fallback = egress::make_tap_egress(tap_->queue(0), tap_->mac(), *memory_);
+        auto fallback = egress::make_tap_egress(tap_->queue(0), Tap::kMac, *memory_);
         ASSERT_TRUE(fallback) << fallback.error();
         egress_ = egress::make_direct_egress({.worker = WorkerId{1},
                                               .memory = &*memory_,
@@ -518,7 +517,7 @@ class DirectEgressTest : public IoTest {
     }
     Bytes through_kernel(Bytes frame, FrameKind kind) const {
         const std::array<uint8_t, 6> source = {2, 0x53, 0x50, 0, 0, static_cast<uint8_t>(kind)};
-        std::ranges::copy(tap_->mac(), frame.begin());
+        std::ranges::copy(Tap::kMac, frame.begin());
         std::ranges::copy(source, frame.begin() + 6);
         return frame;
     }

@@ -41,7 +41,7 @@ int attach_as_nobody(const char* device) {
 TEST_F(TapTest, NobodyElseMayAttach) {
     if (access("/dev/net/tun", R_OK | W_OK) != 0) GTEST_SKIP() << "no /dev/net/tun";
     for (const uint16_t queues : {uint16_t{1}, uint16_t{3}}) {
-        const auto tap = Tap::create("sp0", queues, 1500);
+        const auto tap = Tap::create("sp0", queues);
         ASSERT_TRUE(tap) << tap.error();
         EXPECT_EQ(attach_as_nobody("sp0"), EPERM) << queues << " queues";
     }

@@ -29,6 +29,7 @@
 #include "dataplane/io/port_sockets.h"
 #include "dataplane/io/tap.h"
 #include "dataplane/worker/worker.h"
+#include "tests/dataplane/io/tap_support.h"
 #include "tests/support/bpf_instruction.h"
 #include "tests/support/tunnel_world.h"
 
@@ -109,7 +110,7 @@ class WorkerTest : public ::testing::Test {
                                             *memory_);
         ASSERT_TRUE(port) << port.error();
         port_ = std::move(*port);
-        auto tap = io::Tap::create("sp0", 1, 1500);
+        auto tap = test::make_tap(1);
         ASSERT_TRUE(tap) << tap.error();
         tap_.emplace(std::move(*tap));
         steer();
