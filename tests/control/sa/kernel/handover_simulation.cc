@@ -554,9 +554,11 @@ void Simulation::crash() {
     nobody_is_there();
 }
 
-// Workers stop where they are.
+// Workers stop where they are. An SA that is moved meanwhile is served by the kernel before its
+// counters are raised: a known gap.
 void Simulation::stop_cleanly() {
     if (!daemon_ || faulty_ || some_are_behind()) return;
+    daemon_->model.faults.before_write = nullptr;
     daemon_->requests.pay_debts();
     daemon_->slots.for_each([this](Slot& slot) { daemon_->handover.write_back(slot); });
     wire_.feedback_done();
