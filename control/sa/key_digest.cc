@@ -11,9 +11,11 @@ namespace sallyport::control {
 
 // libcrypto can fail only for want of memory.
 Sha256 sha256(std::initializer_list<std::span<const std::byte>> parts) {
+    static const EVP_MD* const algorithm = EVP_MD_fetch(nullptr, "SHA256", nullptr);  // once
     Sha256 out{};
     EVP_MD_CTX* context = EVP_MD_CTX_new();
-    bool ok = context != nullptr && EVP_DigestInit_ex(context, EVP_sha256(), nullptr) == 1;
+    bool ok = context != nullptr && algorithm != nullptr &&
+              EVP_DigestInit_ex(context, algorithm, nullptr) == 1;
     for (const auto part : parts) {
         ok = ok && EVP_DigestUpdate(context, part.data(), part.size()) == 1;
     }

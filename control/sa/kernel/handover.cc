@@ -52,7 +52,9 @@ void Handover::steer(const xfrm::KernelSa& state, const SaDecision& decision,
     // SA that is unused until now. Only where a worker serves a group already is nothing of the
     // group on its way.
     slot.settle_first = !outbound || !group_is_served || used_by_kernel(state);
-    if (!outbound) slot.side.emplace<InboundSide>();
+    if (outbound) return;  // steered when the owners of its policy are published
+    slot.side.emplace<InboundSide>();
+    slot.steered_at = around_.clock.now();
 }
 
 // Each by its own time: a round that is due may be that of an earlier one.

@@ -593,7 +593,7 @@ void Simulation::calm_down() {
     start();
     daemon_->model.faults = {};
     faulty_ = false;
-    for (int i = 0; i < 2; ++i) a_second_passes();
+    a_second_passes();
     tell("all SAs go");
     while (!kernel_.states.empty()) kernel_.remove(kernel_.states.begin()->first);
     for (int i = 0; i < 2; ++i) a_second_passes();
