@@ -68,6 +68,7 @@ NewState state(uint32_t number, std::mt19937& random, std::span<const std::byte>
             .source = inbound ? peer : here,
             .reqid = number / 2 + 1,
             .direction = inbound ? StateDirection::inbound : StateDirection::outbound,
+            .suite = crypto::find_suite("aes-gcm-16-256"),
             .key = key,
             .esn = true,
             .replay_window = 128};

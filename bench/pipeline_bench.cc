@@ -71,6 +71,7 @@ struct World {
           out(table, aead, counters, events, WorkerId{0}),
           in(sad, aead, counters, events, WorkerId{0}) {
         std::mt19937 random(7);
+        const crypto::Suite* suite = crypto::find_suite("aes-gcm-16-128");
         std::vector<SpdEntry> entries;
         for (uint32_t i = 0; i < sa_count; ++i) {
             std::byte key[20];
@@ -83,6 +84,7 @@ struct World {
                                                        .spi = spi,
                                                        .source = v4(kGateway),
                                                        .destination = v4(kPeer),
+                                                       .suite = suite,
                                                        .key = key,
                                                        .sequence_reserved = kSequenceEnd32,
                                                        .sequence_low_water = kSequenceEnd32})
@@ -94,6 +96,7 @@ struct World {
                                                      .spi = spi,
                                                      .source = v4(kGateway),
                                                      .destination = v4(kPeer),
+                                                     .suite = suite,
                                                      .key = key,
                                                      .selectors = {&selector, 1}})
                                   .value());

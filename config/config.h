@@ -16,6 +16,7 @@
 #include <expected>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,6 +25,7 @@
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
 #include "dataplane/base/secret_bytes.h"
+#include "dataplane/crypto/suite.h"
 #include "dataplane/io/bind.h"
 #include "dataplane/sa/df_policy.h"
 #include "dataplane/spd/spd.h"
@@ -104,18 +106,17 @@ struct Policy {
 };
 
 enum class SaDirection : uint8_t { inbound, outbound };
-enum class Suite : uint8_t { aes_gcm_16_128, aes_gcm_16_192, aes_gcm_16_256 };
 using sallyport::DfPolicy;
 
 // A manually keyed SA (tunnel mode).
 struct StaticSa {
     std::string name;
     SaDirection direction = SaDirection::inbound;
-    Spi spi{};              // host order, >= 256
-    IpAddress source;       // outer
-    IpAddress destination;  // outer
-    Suite suite = Suite::aes_gcm_16_128;
-    SecretBytes key;  // key || 4-byte salt (RFC 4106 8.1)
+    Spi spi{};                             // host order, >= 256
+    IpAddress source;                      // outer
+    IpAddress destination;                 // outer
+    const crypto::Suite* suite = nullptr;  // a row of the table that was given to the reader
+    SecretBytes key;                       // key || salt (RFC 4106 8.1)
     bool esn = false;
     uint32_t replay_window = 64;     // inbound; 0 (off) or 32 .. 4096
     std::string policy;              // name of the PROTECT policy whose traffic it carries
@@ -169,9 +170,10 @@ struct Error {
 std::expected<Config, std::vector<Error>> load(const std::filesystem::path& file);
 
 // The same for text already in memory; `file` is used for messages and for relative key files,
-// which are read.
-std::expected<Config, std::vector<Error>> parse(std::string_view text,
-                                                const std::filesystem::path& file);
+// which are read. `suites`: those that an SA may name.
+std::expected<Config, std::vector<Error>> parse(
+    std::string_view text, const std::filesystem::path& file,
+    std::span<const crypto::Suite> suites = crypto::suites());
 
 // What only the running system can say: missing devices, queue counts, CPUs. Empty: all is well.
 std::vector<Error> check_against_system(const Config& config);

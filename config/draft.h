@@ -50,7 +50,8 @@ struct Draft {
 };
 
 // Each key by itself: type, range, spelling.
-Draft read_sections(const Node& root, const std::filesystem::path& file, Diagnostics& diagnostics);
+Draft read_sections(const Node& root, const std::filesystem::path& file, Diagnostics& diagnostics,
+                    std::span<const crypto::Suite> suites);
 
 // What concerns several of them: duplicates, references, limits.
 void validate(const Draft& draft, Diagnostics& diagnostics);

@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <span>
 
 #include "dataplane/base/unique_fd.h"
@@ -16,7 +17,6 @@ namespace sallyport::config {
 
 namespace {
 
-constexpr size_t kSaltBytes = 4;
 constexpr size_t kKeyFileBytesMax = 1024;
 
 // Bytes on the stack that are gone when the scope ends.
@@ -42,62 +42,37 @@ std::string system_error(std::string_view what) {
 
 }  // namespace
 
-size_t key_material_bytes(Suite suite) {
-    switch (suite) {
-        case Suite::aes_gcm_16_128:
-            return 16 + kSaltBytes;
-        case Suite::aes_gcm_16_192:
-            return 24 + kSaltBytes;
-        case Suite::aes_gcm_16_256:
-            return 32 + kSaltBytes;
-    }
-    return 0;
-}
-
-std::string_view suite_name(Suite suite) {
-    switch (suite) {
-        case Suite::aes_gcm_16_128:
-            return "aes-gcm-16-128";
-        case Suite::aes_gcm_16_192:
-            return "aes-gcm-16-192";
-        case Suite::aes_gcm_16_256:
-            return "aes-gcm-16-256";
-    }
-    return "unknown";
-}
-
-std::span<const std::byte> cipher_key(const SecretBytes& material) {
+std::span<const std::byte> cipher_key(const SecretBytes& material, const crypto::Suite& suite) {
     const auto bytes = material.bytes();
-    return bytes.first(bytes.size() < kSaltBytes ? 0 : bytes.size() - kSaltBytes);
+    return bytes.first(std::min<size_t>(bytes.size(), suite.key_bytes));
 }
 
 std::expected<SecretBytes, std::string> parse_key(std::string_view hex,
-                                                  std::optional<Suite> suite) {
+                                                  const crypto::Suite* suite) {
     if (!std::ranges::all_of(hex, [](char c) { return hex_value(c).has_value(); })) {
         return std::unexpected(
             "contains something other than hex digits: write 0-9 and a-f only, without 0x, spaces "
             "or colons");
     }
-    if (suite && hex.size() != 2 * key_material_bytes(*suite)) {
-        const size_t bytes = key_material_bytes(*suite);
+    if (suite == nullptr) return SecretBytes();
+    const size_t bytes = suite->key_material_bytes();
+    if (hex.size() != 2 * bytes) {
         return std::unexpected("has " + std::to_string(hex.size()) + " hex digits; " +
-                               std::string(suite_name(*suite)) + " takes " +
-                               std::to_string(2 * bytes) + ": " +
-                               std::to_string(bytes - kSaltBytes) + " bytes of key, then " +
-                               std::to_string(kSaltBytes) + " of salt");
+                               std::string(suite->name) + " takes " + std::to_string(2 * bytes) +
+                               ": " + std::to_string(suite->key_bytes) + " bytes of key, then " +
+                               std::to_string(suite->form.salt_bytes) + " of salt");
     }
-    if (!suite) return SecretBytes();
 
     ScratchSecret<SecretBytes::kCapacity> scratch;
-    const size_t size = hex.size() / 2;
-    for (size_t i = 0; i < size; ++i) {
+    for (size_t i = 0; i < bytes; ++i) {
         scratch.bytes[i] = std::byte(*hex_value(hex[2 * i]) << 4 | *hex_value(hex[2 * i + 1]));
     }
-    SecretBytes material(std::span(scratch.bytes).first(size));
-    if (std::ranges::all_of(cipher_key(material), [](std::byte b) { return b == std::byte{0}; })) {
+    SecretBytes material(std::span(scratch.bytes).first(bytes));
+    if (std::ranges::all_of(cipher_key(material, *suite),
+                            [](std::byte b) { return b == std::byte{0}; })) {
         return std::unexpected(
             "is all zero, which everybody can guess: make one with 'openssl rand -hex " +
-            std::to_string(size) + "'");
+            std::to_string(bytes) + "'");
     }
     return material;
 }
@@ -120,7 +95,7 @@ std::string secret_file_problem(const struct stat& attributes) {
 }
 
 std::expected<SecretBytes, std::string> read_key_file(const std::filesystem::path& path,
-                                                      std::optional<Suite> suite) {
+                                                      const crypto::Suite* suite) {
     // Opening a device can have effects, so look first; what counts is the second look, at what
     // was really opened.
     struct stat attributes{};

@@ -32,7 +32,8 @@ struct SecretText {
 // `file_attributes`: of the file the text came from, when it came from one.
 std::expected<Config, std::vector<Error>> build(std::string_view text,
                                                 const std::filesystem::path& file,
-                                                const struct stat* file_attributes) {
+                                                const struct stat* file_attributes,
+                                                std::span<const crypto::Suite> suites) {
     Diagnostics diagnostics(file);
     if (text.size() > kFileBytesMax) {
         diagnostics.add(0, "is larger than 4 MiB: no configuration is");
@@ -41,7 +42,7 @@ std::expected<Config, std::vector<Error>> build(std::string_view text,
     const auto document = Document::parse(text, diagnostics);
     if (!document) return std::unexpected(diagnostics.take());
 
-    Draft draft = read_sections(document->root(), file, diagnostics);
+    Draft draft = read_sections(document->root(), file, diagnostics, suites);
     validate(draft, diagnostics);
     if (file_attributes != nullptr && draft.inline_key_line != 0) {
         if (const std::string problem = secret_file_problem(*file_attributes); !problem.empty()) {
@@ -77,8 +78,9 @@ bool read_all(int fd, std::string& text) {
 }  // namespace
 
 std::expected<Config, std::vector<Error>> parse(std::string_view text,
-                                                const std::filesystem::path& file) {
-    return build(text, file, nullptr);
+                                                const std::filesystem::path& file,
+                                                std::span<const crypto::Suite> suites) {
+    return build(text, file, nullptr, suites);
 }
 
 std::expected<Config, std::vector<Error>> load(const std::filesystem::path& file) {
@@ -96,7 +98,7 @@ std::expected<Config, std::vector<Error>> load(const std::filesystem::path& file
     close(fd);
     if (!is_regular) return failed("is not a regular file");
     if (!is_read) return failed(std::string("cannot be read: ") + std::strerror(read_error));
-    return build(content.text, file, &attributes);
+    return build(content.text, file, &attributes, crypto::suites());
 }
 
 }  // namespace sallyport::config

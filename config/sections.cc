@@ -276,8 +276,8 @@ PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
     return draft;
 }
 
-void read_key(TableReader& table, std::optional<Suite> suite, bool suite_wrong,
-              const std::filesystem::path& file, SaDraft& draft, uint32_t& inline_key_line) {
+void read_key(TableReader& table, const std::filesystem::path& file, SaDraft& draft,
+              uint32_t& inline_key_line) {
     const auto inline_key = table.string("key");
     const auto key_file = table.string("key_file");
     draft.key_line = table.line_of(table.has("key") ? "key" : "key_file");
@@ -290,10 +290,8 @@ void read_key(TableReader& table, std::optional<Suite> suite, bool suite_wrong,
         table.require("key", "give key (hex digits of key and salt) or key_file");
         return;
     }
-    // Without a suite there is no right length; that it lacks has been reported.
-    const auto length_from = suite_wrong ? std::nullopt : suite;
     if (inline_key) {
-        auto material = parse_key(*inline_key, length_from);
+        auto material = parse_key(*inline_key, draft.sa.suite);
         if (material) {
             draft.sa.key = std::move(*material);
         } else {
@@ -306,7 +304,7 @@ void read_key(TableReader& table, std::optional<Suite> suite, bool suite_wrong,
             table.report("key_file", shown(*key_file) + " is not a path");
             return;
         }
-        auto material = read_key_file(file.parent_path() / *key_file, length_from);
+        auto material = read_key_file(file.parent_path() / *key_file, draft.sa.suite);
         if (material) {
             draft.sa.key = std::move(*material);
         } else {
@@ -347,7 +345,7 @@ void read_sa_addresses(TableReader& table, SaDraft& draft) {
 }
 
 SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& inline_key_line,
-                Diagnostics& diagnostics) {
+                Diagnostics& diagnostics, std::span<const crypto::Suite> suites) {
     SaDraft draft;
     StaticSa& sa = draft.sa;
     sa.location.line = node.line;
@@ -372,10 +370,9 @@ SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& i
     }
     read_sa_addresses(table, draft);
 
-    table.require("suite", "allowed are aes-gcm-16-128, aes-gcm-16-192 or aes-gcm-16-256");
-    const auto suite = read_suite(table, "suite");
-    assign(sa.suite, suite);
-    read_key(table, suite, !suite.has_value(), file, draft, inline_key_line);
+    table.require("suite", "allowed are " + alternatives(suite_names(suites)));
+    sa.suite = read_suite(table, "suite", suites);
+    read_key(table, file, draft, inline_key_line);
 
     assign(sa.esn, table.boolean("esn"));
     const auto window =
@@ -414,7 +411,8 @@ SaDraft read_sa(const Node& node, const std::filesystem::path& file, uint32_t& i
 
 }  // namespace
 
-Draft read_sections(const Node& root, const std::filesystem::path& file, Diagnostics& diagnostics) {
+Draft read_sections(const Node& root, const std::filesystem::path& file, Diagnostics& diagnostics,
+                    std::span<const crypto::Suite> suites) {
     Draft draft;
     draft.config.file = file;
     TableReader table(root, "the file", diagnostics);
@@ -448,7 +446,7 @@ Draft read_sections(const Node& root, const std::filesystem::path& file, Diagnos
     std::vector<const Node*> sas;
     read_tables(table, "sa", "[[sa]]", sas);
     for (const Node* sa : sas) {
-        draft.sas.push_back(read_sa(*sa, file, draft.inline_key_line, diagnostics));
+        draft.sas.push_back(read_sa(*sa, file, draft.inline_key_line, diagnostics, suites));
     }
     table.finish();
     return draft;

@@ -6,14 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "config/key_material.h"
-
 namespace sallyport::config {
 
 namespace {
-
-constexpr std::array kSuites = {Suite::aes_gcm_16_128, Suite::aes_gcm_16_192,
-                                Suite::aes_gcm_16_256};
 
 // A word inside an algorithm's name and why nothing with that word is used.
 struct Refusal {
@@ -74,15 +69,19 @@ std::vector<std::string> words_of(std::string_view name) {
 
 }  // namespace
 
-std::optional<Suite> read_suite(TableReader& table, std::string_view key) {
-    const auto name = table.string(key);
-    if (!name) return std::nullopt;
-    std::vector<std::string_view> allowed;
-    for (const Suite suite : kSuites) {
-        if (suite_name(suite) == *name) return suite;
-        allowed.push_back(suite_name(suite));
-    }
+std::vector<std::string_view> suite_names(std::span<const crypto::Suite> suites) {
+    std::vector<std::string_view> names;
+    for (const crypto::Suite& suite : suites) names.push_back(suite.name);
+    return names;
+}
 
+const crypto::Suite* read_suite(TableReader& table, std::string_view key,
+                                std::span<const crypto::Suite> suites) {
+    const auto name = table.string(key);
+    if (!name) return nullptr;
+    if (const crypto::Suite* suite = crypto::find_suite(*name, suites)) return suite;
+
+    const std::vector<std::string_view> allowed = suite_names(suites);
     const auto words = words_of(*name);
     const auto has_word = [&](std::string_view word) {
         return std::ranges::find(words, word) != words.end();
@@ -91,7 +90,7 @@ std::optional<Suite> read_suite(TableReader& table, std::string_view key) {
         if (!has_word(refusal.word)) continue;
         table.report(key, shown(*name) + " is refused: " + std::string(refusal.reason) + "; use " +
                               alternatives(allowed));
-        return std::nullopt;
+        return nullptr;
     }
     std::string text = shown(*name);
     const std::string_view meant = nearest(*name, allowed);
@@ -103,7 +102,7 @@ std::optional<Suite> read_suite(TableReader& table, std::string_view key) {
         text += " is not known: allowed are ";
     }
     table.report(key, text + alternatives(allowed));
-    return std::nullopt;
+    return nullptr;
 }
 
 }  // namespace sallyport::config

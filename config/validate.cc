@@ -139,7 +139,9 @@ void check_keys(const Draft& draft, Diagnostics& diagnostics) {
     for (const SaDraft& item : draft.sas) {
         if (!item.sa.key.empty()) items.push_back(&item);
     }
-    const auto bytes = [](const SaDraft* item) { return cipher_key(item->sa.key); };
+    const auto bytes = [](const SaDraft* item) {
+        return cipher_key(item->sa.key, *item->sa.suite);
+    };
     // Equal keys come to stand together, each run in file order.
     std::ranges::stable_sort(items, [&](const SaDraft* a, const SaDraft* b) {
         return std::ranges::lexicographical_compare(bytes(a), bytes(b));

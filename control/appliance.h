@@ -43,7 +43,7 @@
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/tap.h"
 #include "dataplane/worker/worker.h"

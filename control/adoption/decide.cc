@@ -10,6 +10,7 @@
 #include "control/adoption/inbound_selectors.h"
 #include "control/adoption/owners.h"
 #include "control/adoption/parts.h"
+#include "control/adoption/suites.h"
 #include "control/adoption/templates.h"
 #include "control/policy/compile.h"
 
@@ -261,7 +262,7 @@ void Decider::decide_sas() {
         const auto fitting_out = outbound_classes_.fitting(sa);
         const auto fitting_in = inbound_classes_.fitting(sa);
         decision.direction = direction_of(sa, fitting_out, fitting_in);
-        decision.reason = obstacle_of(sa, decision.direction);
+        decision.reason = obstacle_of(sa, decision.direction, setup_.suites);
         if (!decision.direction) {
             if (decision.adopted()) decision.reason = "direction not known";
         } else if (*decision.direction == xfrm::StateDirection::outbound) {
@@ -270,7 +271,7 @@ void Decider::decide_sas() {
             decide_inbound(fitting_in, decision);
         }
         if (decision.adopted()) {
-            decision.suite = suite_of(sa).value_or(crypto::Suite{});
+            decision.suite = suite_of(sa, setup_.suites);
             decision.copy_dscp = (sa.extra_flags & kExtraDontEncapDscp) == 0;
             if ((sa.flags & kFlagNoPathMtuDiscovery) != 0) decision.df = DfPolicy::clear;
         }

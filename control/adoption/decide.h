@@ -73,7 +73,7 @@
 
 #include "config/config.h"
 #include "control/xfrm/mirror.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/suite.h"
 #include "dataplane/sa/sa.h"
 #include "dataplane/spd/spd.h"
 
@@ -83,6 +83,7 @@ struct AdoptionSetup {
     std::span<const uint16_t> cpus;  // of the workers, by WorkerId
     std::span<const IpAddress> local_addresses;
     std::span<const config::Policy> policies;  // of the configuration: BYPASS and DISCARD
+    std::span<const crypto::Suite> suites = crypto::suites();  // that workers speak
 };
 
 struct SaDecision {
@@ -90,11 +91,11 @@ struct SaDecision {
     std::string reason;  // why the kernel keeps it; empty: a worker takes it
     PolicyId group{};    // meaningful when adopted
     WorkerId owner{};
-    crypto::Suite suite{};
-    DfPolicy df = DfPolicy::copy;     // outbound
-    bool copy_dscp = true;            // outbound
-    uint64_t rank = 0;                // outbound: greater goes first among those of one group
-    std::vector<Selector> selectors;  // inbound
+    const crypto::Suite* suite = nullptr;  // when adopted
+    DfPolicy df = DfPolicy::copy;          // outbound
+    bool copy_dscp = true;                 // outbound
+    uint64_t rank = 0;                     // outbound: greater goes first among those of one group
+    std::vector<Selector> selectors;       // inbound
     [[nodiscard]] bool adopted() const { return reason.empty(); }
 };
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "control/xfrm/values.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/suite.h"
 #include "dataplane/sa/sa.h"
 #include "dataplane/spd/spd.h"
 
@@ -38,11 +38,9 @@ std::string describe(const xfrm::Mark& mark);
 
 // ---- one SA (sas.cc) ---------------------------------------------------------------------------
 
-// What workers have for the SA's algorithm and key.
-std::optional<crypto::Suite> suite_of(const xfrm::KernelSa& sa);
-
 // Why the state by itself, whatever the policies are, is not for workers; empty: it is.
-std::string obstacle_of(const xfrm::KernelSa& sa, std::optional<xfrm::StateDirection> direction);
+std::string obstacle_of(const xfrm::KernelSa& sa, std::optional<xfrm::StateDirection> direction,
+                        std::span<const crypto::Suite> suites);
 
 // Does the kernel send by `wanted` with this SA; may a packet that came by the SA pass `wanted`.
 bool fits_outbound(const xfrm::Template& wanted, uint32_t if_id, const xfrm::KernelSa& sa);

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "control/adoption/parts.h"
+#include "control/adoption/suites.h"
 #include "dataplane/sa/replay_window.h"
 
 namespace sallyport::control::adoption {
@@ -63,19 +64,6 @@ std::string obstacle_of_form(const xfrm::KernelSa& sa) {
     return {};
 }
 
-std::string obstacle_of_cipher(const xfrm::KernelSa& sa) {
-    if (!sa.aead || sa.algorithm != "rfc4106(gcm(aes))") return "cipher " + sa.algorithm;
-    if (sa.icv_bits != 8 * crypto::kGcmIcvBytes) {
-        return "ICV of " + std::to_string(sa.icv_bits) + " bits";
-    }
-    const auto key = sa.key.bytes();
-    std::byte any{};
-    for (const std::byte byte : key) any |= byte;
-    if (any == std::byte{}) return "its keys are hidden (lockdown)";
-    if (!suite_of(sa)) return "key of " + std::to_string(key.size()) + " bytes";
-    return {};
-}
-
 std::string obstacle_of_addresses(const xfrm::KernelSa& sa) {
     if (to_index(sa.name.spi) < 256) return "reserved SPI";
     if (is_any(sa.source)) return "no source address";
@@ -92,17 +80,11 @@ bool is_any(const IpAddress& address) {
     return std::ranges::all_of(address.bytes, [](uint8_t byte) { return byte == 0; });
 }
 
-std::optional<crypto::Suite> suite_of(const xfrm::KernelSa& sa) {
-    for (const auto suite : {crypto::Suite::aes_gcm_16_128, crypto::Suite::aes_gcm_16_192,
-                             crypto::Suite::aes_gcm_16_256}) {
-        if (sa.key.size() == crypto::key_bytes(suite) + crypto::kGcmSaltBytes) return suite;
-    }
-    return std::nullopt;
-}
-
-std::string obstacle_of(const xfrm::KernelSa& sa, std::optional<xfrm::StateDirection> direction) {
-    for (const auto& question :
-         {obstacle_of_form, obstacle_of_cipher, obstacle_of_addresses, obstacle_of_flags}) {
+std::string obstacle_of(const xfrm::KernelSa& sa, std::optional<xfrm::StateDirection> direction,
+                        std::span<const crypto::Suite> suites) {
+    if (std::string obstacle = obstacle_of_form(sa); !obstacle.empty()) return obstacle;
+    if (std::string obstacle = obstacle_of_cipher(sa, suites); !obstacle.empty()) return obstacle;
+    for (const auto& question : {obstacle_of_addresses, obstacle_of_flags}) {
         if (std::string obstacle = question(sa); !obstacle.empty()) return obstacle;
     }
     if (sa.if_id != 0) return "xfrm interface " + std::to_string(sa.if_id);

@@ -187,7 +187,8 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
                 (result.error().number == EPROTONOSUPPORT || result.error().number == ENOSYS ||
                  result.error().number == ENOENT)) {
                 method_ = Method::larval;
-                reason_ = "the kernel has no ESP with AES-GCM (" + result.error().text + ")";
+                reason_ = "the kernel has no ESP with " + std::string(state.suite->family) + " (" +
+                          result.error().text + ")";
             }
         }
         if (method_ == Method::larval) {
@@ -211,7 +212,7 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
     }
     if (method_ == Method::undecided) {
         method_ = Method::full;
-        reason_ = "the kernel has ESP with AES-GCM";
+        reason_ = "the kernel has ESP with " + std::string(state.suite->family);
     }
     registered_.push_back(state.id);
     return {};

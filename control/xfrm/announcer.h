@@ -6,7 +6,7 @@
 // the appliance holds.
 //
 // Two ways, found out with the first SA:
-//   full    XFRM_MSG_NEWSA, where the kernel has ESP and AES-GCM. Inbound states are complete;
+//   full    XFRM_MSG_NEWSA, where the kernel has ESP and the cipher. Inbound states are complete;
 //           outbound ones are registered with their sequence numbers used up, for show only.
 //   larval  XFRM_MSG_ALLOCSPI, where it has not (NEWSA: EPROTONOSUPPORT without ESP, ENOSYS or
 //           ENOENT without the cipher). Only inbound SAs; they need no key.

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "dataplane/base/byte_order.h"
@@ -404,10 +405,11 @@ RequestBuffer encode_new_state(const NewState& state, StateAttributes attributes
     Writer writer(XFRM_MSG_NEWSA, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence);
     writer.put(state_body(state));
     xfrm_algo_aead algorithm{};
-    constexpr char kName[] = "rfc4106(gcm(aes))";
-    std::memcpy(algorithm.alg_name, kName, sizeof kName);
+    const std::string_view name = state.suite->kernel.aead;
+    // The end is a zero byte, as it is in all of alg_name.
+    name.copy(algorithm.alg_name, sizeof algorithm.alg_name - 1);
     algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
-    algorithm.alg_icv_len = 128;
+    algorithm.alg_icv_len = state.suite->icv_bits();
     writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key);
     put_replay_state(writer, state);
     // Since Linux 6.17 (and 6.12 with its updates) a state with the direction "out" may not have

@@ -15,6 +15,7 @@
 #include "control/xfrm/values.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
+#include "dataplane/crypto/suite.h"
 
 namespace sallyport::xfrm {
 
@@ -51,13 +52,14 @@ struct StateId {
     friend bool operator==(const StateId&, const StateId&) = default;
 };
 
-// An ESP tunnel-mode state with RFC 4106 AES-GCM and a 16-byte ICV.
+// An ESP tunnel-mode state of a combined algorithm.
 struct NewState {
     StateId id;
     IpAddress source;
     uint32_t reqid = 0;
     StateDirection direction = StateDirection::inbound;
-    std::span<const std::byte> key;  // key || salt; not needed for a larval state
+    const crypto::Suite* suite = nullptr;
+    std::span<const std::byte> key;  // key || salt; neither is needed for a larval state
     bool esn = false;
     uint32_t replay_window = 64;
     std::optional<uint32_t> pcpu;  // CPU that owns the state (RFC 9611)

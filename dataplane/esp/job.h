@@ -11,7 +11,7 @@
 // written as two would make the CPU wait.
 
 #include "dataplane/base/byte_order.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/esp/overhead.h"
 #include "dataplane/wire/headers.h"
 
@@ -21,8 +21,8 @@ namespace sallyport::esp {
 template <typename Sa>
 [[gnu::always_inline]] inline void fill_job(crypto::AeadJob& job, const Sa& sa, std::byte* esp,
                                             uint32_t esp_bytes, uint64_t sequence, uint64_t iv) {
-    job.key = &sa.key;
-    job.suite = sa.suite;
+    job.key = sa.key();
+    job.form = sa.form;
     job.text = esp + kHeaderBytes;
     job.text_bytes = esp_bytes - kBytesAroundText;
     job.icv = job.text + job.text_bytes;

@@ -14,7 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/suite.h"
 #include "dataplane/wire/headers.h"
 
 namespace sallyport::esp {

@@ -9,7 +9,7 @@
 
 #include "dataplane/base/frame.h"
 #include "dataplane/base/ids.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/exchange/counters.h"
 #include "dataplane/exchange/events.h"
 #include "dataplane/pipeline/packet.h"

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "dataplane/base/frame.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/sa/sa_tables.h"
 #include "dataplane/wire/ip_packet.h"
 

@@ -25,28 +25,43 @@ struct InboundLayout {
     size_t bytes;
 };
 
-InboundLayout layout_of(uint32_t replay_window, size_t selector_count) {
+InboundLayout layout_of(size_t key_block_bytes, uint32_t replay_window, size_t selector_count) {
     InboundLayout layout{};
-    layout.selectors_at = sizeof(InboundSa);
+    layout.selectors_at = sizeof(InboundSa) + key_block_bytes;
     layout.words_at = layout.selectors_at + (selector_count - 1) * sizeof(SelectorMatch);
     layout.words_at = (layout.words_at + 7) & ~size_t{7};
     layout.bytes = odd_lines(layout.words_at + ReplayWindow::word_bytes(replay_window));
     return layout;
 }
 
-constexpr size_t kOutboundBytes = odd_lines(sizeof(OutboundSa));
+size_t outbound_bytes(size_t key_block_bytes) {
+    return odd_lines(sizeof(OutboundSa) + key_block_bytes);
+}
 
-std::expected<void, std::string> check_common(Spi spi, const IpAddress& source,
-                                              const IpAddress& destination, crypto::Suite suite,
-                                              size_t key_bytes) {
-    if (to_index(spi) < 256) return std::unexpected("SPIs 0 to 255 are reserved (RFC 4303 2.1)");
-    if (source.family != destination.family) {
+template <typename Parameters>
+std::expected<void, std::string> check_common(const Parameters& parameters) {
+    if (to_index(parameters.spi) < 256) {
+        return std::unexpected("SPIs 0 to 255 are reserved (RFC 4303 2.1)");
+    }
+    if (parameters.source.family != parameters.destination.family) {
         return std::unexpected("outer source and destination differ in family");
     }
-    if (key_bytes != crypto::key_bytes(suite) + crypto::kGcmSaltBytes) {
+    if (parameters.suite == nullptr) return std::unexpected("an SA needs an algorithm");
+    if (parameters.key.size() != parameters.suite->key_material_bytes()) {
         return std::unexpected("the key has not the length its algorithm needs");
     }
     return {};
+}
+
+// What an SA has of its suite: form, key block, salt.
+template <typename Sa>
+void set_suite(Sa& sa, void* memory, const crypto::Aead& aead, const crypto::Suite& suite,
+               std::span<const std::byte> key) {
+    sa.form = suite.form;
+    sa.key_block_bytes = suite.key_block_bytes;
+    crypto::expand_key(aead, suite, key.first(suite.key_bytes),
+                       static_cast<std::byte*>(memory) + sizeof sa);
+    std::memcpy(&sa.salt, key.data() + suite.key_bytes, suite.form.salt_bytes);
 }
 
 // Everything of the outer header that is the same for each packet of the SA.
@@ -107,27 +122,22 @@ SelectorMatch::SelectorMatch(const Selector& selector)
 
 std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& aead,
                                                            const OutboundSaParameters& parameters) {
-    if (auto checked = check_common(parameters.spi, parameters.source, parameters.destination,
-                                    parameters.suite, parameters.key.size());
-        !checked) {
+    if (auto checked = check_common(parameters); !checked) {
         return std::unexpected(checked.error());
     }
     if (parameters.sequence_next == 0) {
         return std::unexpected("sequence numbers begin with 1 (RFC 4303 3.3.3)");
     }
-    void* memory = sa_memory::allocate(kOutboundBytes);
+    void* memory = sa_memory::allocate(outbound_bytes(parameters.suite->key_block_bytes));
     if (memory == nullptr) return std::unexpected("no memory for another SA");
     OutboundSaPtr sa(new (memory) OutboundSa());
-    const size_t key_bytes = crypto::key_bytes(parameters.suite);
-    crypto::expand_key(aead, parameters.suite, parameters.key.first(key_bytes), sa->key);
-    std::memcpy(&sa->salt, parameters.key.data() + key_bytes, sizeof sa->salt);
+    set_suite(*sa, memory, aead, *parameters.suite, parameters.key);
     sa->sequence_next.set(parameters.sequence_next);
     sa->sequence_end = parameters.esn ? kSequenceEndEsn : kSequenceEnd32;
     sa->reserve(parameters.sequence_reserved, parameters.sequence_low_water);
     sa->iv_mask = parameters.iv_mask;
     sa->rank = parameters.rank;
     sa->spi = Be32(to_index(parameters.spi));
-    sa->suite = parameters.suite;
     sa->esn = parameters.esn;
     sa->mtu = parameters.mtu;
     sa->owner = parameters.owner;
@@ -141,9 +151,7 @@ std::expected<OutboundSaPtr, std::string> make_outbound_sa(const crypto::Aead& a
 
 std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aead,
                                                          const InboundSaParameters& parameters) {
-    if (auto checked = check_common(parameters.spi, parameters.source, parameters.destination,
-                                    parameters.suite, parameters.key.size());
-        !checked) {
+    if (auto checked = check_common(parameters); !checked) {
         return std::unexpected(checked.error());
     }
     const uint32_t window = parameters.replay_window;
@@ -153,19 +161,17 @@ std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aea
     if (parameters.selectors.empty() || parameters.selectors.size() > kSelectorsMax) {
         return std::unexpected("an SA has 1 to " + std::to_string(kSelectorsMax) + " selectors");
     }
-    const InboundLayout layout = layout_of(window, parameters.selectors.size());
+    const InboundLayout layout =
+        layout_of(parameters.suite->key_block_bytes, window, parameters.selectors.size());
     void* memory = sa_memory::allocate(layout.bytes);
     if (memory == nullptr) return std::unexpected("no memory for another SA");
     InboundSaPtr sa(new (memory) InboundSa());
     auto* start = static_cast<std::byte*>(memory);
 
-    const size_t key_bytes = crypto::key_bytes(parameters.suite);
-    crypto::expand_key(aead, parameters.suite, parameters.key.first(key_bytes), sa->key);
-    std::memcpy(&sa->salt, parameters.key.data() + key_bytes, sizeof sa->salt);
+    set_suite(*sa, memory, aead, *parameters.suite, parameters.key);
     sa->replay.init(new (start + layout.words_at) uint64_t[ReplayWindow::word_count(window)],
                     window, parameters.replay_top);
     sa->spi = Be32(to_index(parameters.spi));
-    sa->suite = parameters.suite;
     sa->esn = parameters.esn;
     sa->outer_family = parameters.destination.family;
     sa->outer_destination = parameters.destination;
@@ -184,8 +190,9 @@ std::expected<InboundSaPtr, std::string> make_inbound_sa(const crypto::Aead& aea
 }
 
 void SaDeleter::operator()(OutboundSa* sa) const {
-    wipe(static_cast<void*>(sa), kOutboundBytes);
-    sa_memory::release(sa, kOutboundBytes);
+    const size_t bytes = memory_bytes(*sa);
+    wipe(static_cast<void*>(sa), bytes);
+    sa_memory::release(sa, bytes);
 }
 
 void SaDeleter::operator()(InboundSa* sa) const {
@@ -194,12 +201,13 @@ void SaDeleter::operator()(InboundSa* sa) const {
     sa_memory::release(sa, bytes);
 }
 
-size_t memory_bytes(const OutboundSa& /*sa*/) {
-    return kOutboundBytes;
+size_t memory_bytes(const OutboundSa& sa) {
+    return outbound_bytes(sa.key_block_bytes);
 }
 
 size_t memory_bytes(const InboundSa& sa) {
-    return layout_of(sa.replay.window(), sa.more_selector_count + size_t{1}).bytes;
+    return layout_of(sa.key_block_bytes, sa.replay.window(), sa.more_selector_count + size_t{1})
+        .bytes;
 }
 
 }  // namespace sallyport

@@ -5,7 +5,12 @@
 // share an algorithm and nothing else.
 //
 // Layout: the first cache line is what every packet reads and writes, the second what most read,
-// then the expanded key, then what is seldom touched; an inbound SA ends with its replay bitmap.
+// then comes what is seldom touched. Behind the object stands the block of the expanded key, as
+// large as the suite says; an inbound SA has its selectors beyond the first there too, and ends
+// with its replay bitmap.
+//
+//   OutboundSa | key block                     InboundSa | key block | selectors | bitmap
+//
 // Control builds an SA completely before a worker sees it (publish) and frees it after the worker
 // has said that it no longer does (retire). In between the worker owns every field that is not
 // marked otherwise; counters may be read by anyone.
@@ -24,7 +29,7 @@
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
 #include "dataplane/base/single_writer.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/sa/df_policy.h"
 #include "dataplane/sa/replay_window.h"
 
@@ -81,23 +86,30 @@ inline constexpr size_t kSelectorsMax = 32;  // of one SA
 inline constexpr uint64_t kSequenceEnd32 = uint64_t{1} << 32;
 inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
 
+// Where the key block of an SA is.
+template <typename Sa>
+const std::byte* behind(const Sa* sa) {
+    static_assert(sizeof(Sa) % crypto::kKeyBlockAlignment == 0);
+    return static_cast<const std::byte*>(static_cast<const void*>(sa + 1));
+}
+
 struct alignas(64) OutboundSa {
     // --- line 0 ---
     // The next packet's. writer: worker; reader: control. Stored before the packet that has the
     // number before it leaves: what is on the wire lies below every later look.
     SingleWriter<uint64_t> sequence_next{1};
-    uint64_t sequence_reserved = 1;   // first number that is not reserved on disk: never used
     uint64_t sequence_low_water = 0;  // reaching it asks control for more, once
     uint64_t iv_mask = 0;             // IV = sequence ^ iv_mask (0 for static SAs)
     Counter packets;                  // writer: worker; reader: control, as of all counters here
     Counter bytes;                    // inner bytes
     Be32 spi;
     uint32_t salt = 0;  // as in key material
-    crypto::Suite suite{};
+    crypto::SuiteForm form;
     bool esn = false;
     bool low_water_reported = false;
     uint8_t header_bytes = 20;  // outer IP header in the template: 20 or 40
-    uint16_t mtu = 1500;        // largest outer packet, IP bytes
+    uint8_t pad0 = 0;
+    uint16_t mtu = 1500;  // largest outer packet, IP bytes
     WorkerId owner{};
     // --- line 1 ---
     std::array<std::byte, 40> outer{};  // outer IP header template; length, id, DSCP, TTL filled in
@@ -107,13 +119,15 @@ struct alignas(64) OutboundSa {
     bool copy_dscp = true;
     SaId id{};
     PolicyId policy{};
-    // --- key ---
-    crypto::AeadKey key;
     // --- seldom ---
+    uint64_t sequence_reserved = 1;  // first number that is not reserved on disk: never used
     uint64_t sequence_end = kSequenceEnd32;  // past the last number the protocol allows
     uint64_t rank = 0;                       // of a policy's SAs the greatest sends
     OutboundSa* next_of_policy = nullptr;    // OutboundTable's
+    uint32_t key_block_bytes = 0;
     std::array<Counter, kDropReasonCount> drops;
+
+    [[nodiscard]] const std::byte* key() const { return behind(this); }
 
     // Takes over what control has reserved on disk. The hot path compares with the low-water mark
     // alone and looks at the limits only beyond it, so the mark must not lie behind one of them.
@@ -128,7 +142,7 @@ struct alignas(64) OutboundSa {
     }
 };
 static_assert(offsetof(OutboundSa, owner) < 64 && offsetof(OutboundSa, outer) == 64);
-static_assert(offsetof(OutboundSa, policy) < 128 && offsetof(OutboundSa, key) % 64 == 0);
+static_assert(offsetof(OutboundSa, policy) < 128);
 
 struct alignas(64) InboundSa {
     // --- line 0 ---
@@ -137,24 +151,32 @@ struct alignas(64) InboundSa {
     uint32_t salt = 0;
     Counter packets;
     Counter bytes;  // inner bytes
-    crypto::Suite suite{};
+    crypto::SuiteForm form;
     bool esn = false;
     Family outer_family = Family::v4;
     uint8_t more_selector_count = 0;
+    uint8_t pad0 = 0;
     WorkerId owner{};
-    uint16_t pad0 = 0;
+    uint16_t pad1 = 0;
     // --- line 1 ---
     alignas(64) IpAddress outer_destination;
     IpAddress outer_source;
     SaId id{};
     PolicyId policy{};
-    // --- key ---
-    crypto::AeadKey key;
     // --- seldom ---
     const SelectorMatch* more_selectors = nullptr;  // in the SA's memory block
+    uint32_t key_block_bytes = 0;
     std::array<Counter, kDropReasonCount> drops;
-    // --- touched once per packet; more selectors and the replay bitmap follow the object ---
+    // --- touched once per packet ---
     alignas(64) SelectorMatch selector;
+
+    [[nodiscard]] const std::byte* key() const { return behind(this); }
+    // Asks for what the next stages need while nothing of the SA is known yet. The bitmap stands
+    // here with one selector and AES-GCM, which nearly all SAs have; else it is asked for late.
+    void prefetch() const {
+        __builtin_prefetch(this, 1);
+        __builtin_prefetch(key() + crypto::kGcmKeyBlockBytes, 1);
+    }
 
     // Goes on as `before`, the same SA with other addresses, selectors or window size.
     void take_over(const InboundSa& before);
@@ -168,7 +190,7 @@ struct OutboundSaParameters {
     Spi spi{};
     IpAddress source;
     IpAddress destination;
-    crypto::Suite suite{};
+    const crypto::Suite* suite = nullptr;
     std::span<const std::byte> key;  // key || salt
     bool esn = false;
     uint64_t sequence_next = 1;
@@ -189,7 +211,7 @@ struct InboundSaParameters {
     Spi spi{};
     IpAddress source;
     IpAddress destination;
-    crypto::Suite suite{};
+    const crypto::Suite* suite = nullptr;
     std::span<const std::byte> key;  // key || salt
     bool esn = false;
     uint32_t replay_window = 64;

@@ -17,7 +17,7 @@
 #include <variant>
 
 #include "dataplane/base/spsc_ring.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/egress/egress.h"
 #include "dataplane/exchange/event_channel.h"
 #include "dataplane/io/packet_memory.h"

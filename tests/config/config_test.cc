@@ -610,7 +610,7 @@ policy = "p"
     EXPECT_EQ(policy.priority, 7u);
     const StaticSa& sa = config->sas.at(0);
     EXPECT_EQ(sa.spi, Spi{0xffffffff});
-    EXPECT_EQ(sa.suite, Suite::aes_gcm_16_256);
+    EXPECT_EQ(sa.suite->name, "aes-gcm-16-256");
     EXPECT_EQ(sa.key.size(), 36u);
     EXPECT_TRUE(sa.esn);
     EXPECT_EQ(sa.worker, WorkerId{1});
@@ -619,7 +619,7 @@ policy = "p"
     EXPECT_EQ(sa.outer_ttl, 255);
     EXPECT_EQ(sa.mtu, 1400);
     EXPECT_EQ(config->sas.at(1).replay_window, 4096u);
-    EXPECT_EQ(config->sas.at(1).suite, Suite::aes_gcm_16_192);
+    EXPECT_EQ(config->sas.at(1).suite->name, "aes-gcm-16-192");
 }
 
 TEST(ConfigGood, LettersOfTheWorldInComments) {

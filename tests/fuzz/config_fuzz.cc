@@ -93,8 +93,8 @@ void check_sas(const Config& config, const std::set<std::string>& protecting) {
                 "SPI and destination name one SA");
         require(sa.source.family == sa.destination.family, "an outer header is of one family");
         require(sa.source != sa.destination, "a tunnel has two ends");
-        const size_t key_bytes = 16 + 8 * static_cast<size_t>(sa.suite);
-        require(sa.key.size() == key_bytes + 4, "key length");
+        require(sa.suite != nullptr && sa.key.size() == sa.suite->key_material_bytes(),
+                "key length");
         require(protecting.contains(sa.policy), "an SA's policy exists and protects");
         require(sa.replay_window == 0 || (sa.replay_window >= 32 && sa.replay_window <= 4096),
                 "replay window");

@@ -63,6 +63,7 @@ struct World {
         return make_inbound_sa(aead, {.spi = Spi{kSpi},
                                       .source = source[outer],
                                       .destination = destination[outer],
+                                      .suite = crypto::find_suite("aes-gcm-16-128"),
                                       .key = key,
                                       .esn = esn,
                                       .selectors = selectors})
@@ -74,6 +75,7 @@ struct World {
                                        .spi = Spi{kSpi},
                                        .source = source[outer],
                                        .destination = destination[outer],
+                                       .suite = crypto::find_suite("aes-gcm-16-128"),
                                        .key = key,
                                        .esn = esn,
                                        .sequence_next = kSequenceEnd32 - 40,

@@ -20,8 +20,7 @@ std::vector<Selector> default_selectors() {
 Bytes TestSa::key_material() const {
     if (!key.empty()) return key;
     Bytes bytes;
-    const size_t wanted = crypto::key_bytes(suite) + crypto::kGcmSaltBytes;
-    for (size_t i = 0; i < wanted; ++i) {
+    for (size_t i = 0; i < suite->key_material_bytes(); ++i) {
         bytes.push_back(static_cast<std::byte>((spi * 31 + i * 7 + 1) & 0xff));
     }
     return bytes;

@@ -36,7 +36,7 @@ struct TestSa {
     Family outer = Family::v4;
     std::string source = {};  // by default 192.0.2.1 or 2001:db8:ffff::1
     std::string destination = {};
-    crypto::Suite suite = crypto::Suite::aes_gcm_16_128;
+    const crypto::Suite* suite = crypto::find_suite("aes-gcm-16-128");
     Bytes key = {};  // by default bytes that follow from the SPI
     bool esn = false;
     // inbound

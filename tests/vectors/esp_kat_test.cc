@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cstdio>
 #include <fstream>
@@ -67,9 +68,8 @@ TestSa sa_of(const Vector& vector) {
     sa.destination = outer_address(vector.outer, 16);
     sa.key = vector.key;
     sa.esn = vector.esn;
-    sa.suite = vector.key.size() == 20   ? crypto::Suite::aes_gcm_16_128
-               : vector.key.size() == 28 ? crypto::Suite::aes_gcm_16_192
-                                         : crypto::Suite::aes_gcm_16_256;
+    const auto suites = crypto::suites();
+    sa.suite = &*std::ranges::find(suites, vector.key.size(), &crypto::Suite::key_material_bytes);
     sa.selectors = {any_selector(Family::v4), any_selector(Family::v6)};
     return sa;
 }

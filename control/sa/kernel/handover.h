@@ -58,7 +58,7 @@
 #include "control/sa/kernel/slot_table.h"
 #include "control/sa/kernel/surroundings.h"
 #include "control/sa/sequence_block.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/exchange/events.h"
 
 namespace sallyport::control {

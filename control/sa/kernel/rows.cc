@@ -6,6 +6,7 @@
 #include <chrono>
 #include <string>
 
+#include "control/adoption/suites.h"
 #include "dataplane/base/single_writer.h"
 
 namespace sallyport::control {
@@ -21,14 +22,6 @@ std::optional<uint64_t> ago(uint64_t then) {
     if (then == 0) return std::nullopt;
     const uint64_t now = seconds_since_epoch();
     return now > then ? now - then : 0;
-}
-
-std::string suite_text(const xfrm::KernelSa& state) {
-    if (state.aead && state.algorithm == "rfc4106(gcm(aes))" && state.key.size() > 4) {
-        return "aes-gcm-" + std::to_string(state.icv_bits / 8) + "-" +
-               std::to_string((state.key.size() - 4) * 8);
-    }
-    return state.algorithm.empty() ? "none" : state.algorithm;
 }
 
 std::string reqid_text(uint32_t reqid) {
@@ -68,7 +61,7 @@ SaRow row_of(const xfrm::KernelSa& state, const SaDecision* decision) {
               .spi = state.name.spi,
               .source = state.source,
               .destination = state.name.destination,
-              .suite = suite_text(state),
+              .suite = adoption::shown_suite(state),
               .esn = state.esn,
               .policy = reqid_text(state.reqid),
               .state = SaRow::State::with_kernel,

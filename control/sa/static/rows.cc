@@ -3,8 +3,6 @@
 
 #include <string>
 
-#include "config/key_material.h"
-
 namespace sallyport::control {
 
 namespace {
@@ -28,7 +26,7 @@ SaRow row_of(const ManagedSa& sa) {
               .spi = config.spi,
               .source = config.source,
               .destination = config.destination,
-              .suite = std::string(config::suite_name(config.suite)),
+              .suite = std::string(config.suite->name),
               .esn = config.esn,
               .policy = config.policy,
               .worker = sa.owner,

@@ -14,18 +14,6 @@ namespace sallyport::control {
 
 namespace {
 
-crypto::Suite suite_of(config::Suite suite) {
-    switch (suite) {
-        case config::Suite::aes_gcm_16_128:
-            return crypto::Suite::aes_gcm_16_128;
-        case config::Suite::aes_gcm_16_192:
-            return crypto::Suite::aes_gcm_16_192;
-        case config::Suite::aes_gcm_16_256:
-            return crypto::Suite::aes_gcm_16_256;
-    }
-    return crypto::Suite::aes_gcm_16_128;
-}
-
 WorkerId owner_of(const config::StaticSa& sa, uint16_t worker_count) {
     if (sa.worker) return *sa.worker;
     const uint32_t hash = sp_sa_hash(Be32(to_index(sa.spi)).raw(), sa.destination.last_word());
@@ -172,7 +160,7 @@ void StaticSas::build_outbound(ManagedSa& sa) {
                                  .spi = config.spi,
                                  .source = config.source,
                                  .destination = config.destination,
-                                 .suite = suite_of(config.suite),
+                                 .suite = config.suite,
                                  .key = config.key.bytes(),
                                  .esn = config.esn,
                                  .sequence_next = range.first,
@@ -199,7 +187,7 @@ void StaticSas::build_one(ManagedSa& sa) {
                                         .spi = config.spi,
                                         .source = config.source,
                                         .destination = config.destination,
-                                        .suite = suite_of(config.suite),
+                                        .suite = config.suite,
                                         .key = config.key.bytes(),
                                         .esn = config.esn,
                                         .replay_window = config.replay_window,
@@ -220,6 +208,7 @@ void StaticSas::announce(bpf_objects::BpfObjects& bpf) {
                           .source = config.source,
                           .direction = sa.is_outbound() ? xfrm::StateDirection::outbound
                                                         : xfrm::StateDirection::inbound,
+                          .suite = config.suite,
                           .key = config.key.bytes(),
                           .esn = config.esn,
                           .replay_window = config.replay_window,

@@ -28,7 +28,7 @@
 #include "control/sa/static/sequence_store.h"
 #include "control/sa/worker_commands.h"
 #include "control/xfrm/announcer.h"
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 #include "dataplane/sa/sa.h"
 
 namespace sallyport::control {

@@ -14,8 +14,7 @@ namespace sallyport::stages {
                                      packet.daddr_word);
     if (sa == nullptr) return DropReason::unknown_spi;
     packet.inbound_sa = sa;
-    __builtin_prefetch(sa, 1);
-    __builtin_prefetch(sa + 1, 1);  // where the bitmap begins, for one selector
+    sa->prefetch();
     return DropReason::none;
 }
 

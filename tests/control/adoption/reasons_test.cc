@@ -162,7 +162,7 @@ TEST(Adoption, FlagsThatWorkersHonour) {
     const SaDecision decision = reg.decide().sas.at(flagged);
     EXPECT_EQ(decision.df, DfPolicy::clear);
     EXPECT_FALSE(decision.copy_dscp);
-    EXPECT_EQ(decision.suite, crypto::Suite::aes_gcm_16_256);
+    EXPECT_EQ(decision.suite, crypto::find_suite("aes-gcm-16-256"));
 }
 
 struct PolicyRow {

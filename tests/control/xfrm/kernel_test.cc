@@ -74,6 +74,7 @@ class XfrmKernel : public testing::Test {
                 .source = *parse_ip_address(
                     std::string_view(destination).contains(':') ? "2001:db8::9" : "192.0.2.9"),
                 .direction = StateDirection::inbound,
+                .suite = crypto::find_suite("aes-gcm-16-128"),
                 .key = kKey,
                 .esn = false,
                 .replay_window = 64,

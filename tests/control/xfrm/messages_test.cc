@@ -42,6 +42,7 @@ NewState example_state(std::span<const std::byte> key) {
             .source = address("2001:db8::1"),
             .reqid = 0x53500007,
             .direction = StateDirection::inbound,
+            .suite = crypto::find_suite("aes-gcm-16-256"),
             .key = key,
             .esn = true,
             .replay_window = 4096,

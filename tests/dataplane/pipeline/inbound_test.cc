@@ -176,14 +176,13 @@ class Rows {
                                      udp(1, 2));
             add("I1_InnerExtensionHeaders", {one(frame_of(chain), chain)});
         }
-        for (const auto& [suite, bits] : {std::pair{crypto::Suite::aes_gcm_16_128, "128"},
-                                          {crypto::Suite::aes_gcm_16_192, "192"},
-                                          {crypto::Suite::aes_gcm_16_256, "256"}}) {
+        for (const crypto::Suite& suite : crypto::suites()) {
+            const auto bits = std::to_string(suite.key_bytes * 8);
             for (const bool esn : {false, true}) {
                 TestSa sa = sa_;
-                sa.suite = suite;
+                sa.suite = &suite;
                 sa.esn = esn;
-                add(std::string("D5_D2_Gcm") + bits + (esn ? "Esn" : ""), sa,
+                add("D5_D2_Gcm" + bits + (esn ? "Esn" : ""), sa,
                     {one(esp_frame(sa, 1, packet_), packet_)});
             }
         }

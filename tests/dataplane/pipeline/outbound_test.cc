@@ -203,12 +203,11 @@ class Rows {
         Bytes padded = ethernet(packet_);
         padded.resize(padded.size() + 30);
         add("EthernetPadding", {one(padded, one_hop_on(packet_))});
-        for (const auto& [suite, bits] : {std::pair{crypto::Suite::aes_gcm_16_128, "128"},
-                                          {crypto::Suite::aes_gcm_16_192, "192"},
-                                          {crypto::Suite::aes_gcm_16_256, "256"}}) {
+        for (const crypto::Suite& suite : crypto::suites()) {
+            const auto bits = std::to_string(suite.key_bytes * 8);
             for (const bool esn : {false, true}) {
-                auto& row = add_good(std::string("D5_D2_Gcm") + bits + (esn ? "Esn" : ""), packet_);
-                row.sa->suite = suite;
+                auto& row = add_good("D5_D2_Gcm" + bits + (esn ? "Esn" : ""), packet_);
+                row.sa->suite = &suite;
                 row.sa->esn = esn;
             }
         }

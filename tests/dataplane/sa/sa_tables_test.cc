@@ -286,6 +286,25 @@ TEST(OutboundTable, EqualsASearchUnderRandomOperations) {
     }
 }
 
+// Its memory stays the process's, so what stands there can be seen.
+TEST(SaMaking, AFreedSaLeavesNothingOfItsKey) {
+    const auto aead = crypto::Aead::create().value();
+    const test::Bytes key = test::repeated(20, 0xcd);
+    auto sa = make_outbound_sa(aead, {.spi = Spi{256},
+                                      .source = test::address("192.0.2.1"),
+                                      .destination = test::address("192.0.2.2"),
+                                      .suite = crypto::find_suite("aes-gcm-16-128"),
+                                      .key = key})
+                  .value();
+    const std::span block(sa->key(), crypto::kGcmKeyBlockBytes);
+    const auto is_zero = [](std::byte byte) { return byte == std::byte{}; };
+    EXPECT_FALSE(std::ranges::all_of(block, is_zero));
+    EXPECT_EQ(sa->key_block_bytes, block.size());
+    EXPECT_GE(memory_bytes(*sa), sizeof(OutboundSa) + block.size());
+    sa.reset();
+    EXPECT_TRUE(std::ranges::all_of(block, is_zero));
+}
+
 // What make_inbound_sa and make_outbound_sa refuse, without a word about the key.
 TEST(SaMaking, RefusesWhatTheRfcsRefuse) {
     const auto aead = crypto::Aead::create().value();
@@ -295,6 +314,7 @@ TEST(SaMaking, RefusesWhatTheRfcsRefuse) {
     const InboundSaParameters good{.spi = Spi{256},
                                    .source = test::address("192.0.2.1"),
                                    .destination = test::address("192.0.2.2"),
+                                   .suite = crypto::find_suite("aes-gcm-16-128"),
                                    .key = key,
                                    .selectors = {&any, 1}};
     EXPECT_TRUE(make_inbound_sa(aead, good));
@@ -311,12 +331,14 @@ TEST(SaMaking, RefusesWhatTheRfcsRefuse) {
     refused([](auto& p) { p.replay_window = 31; });
     refused([](auto& p) { p.replay_window = 4097; });
     refused([](auto& p) { p.key = p.key.first(19); });
-    refused([](auto& p) { p.suite = crypto::Suite::aes_gcm_16_256; });
+    refused([](auto& p) { p.suite = crypto::find_suite("aes-gcm-16-256"); });
+    refused([](auto& p) { p.suite = nullptr; });
     refused([](auto& p) { p.source = test::address("2001:db8::1"); });
     refused([](auto& p) { p.selectors = {}; });
     OutboundSaParameters outbound{.spi = Spi{256},
                                   .source = test::address("192.0.2.1"),
                                   .destination = test::address("192.0.2.2"),
+                                  .suite = good.suite,
                                   .key = key};
     EXPECT_TRUE(make_outbound_sa(aead, outbound));
     outbound.sequence_next = 0;

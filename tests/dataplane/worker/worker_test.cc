@@ -250,6 +250,7 @@ TEST_F(WorkerTest, ReplaceOfWhatIsGoneInstalls) {
     auto gone_in = make_inbound_sa(aead, {.spi = Spi{sa.spi},
                                           .source = address("192.0.2.1"),
                                           .destination = address("192.0.2.9"),
+                                          .suite = sa.suite,
                                           .key = key,
                                           .selectors = {&selector, 1}})
                        .value();

@@ -3,7 +3,7 @@
 // several blocks, and the Wycheproof vectors where they are at hand (SALLYPORT_WYCHEPROOF names
 // their folder; they are not part of this repository).
 
-#include "dataplane/crypto/aead.h"
+#include "dataplane/crypto/engine.h"
 
 #include <gtest/gtest.h>
 
@@ -24,7 +24,10 @@ namespace {
 
 using test::Bytes;
 
-constexpr Suite kSuites[] = {Suite::aes_gcm_16_128, Suite::aes_gcm_16_192, Suite::aes_gcm_16_256};
+// As in an SA.
+struct alignas(kKeyBlockAlignment) KeyBlock {
+    std::byte bytes[kGcmKeyBlockBytes];
+};
 
 Bytes random_bytes(std::mt19937& random, size_t count) {
     Bytes bytes(count);
@@ -34,11 +37,12 @@ Bytes random_bytes(std::mt19937& random, size_t count) {
 
 // One packet with its text and ICV side by side, as in a frame.
 struct Packet {
-    Packet(const AeadKey& key, Suite suite, const Bytes& nonce, const Bytes& aad, const Bytes& text)
+    Packet(const KeyBlock& key, const Suite& suite, const Bytes& nonce, const Bytes& aad,
+           const Bytes& text)
         : bytes(text) {
         bytes.resize(text.size() + kGcmIcvBytes);
-        job.key = &key;
-        job.suite = suite;
+        job.key = key.bytes;
+        job.form = suite.form;
         job.text = bytes.data();
         job.text_bytes = static_cast<uint32_t>(text.size());
         job.aad_bytes = static_cast<uint8_t>(aad.size());
@@ -50,24 +54,30 @@ struct Packet {
     AeadJob job{};
 };
 
+JobLanes only(AeadJob& job) {
+    JobLanes jobs;
+    jobs.add(job);
+    return jobs;
+}
+
 TEST(ConformanceD5, EqualsOpensslForEveryKeySizeAndLength) {
     const Aead aead = Aead::create().value();
     std::mt19937 random(6);
-    for (const Suite suite : kSuites) {
+    for (const Suite& suite : suites()) {
         for (const size_t aad_bytes : {8u, 12u}) {
             for (size_t text_bytes = 1; text_bytes <= 2000;
                  text_bytes += text_bytes < 300 ? 1 : 97) {
-                const Bytes key_bytes_ = random_bytes(random, key_bytes(suite));
+                const Bytes key_material = random_bytes(random, suite.key_bytes);
                 const Bytes nonce = random_bytes(random, kGcmNonceBytes);
                 const Bytes aad = random_bytes(random, aad_bytes);
                 const Bytes text = random_bytes(random, text_bytes);
-                AeadKey key;
-                expand_key(aead, suite, key_bytes_, key);
+                KeyBlock key;
+                expand_key(aead, suite, key_material, key.bytes);
                 Packet packet(key, suite, nonce, aad, text);
-                AeadJob* jobs[] = {&packet.job};
+                const JobLanes jobs = only(packet.job);
                 aead.seal(jobs);
                 ASSERT_EQ(test::to_hex(packet.bytes),
-                          test::to_hex(test::gcm_seal(key_bytes_, nonce, aad, text)));
+                          test::to_hex(test::gcm_seal(key_material, nonce, aad, text)));
                 aead.open(jobs);
                 ASSERT_TRUE(packet.job.authentic);
                 ASSERT_EQ(test::to_hex(std::span(packet.bytes).first(text_bytes)),
@@ -81,25 +91,25 @@ TEST(ConformanceD5, EqualsOpensslForEveryKeySizeAndLength) {
 TEST(Aead, ABurstOfMixedKeys) {
     const Aead aead = Aead::create().value();
     std::mt19937 random(7);
-    std::vector<std::unique_ptr<AeadKey>> keys;
+    std::vector<std::unique_ptr<KeyBlock>> keys;
     std::vector<Packet> packets;
     std::vector<Bytes> expected;
     for (int i = 0; i < 64; ++i) {
-        const Suite suite = kSuites[random() % 3];
-        const Bytes key = random_bytes(random, key_bytes(suite));
+        const Suite& suite = suites()[random() % 3];
+        const Bytes key = random_bytes(random, suite.key_bytes);
         const Bytes nonce = random_bytes(random, kGcmNonceBytes);
         const Bytes aad = random_bytes(random, random() % 2 == 0 ? 8 : 12);
         const Bytes text = random_bytes(random, 4 + random() % 1500);
-        keys.push_back(std::make_unique<AeadKey>());
-        expand_key(aead, suite, key, *keys.back());
+        keys.push_back(std::make_unique<KeyBlock>());
+        expand_key(aead, suite, key, keys.back()->bytes);
         packets.emplace_back(*keys.back(), suite, nonce, aad, text);
         expected.push_back(test::gcm_seal(key, nonce, aad, text));
     }
-    std::vector<AeadJob*> jobs;
+    JobLanes jobs;
     for (Packet& packet : packets) {
         // Growing the vector moved the bytes' owner, not the bytes.
         ASSERT_EQ(packet.job.text, packet.bytes.data());
-        jobs.push_back(&packet.job);
+        jobs.add(packet.job);
     }
     aead.seal(jobs);
     for (size_t i = 0; i < packets.size(); ++i) {
@@ -120,12 +130,13 @@ TEST(Aead, EachBitOfIcvNonceAadAndTextCountsAndFailureWipes) {
     const Bytes nonce = random_bytes(random, kGcmNonceBytes);
     const Bytes aad = random_bytes(random, 12);
     const Bytes text = random_bytes(random, 40);
-    AeadKey key;
-    expand_key(aead, Suite::aes_gcm_16_128, key_material, key);
+    const Suite& suite = *find_suite("aes-gcm-16-128");
+    KeyBlock key;
+    expand_key(aead, suite, key_material, key.bytes);
     const Bytes sealed = test::gcm_seal(key_material, nonce, aad, text);
     const size_t bits = (sealed.size() + nonce.size() + aad.size()) * 8;
     for (size_t bit = 0; bit < bits; ++bit) {
-        Packet packet(key, Suite::aes_gcm_16_128, nonce, aad, text);
+        Packet packet(key, suite, nonce, aad, text);
         std::memcpy(packet.bytes.data(), sealed.data(), sealed.size());
         const auto flip = static_cast<std::byte>(1u << bit % 8);
         size_t at = bit / 8;
@@ -136,19 +147,10 @@ TEST(Aead, EachBitOfIcvNonceAadAndTextCountsAndFailureWipes) {
         } else {
             packet.job.aad[at - nonce.size()] ^= flip;
         }
-        AeadJob* jobs[] = {&packet.job};
-        aead.open(jobs);
+        aead.open(only(packet.job));
         ASSERT_FALSE(packet.job.authentic) << bit;
         for (size_t i = 0; i < text.size(); ++i) ASSERT_EQ(packet.bytes[i], std::byte{0});
     }
-}
-
-TEST(Aead, WipedKeyIsZero) {
-    const Aead aead = Aead::create().value();
-    AeadKey key;
-    expand_key(aead, Suite::aes_gcm_16_256, Bytes(32, std::byte{0x77}), key);
-    wipe_key(key);
-    for (const std::byte byte : key.expanded) ASSERT_EQ(byte, std::byte{0});
 }
 
 std::filesystem::path wycheproof_file() {
@@ -198,15 +200,16 @@ TEST(ConformanceD5, Wycheproof) {
                 continue;
             }
             const Bytes key_material = bytes("key");
-            const Suite suite = kSuites[(key_material.size() - 16) / 8];
-            AeadKey key;
-            expand_key(aead, suite, key_material, key);
+            const Suite& suite =
+                *std::ranges::find(suites(), key_material.size(), &Suite::key_bytes);
+            KeyBlock key;
+            expand_key(aead, suite, key_material, key.bytes);
             Packet packet(key, suite, bytes("iv"), aad, text);
             Bytes sealed = bytes("ct");
             test::append(sealed, bytes("tag"));
             const bool is_valid = item.at("result").as_string() == "valid";
             const int id = item.at("tcId").to_number<int>();
-            AeadJob* jobs[] = {&packet.job};
+            const JobLanes jobs = only(packet.job);
             if (is_valid) {
                 aead.seal(jobs);
                 EXPECT_EQ(test::to_hex(packet.bytes), test::to_hex(sealed)) << "tcId " << id;

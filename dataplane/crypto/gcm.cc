@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dataplane/crypto/gcm.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "dataplane/base/secret_bytes.h"
+
+namespace sallyport::crypto {
+
+static_assert(sizeof(gcm_key_data) <= kGcmKeyBlockBytes);
+static_assert(alignof(gcm_key_data) == kKeyBlockAlignment,
+              "ipsec-mb aligns its key structure only when LINUX is defined");
+
+namespace {
+
+const gcm_key_data* library_key(const std::byte* block) {
+    return reinterpret_cast<const gcm_key_data*>(block);
+}
+uint8_t* octets(std::byte* bytes) {
+    return reinterpret_cast<uint8_t*>(bytes);
+}
+
+// Takes the same time wherever the first difference is.
+bool equal_icv(const std::byte* a, const std::byte* b) {
+    static_assert(kGcmIcvBytes == 16);
+    uint64_t left[2];
+    uint64_t right[2];
+    std::memcpy(left, a, sizeof left);
+    std::memcpy(right, b, sizeof right);
+    return ((left[0] ^ right[0]) | (left[1] ^ right[1])) == 0;
+}
+
+// Brings to the cache what every packet needs first of the key: the round keys, which stand at the
+// beginning, and the lowest hash powers, at the very end. A long packet needs more powers, but only
+// later, and finds them by itself while it works: asking for all of them ahead costs more.
+void prefetch_key(const std::byte* block, uint32_t text_bytes) {
+    constexpr uint32_t kLines = kGcmKeyBlockBytes / 64;
+    constexpr uint32_t kRoundKeyLines = 4;
+    for (uint32_t i = 0; i < kRoundKeyLines; ++i) __builtin_prefetch(block + i * 64);
+    __builtin_prefetch(block + (kLines - 1) * 64);
+    if (text_bytes >= 64) __builtin_prefetch(block + (kLines - 2) * 64);
+}
+
+// Keys of coming packets are fetched this many packets ahead: far enough to arrive in time, near
+// enough not to push out of the first-level cache what is still to be used.
+constexpr size_t kPrefetchAhead = 3;
+
+void prefetch_ahead(std::span<AeadJob* const> jobs, size_t i) {
+    if (i + kPrefetchAhead >= jobs.size()) return;
+    const AeadJob& coming = *jobs[i + kPrefetchAhead];
+    if (coming.key != jobs[i]->key) prefetch_key(coming.key, coming.text_bytes);
+}
+
+}  // namespace
+
+Gcm::Gcm(const IMB_MGR& manager)
+    : seal_{manager.gcm128_enc, manager.gcm192_enc, manager.gcm256_enc},
+      open_{manager.gcm128_dec, manager.gcm192_dec, manager.gcm256_dec},
+      expand_{manager.gcm128_pre, manager.gcm192_pre, manager.gcm256_pre} {}
+
+void Gcm::seal(std::span<AeadJob* const> jobs) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        AeadJob* job = jobs[i];
+        prefetch_ahead(jobs, i);
+        seal_[job->form.variant](library_key(job->key), &context_, octets(job->text),
+                                 octets(job->text), job->text_bytes, octets(job->nonce),
+                                 octets(job->aad), job->aad_bytes, octets(job->icv), kGcmIcvBytes);
+    }
+}
+
+void Gcm::open(std::span<AeadJob* const> jobs) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        AeadJob* job = jobs[i];
+        prefetch_ahead(jobs, i);
+        std::byte computed[kGcmIcvBytes];
+        open_[job->form.variant](library_key(job->key), &context_, octets(job->text),
+                                 octets(job->text), job->text_bytes, octets(job->nonce),
+                                 octets(job->aad), job->aad_bytes, octets(computed), kGcmIcvBytes);
+        job->authentic = equal_icv(computed, job->icv);
+        // Plaintext that is not authentic must not be seen, not even by a later bug.
+        if (!job->authentic) wipe(job->text, job->text_bytes);
+    }
+}
+
+void Gcm::expand_key(GcmVariant variant, std::span<const std::byte> key, std::byte* block) const {
+    expand_[variant](key.data(), reinterpret_cast<gcm_key_data*>(block));
+}
+
+}  // namespace sallyport::crypto
