@@ -4,10 +4,10 @@
 // THE table of suites: what ESP encrypts and authenticates with. One row says all that the rest of
 // the gateway must know of a suite:
 //
-//   name, key lengths ........ config: what `suite = "..."` may be, and how long its key is
-//   kernel names, ICV ........ adoption and xfrm messages: which states of the kernel are this
-//   suite name, RFC, RFC 8221 ...... `show sa`, docs/suites.md form ..................... workers:
-//   each SA has a copy of it beside its other hot fields
+//   name, key lengths      config: what `suite = "..."` may be, and how long its key is
+//   kernel names, ICV      adoption and xfrm messages: which states of the kernel are this suite
+//   name, RFC, RFC 8221    `show sa`, docs/suites.md
+//   form                   workers: each SA has a copy of it beside its other hot fields
 //
 // They all loop over the table or follow a pointer to a row, so a new row needs no change there.
 // Functions that look suites up take the table as a parameter, which lets a test add a row.

@@ -435,7 +435,7 @@ Reconciler::Decisions Simulation::decide() const {
         decision.direction = is_outbound(name) ? StateDirection::outbound : StateDirection::inbound;
         decision.group = kPolicy;
         decision.owner = WorkerId{static_cast<uint16_t>((to_index(name.spi) + owner_turn_) % 2)};
-        decision.suite = crypto::Suite::aes_gcm_16_128;
+        decision.suite = crypto::find_suite("aes-gcm-16-128");
         decision.rank = to_index(name.spi);
         decision.selectors.resize(wide_selectors_ ? 1 : 2);
         out.emplace(name, std::move(decision));
