@@ -118,12 +118,20 @@ enum sp_port_role {
  *   passed_esp      of passed: ESP for SAs that the kernel keeps, or that no worker has
  *   passed_protect  of passed: for the kernel's own policies to encrypt or to block
  */
-#define SP_PORT_COUNTERS(X)                                                             \
-    X(rx_frames)                                                                        \
-    X(rx_bytes)                                                                         \
-    X(passed)                                                                           \
-    X(steered) X(redirected) X(dropped) X(egress_frames) X(egress_bytes) X(egress_sent) \
-        X(passed_esp) X(passed_protect)
+/* clang-format off */
+#define SP_PORT_COUNTERS(X) \
+    X(rx_frames) \
+    X(rx_bytes) \
+    X(passed) \
+    X(steered) \
+    X(redirected) \
+    X(dropped) \
+    X(egress_frames) \
+    X(egress_bytes) \
+    X(egress_sent) \
+    X(passed_esp) \
+    X(passed_protect)
+/* clang-format on */
 
 struct sp_port_counters {
 #define SP_COUNTER_MEMBER(name) __u64 name;

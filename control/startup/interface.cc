@@ -21,8 +21,7 @@ std::expected<std::optional<xfrm::Interface>, std::string> open_interface(
     if (!interface && !interface.error().unsupported) {
         return std::unexpected(interface.error().text);
     }
-    const std::string missing =
-        interface ? bpf_objects::probe_if_ids() : interface.error().text;
+    const std::string missing = interface ? bpf_objects::probe_if_ids() : interface.error().text;
     if (!missing.empty()) {
         log.note("no xfrm interface " + name + ", because " + missing +
                  ": packets of policies with an if_id are dropped (no_sa)");
