@@ -16,7 +16,10 @@ namespace {
 using ErrorCode = boost::system::error_code;
 using Descriptor = boost::asio::posix::stream_descriptor;
 
+// Sources try again what has failed this often.
 constexpr std::chrono::seconds kTick{1};
+// Every so many ticks the log gets what XDP programs dropped. More often, and an attacker fills the
+// log with it; less often, and the record is late.
 constexpr uint32_t kAuditTicks = 10;
 
 std::expected<std::vector<EgressFilter>, std::string> egress_filters(

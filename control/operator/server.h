@@ -21,8 +21,11 @@
 
 namespace sallyport::rpc {
 
+// A client that sends more without the end of a line is sent away.
 inline constexpr size_t kRequestBytesMax = size_t{64} << 10;
+// Answers that a client has not read yet; beyond it the client is sent away.
 inline constexpr size_t kWaitingBytesMax = size_t{1} << 20;
+// At a time. Fewer lock a monitoring system out that asks in parallel; each costs its buffers.
 inline constexpr size_t kClientsMax = 16;
 
 class Server {

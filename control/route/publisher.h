@@ -26,7 +26,12 @@ namespace sallyport::control {
 
 class NextHopControl {
   public:
+    // From the first message of a change until workers get new next hops. A routing daemon writes
+    // many at once: shorter, and each makes a snapshot of all; longer, and packets take the old
+    // way (or the kernel's) that much longer.
     static constexpr int kCoalesceMs = 50;
+    // How often neighbours in use are refreshed. The kernel lets one go stale after some 30 s, so
+    // less often it would not be noticed that a MAC has moved; more often costs messages.
     static constexpr int kRefreshSeconds = 5;
 
     // Called with each new snapshot, the last until the next.

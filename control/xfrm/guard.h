@@ -46,6 +46,8 @@ namespace sallyport::xfrm {
 
 // Policies of IKE daemons have much larger numbers, so ours decide first.
 inline constexpr uint32_t kGuardPriorityFirst = 20000;
+// More than that is refused at the start: the kernel walks its policies one by one where they do
+// not fit its tables.
 inline constexpr size_t kGuardRowsMax = 200000;
 
 // One xfrm port match. A range of ports becomes at most 30 of them.

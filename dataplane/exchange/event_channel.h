@@ -14,8 +14,11 @@ namespace sallyport {
 
 class EventChannel final : public EventSink {
   public:
+    // An answer for each of max_sas SAs fits at its default several times. Smaller, and answers
+    // wait in the worker, which then allocates; larger costs memory in every worker.
     static constexpr uint32_t kRingSize = 16384;
-    // An attacker must not be able to flood the log.
+    // An attacker must not be able to flood the log. More, and a flood costs disk; fewer, and what
+    // an operator looks for is suppressed (and counted).
     static constexpr uint32_t kRecordsPerSecond = 20;
 
     // Throws std::system_error when the system has no more file descriptors.

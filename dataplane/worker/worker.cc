@@ -29,6 +29,8 @@
 namespace sallyport {
 namespace {
 
+// Commands that control can give before the worker takes one. What does not fit waits in control;
+// larger costs memory in every worker.
 constexpr uint32_t kCommandRingSize = 1024;
 // A lost wake-up costs at most this; an idle worker turns its loop four times a second.
 constexpr int kSleepMs = 250;
@@ -36,9 +38,11 @@ constexpr int kSleepMs = 250;
 // of FILL buffers, because none were free at the last look (and on an empty queue nobody receives
 // who would wake us), or frames stand on a TX ring that could not take more.
 constexpr int kShortSleepMs = 1;
-// A worker that takes a thousand commands in one go leaves its rings alone for too long.
+// A worker that takes a thousand commands in one go leaves its rings alone for too long; with few a
+// hand-over of many SAs takes more turns.
 constexpr int kCommandsPerTurn = 64;
 // While busy, the TAP is read only now and then unless it had something: each try is a system call.
+// Longer, and what the kernel routes into a busy worker waits; a turn takes some microseconds.
 constexpr uint32_t kTapEveryLoops = 64;
 constexpr uint32_t kTapBurst = 32;
 

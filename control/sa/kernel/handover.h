@@ -65,6 +65,9 @@ namespace sallyport::control {
 
 class Handover {
   public:
+    // What was on its way through the kernel when an SA was steered away has passed after this.
+    // Shorter, and the kernel may use a number after its counter was read; longer, and the first
+    // packets wait that much longer in the worker.
     static constexpr std::chrono::milliseconds kSettle{3};
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 

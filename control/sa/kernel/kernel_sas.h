@@ -37,10 +37,19 @@ namespace sallyport::control {
 
 class KernelSas final : public SaSource {
   public:
+    // From the first message of a change until it is looked at. An IKE daemon writes a pair of SAs
+    // and its policies one after another: shorter, and a child costs several rounds; longer, and
+    // its first packets wait that much longer.
     static constexpr std::chrono::milliseconds kCoalesce{2};
+    // Limits in bytes and packets, and the numbers that are left, are looked at this often. Longer,
+    // and an SA carries that much more than its limit; shorter costs a look at every SA each time.
     static constexpr std::chrono::milliseconds kTick{100};
+    // Every so many ticks the kernel is told what workers have used: one message for each busy SA.
+    // What arrived since the last time can be replayed once after a crash.
     static constexpr uint32_t kFeedbackTicks = 10;
-    // For how long frames wait in a worker for an SA that is being taken over.
+    // For how long frames wait in a worker for an SA that is being taken over. It must be longer
+    // than a round with many SAs, else they are lost; longer, and packet memory is kept for nothing
+    // where none comes.
     static constexpr uint32_t kHoldMs = 200;
 
     struct Setup {

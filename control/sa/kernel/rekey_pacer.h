@@ -26,7 +26,12 @@ class RekeyPacer {
   public:
     using Time = std::chrono::steady_clock::time_point;
     enum class When : uint8_t { paced, always };
+    // Each request makes an IKE daemon do a Diffie-Hellman exchange. More, and ten thousand SAs
+    // that come back at once keep it from answering DPD; fewer, and keys with two senders live
+    // longer.
     static constexpr size_t kPerSecond = 100;
+    // A group is asked only a few times in this. Shorter, and a group whose kernel keeps sending is
+    // rekeyed without end; longer, and a real second sender waits for its new key.
     static constexpr std::chrono::minutes kPause{10};
 
     // Per-CPU SAs of a group come at once, one for each worker and the fallback, each with its

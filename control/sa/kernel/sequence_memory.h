@@ -24,6 +24,8 @@ namespace sallyport::control {
 
 class SequenceMemory {
   public:
+    // Keys that are remembered after their SAs have gone. The oldest are forgotten beyond it, and a
+    // key that comes back after that starts from the kernel's own counter.
     static constexpr size_t kNamesMax = size_t{1} << 18;
 
     struct Name {
