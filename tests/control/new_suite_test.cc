@@ -11,7 +11,6 @@
 #include "config/config.h"
 #include "control/adoption/suites.h"
 #include "control/xfrm/messages.h"
-#include "control/xfrm/register_messages.h"
 #include "dataplane/crypto/suite.h"
 #include "tests/conformance/suites_page.h"
 #include "tests/control/adoption/support.h"
@@ -57,7 +56,7 @@ class NewSuite : public ::testing::Test {
                                                      .key = key},
                                                     xfrm::StateAttributes::all, 1);
         auto bytes = request.bytes();
-        auto message = xfrm::next_message(bytes).value();
+        auto message = netlink::next_message(bytes).value();
         return xfrm::decode_kernel_sa(message->payload).value();
     }
 
