@@ -154,6 +154,7 @@ TEST(SequenceBlocks, LowWaterBehindTheReservationIsCutBySaMemory) {
     const auto sa = make_outbound_sa(*aead, {.spi = Spi{0x1001},
                                              .source = *parse_ip_address("192.0.2.1"),
                                              .destination = *parse_ip_address("192.0.2.2"),
+                                             .suite = crypto::find_suite("aes-gcm-16-128"),
                                              .key = key,
                                              .sequence_next = 5,
                                              .sequence_reserved = 100,
