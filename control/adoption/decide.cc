@@ -9,7 +9,9 @@
 
 #include "control/adoption/inbound_selectors.h"
 #include "control/adoption/owners.h"
-#include "control/adoption/parts.h"
+#include "control/adoption/policies.h"
+#include "control/adoption/sas.h"
+#include "control/adoption/selectors.h"
 #include "control/adoption/suites.h"
 #include "control/adoption/templates.h"
 #include "control/policy/compile.h"
@@ -253,7 +255,6 @@ std::optional<xfrm::StateDirection> Decider::direction_of(const xfrm::KernelSa& 
 void Decider::decide_sas() {
     out_.group_count = std::max(numbers_.upper_bound(), 1u);  // beyond_capacity_ at least
     out_.if_id_by_group.resize(out_.group_count);
-    out_.owners.resize(out_.group_count);
     members_.resize(out_.group_count);
     const xfrm::SaName* previous = nullptr;
     SaDecision* previous_decision = nullptr;
@@ -331,9 +332,7 @@ void Decider::choose_owners() {
             decision.owner = inbound_owner(sa, setup_.cpus);
         }
     }
-    for (size_t group = 0; group < members_.size(); ++group) {
-        out_.owners[group] = choose_outbound_owners(members_[group], setup_.cpus);
-    }
+    for (const auto& group : members_) choose_outbound_owners(group, setup_.cpus);
 }
 
 }  // namespace

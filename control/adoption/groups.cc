@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <utility>
+#include "control/adoption/groups.h"
 
-#include "control/adoption/decide.h"
+#include <utility>
 
 namespace sallyport::control {
 

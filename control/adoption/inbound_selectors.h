@@ -13,7 +13,8 @@
 #include <tuple>
 #include <vector>
 
-#include "control/adoption/parts.h"
+#include "control/adoption/policies.h"
+#include "control/adoption/selectors.h"
 
 namespace sallyport::control::adoption {
 

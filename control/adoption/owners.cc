@@ -2,7 +2,9 @@
 #include "control/adoption/owners.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
+#include <vector>
 
 namespace sallyport::control::adoption {
 
@@ -48,8 +50,7 @@ WorkerId inbound_owner(const xfrm::KernelSa& sa, std::span<const uint16_t> cpus)
     return worker_of_cpu(sa.pcpu, cpus).value_or(hashed);
 }
 
-std::vector<WorkerId> choose_outbound_owners(std::span<const Member> group,
-                                             std::span<const uint16_t> cpus) {
+void choose_outbound_owners(std::span<const Member> group, std::span<const uint16_t> cpus) {
     std::set<WorkerId> owners;
     for (const Member& member : group) {
         const auto worker = worker_of_cpu(member.sa->pcpu, cpus);
@@ -68,9 +69,7 @@ std::vector<WorkerId> choose_outbound_owners(std::span<const Member> group,
         member.decision->owner = without_own.empty() ? hashed_owner(hash, cpus.size())
                                                      : without_own[hash % without_own.size()];
         member.decision->rank = (member.sa->pcpu ? 0 : kRankFallback) | member.sa->arrival;
-        owners.insert(member.decision->owner);
     }
-    return {owners.begin(), owners.end()};
 }
 
 }  // namespace sallyport::control::adoption

@@ -4,9 +4,7 @@
 // Which worker owns an SA, and which SA of a group goes first (control/adoption/decide.h, "Owner").
 
 #include <cstdint>
-#include <optional>
 #include <span>
-#include <vector>
 
 #include "control/adoption/decide.h"
 #include "control/xfrm/values.h"
@@ -24,8 +22,7 @@ void hold_back(std::span<const Member> group);
 
 WorkerId inbound_owner(const xfrm::KernelSa& sa, std::span<const uint16_t> cpus);
 
-// Sets owner and rank of those that are adopted. Returns their owners, sorted.
-std::vector<WorkerId> choose_outbound_owners(std::span<const Member> group,
-                                             std::span<const uint16_t> cpus);
+// Sets owner and rank of those that are adopted.
+void choose_outbound_owners(std::span<const Member> group, std::span<const uint16_t> cpus);
 
 }  // namespace sallyport::control::adoption

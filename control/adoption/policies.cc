@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "control/adoption/policies.h"
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <tuple>
 
-#include "control/adoption/parts.h"
 #include "dataplane/wire/ip_packet.h"
 
 namespace sallyport::control::adoption {

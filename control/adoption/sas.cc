@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "control/adoption/sas.h"
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
 
-#include "control/adoption/parts.h"
+#include "control/adoption/policies.h"
 #include "control/adoption/suites.h"
 #include "dataplane/sa/replay_window.h"
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "control/adoption/selectors.h"
+
 #include <algorithm>
 #include <numeric>
 #include <set>
 #include <tuple>
-
-#include "control/adoption/parts.h"
 
 namespace sallyport::control::adoption {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "control/adoption/parts.h"
+#include "control/adoption/sas.h"
 
 namespace sallyport::control::adoption {
 

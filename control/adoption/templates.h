@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "control/adoption/decide.h"
+#include "control/adoption/groups.h"
 #include "control/xfrm/values.h"
 
 namespace sallyport::control::adoption {

@@ -15,6 +15,7 @@ namespace {
 using adoption_test::address;
 using adoption_test::inbound_sa;
 using adoption_test::outbound_sa;
+using adoption_test::owners_of;
 using adoption_test::prefix;
 using adoption_test::Register;
 using adoption_test::Tunnel;
@@ -42,7 +43,7 @@ TEST(Adoption, NewestOutboundSaWithTheKernelKeepsItsGroupThere) {
     const Adoption adoption = reg.decide();
     EXPECT_EQ(adoption.sas.at(old_out).reason, "a newer SA of its policy is with the kernel");
     EXPECT_TRUE(adoption.sas.at(old_in).adopted());
-    EXPECT_TRUE(adoption.owners[to_index(adoption.outbound[0].policy)].empty());
+    EXPECT_TRUE(owners_of(adoption)[to_index(adoption.outbound[0].policy)].empty());
     // A newer one that workers speak brings the group back.
     const auto newest = reg.add(outbound_sa(tunnel, 0x2004));
     EXPECT_TRUE(reg.decide().sas.at(newest).adopted());
@@ -210,7 +211,7 @@ TEST(Adoption, TwoChildSasWithARekeyUnderWay) {
     const Selector& selector = adoption.sas.at(in_second).selectors[0];
     EXPECT_EQ(selector.source, second.remote_net);
     EXPECT_EQ(selector.destination, second.local_net);
-    EXPECT_EQ(adoption.owners[to_index(newer.group)], std::vector{newer.owner});
+    EXPECT_EQ(owners_of(adoption)[to_index(newer.group)], std::vector{newer.owner});
     EXPECT_EQ(adoption.inbound[0].source, first.remote_net);
     EXPECT_EQ(adoption.inbound[0].policy, newer.group);
 
@@ -272,7 +273,7 @@ TEST(Adoption, PerCpuSasAndTheirFallback) {
     EXPECT_EQ(adoption.sas.at(fallback).owner, WorkerId{0});  // the worker that has none
     EXPECT_EQ(adoption.sas.at(in_4).owner, WorkerId{0});
     EXPECT_EQ(adoption.sas.at(in_6).owner, WorkerId{1});
-    EXPECT_EQ(adoption.owners[group], (std::vector{WorkerId{0}, WorkerId{1}}));
+    EXPECT_EQ(owners_of(adoption)[group], (std::vector{WorkerId{0}, WorkerId{1}}));
 
     const auto on_4 = on(0x2004, 4, true);
     const auto new_fallback = reg.add(outbound_sa(tunnel, 0x2010));
@@ -285,7 +286,7 @@ TEST(Adoption, PerCpuSasAndTheirFallback) {
     EXPECT_GT(rank(new_fallback), rank(fallback));
     EXPECT_GT(rank(fallback), rank(stranger));  // though that is newest
     EXPECT_TRUE(adoption.sas.at(stranger).adopted());
-    EXPECT_EQ(adoption.owners[group], (std::vector{WorkerId{0}, WorkerId{1}}));
+    EXPECT_EQ(owners_of(adoption)[group], (std::vector{WorkerId{0}, WorkerId{1}}));
 }
 
 TEST(Adoption, OwnersSpreadOverWorkers) {
@@ -318,7 +319,7 @@ TEST(Adoption, PoliciesOfXfrmInterfaces) {
     EXPECT_EQ(adoption.outbound[0].action, SpdAction::protect);
     const auto group = to_index(adoption.outbound[0].policy);
     EXPECT_EQ(adoption.if_id_by_group.at(group), 42u);
-    EXPECT_TRUE(adoption.owners.at(group).empty());
+    EXPECT_TRUE(owners_of(adoption).at(group).empty());
     EXPECT_TRUE(adoption.inbound.empty());  // they say nothing of what arrives by a port
     for (const PolicyView& view : adoption.policies) EXPECT_EQ(view.reason, "xfrm interface 42");
 }
@@ -428,7 +429,7 @@ TEST(Adoption, WithoutAnyCapacityTheKernelServesAll) {
     ASSERT_EQ(adoption.outbound.size(), 2u);
     EXPECT_EQ(adoption.outbound[0].action, SpdAction::discard);
     EXPECT_EQ(adoption.policies[0].reason, "");
-    EXPECT_TRUE(adoption.owners.at(to_index(adoption.outbound[1].policy)).empty());
+    EXPECT_TRUE(owners_of(adoption).at(to_index(adoption.outbound[1].policy)).empty());
 }
 
 TEST(Adoption, GroupsBeyondCapacityAreServedByTheKernel) {
@@ -460,7 +461,7 @@ TEST(Adoption, GroupsBeyondCapacityAreServedByTheKernel) {
         EXPECT_EQ(entry.action, SpdAction::protect);
         EXPECT_LT(to_index(entry.policy), adoption.group_count);
     }
-    EXPECT_TRUE(adoption.owners[to_index(adoption.outbound[3].policy)].empty());
+    EXPECT_TRUE(owners_of(adoption)[to_index(adoption.outbound[3].policy)].empty());
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ namespace {
 using adoption_test::address;
 using adoption_test::inbound_sa;
 using adoption_test::outbound_sa;
+using adoption_test::owners_of;
 using adoption_test::prefix;
 using adoption_test::Register;
 using adoption_test::Tunnel;
@@ -222,7 +223,7 @@ TEST(Adoption, PoliciesThatOnlyTheKernelCanJudge) {
         ASSERT_EQ(adoption.outbound.size(), 1u);
         EXPECT_EQ(adoption.outbound[0].action, SpdAction::protect);
         EXPECT_FALSE(adoption.outbound[0].has_ports);
-        EXPECT_TRUE(adoption.owners[to_index(adoption.outbound[0].policy)].empty());
+        EXPECT_TRUE(owners_of(adoption)[to_index(adoption.outbound[0].policy)].empty());
         ASSERT_EQ(adoption.inbound.size(), 1u);
         EXPECT_EQ(adoption.inbound[0].action, SpdAction::protect);
         ASSERT_EQ(adoption.policies.size(), 3u);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -132,5 +133,18 @@ class Register {
     uint64_t arrivals_ = 0;
     uint32_t first_index_ = 0;
 };
+
+// By group: the workers with an adopted outbound SA, sorted, each once.
+inline std::vector<std::vector<WorkerId>> owners_of(const Adoption& adoption) {
+    std::vector<std::set<WorkerId>> owners(adoption.group_count);
+    for (const auto& [name, decision] : adoption.sas) {
+        if (decision.adopted() && decision.direction == xfrm::StateDirection::outbound) {
+            owners.at(to_index(decision.group)).insert(decision.owner);
+        }
+    }
+    std::vector<std::vector<WorkerId>> out;
+    for (const auto& group : owners) out.emplace_back(group.begin(), group.end());
+    return out;
+}
 
 }  // namespace sallyport::control::adoption_test
