@@ -61,11 +61,11 @@ std::expected<Aead, std::string> Aead::create() {
     return Aead(std::make_unique<Impl>(std::move(manager), architecture));
 }
 
-void Aead::seal(const JobLanes& jobs) const {
+void Aead::seal(JobLanes& jobs) const {
     impl_->gcm.seal(jobs.of(Engine::gcm));
 }
 
-void Aead::open(const JobLanes& jobs) const {
+void Aead::open(JobLanes& jobs) const {
     impl_->gcm.open(jobs.of(Engine::gcm));
 }
 

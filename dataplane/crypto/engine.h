@@ -41,25 +41,33 @@ struct AeadJob {
     std::byte* icv;  // seal: written; open: compared
 };
 
-// The jobs of one burst, those of each engine in a lane of their own, in the order of add().
+// The jobs of one burst, in the order of add(); each engine takes its own as one lane. Nearly every
+// burst is of one engine: such a lane is the whole of it, and nothing is sorted.
 class JobLanes {
   public:
     // At most kBurstMax in all. `job` stays where it is.
     void add(AeadJob& job) {
-        Lane& lane = lanes_[static_cast<size_t>(job.form.engine)];
-        lane.jobs[lane.count++] = &job;
+        jobs_[count_++] = &job;
+        engines_ |= bit(job.form.engine);
     }
-    [[nodiscard]] std::span<AeadJob* const> of(Engine engine) const {
-        const Lane& lane = lanes_[static_cast<size_t>(engine)];
-        return {lane.jobs.data(), lane.count};
+    // Valid until it is asked for another lane.
+    [[nodiscard]] std::span<AeadJob* const> of(Engine engine) {
+        if ((engines_ & ~bit(engine)) == 0) return {jobs_.data(), count_};
+        uint32_t count = 0;
+        for (uint32_t i = 0; i < count_; ++i) {
+            if (jobs_[i]->form.engine == engine) lane_[count++] = jobs_[i];
+        }
+        return {lane_.data(), count};
     }
 
   private:
-    struct Lane {
-        uint32_t count = 0;
-        std::array<AeadJob*, kBurstMax> jobs;  // written before it is read
-    };
-    std::array<Lane, kEngineCount> lanes_;
+    static constexpr uint32_t bit(Engine engine) { return 1u << static_cast<uint32_t>(engine); }
+
+    uint32_t count_ = 0;
+    uint32_t engines_ = 0;  // a bit for each that has a job
+    // Written before they are read.
+    std::array<AeadJob*, kBurstMax> jobs_;
+    std::array<AeadJob*, kBurstMax> lane_;
 };
 
 // A worker's own library context, with what each engine keeps. Owner: one thread.
@@ -72,10 +80,10 @@ class Aead {
     ~Aead();
 
     // Encrypts and writes ICVs.
-    void seal(const JobLanes& jobs) const;
+    void seal(JobLanes& jobs) const;
     // Decrypts, compares ICVs in constant time and says in each job whether it is authentic. The
     // text of a job that is not is wiped before this returns.
-    void open(const JobLanes& jobs) const;
+    void open(JobLanes& jobs) const;
 
     // Library version and instruction set, for the start-up log.
     [[nodiscard]] std::string description() const;

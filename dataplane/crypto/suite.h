@@ -26,7 +26,6 @@ namespace sallyport::crypto {
 enum class Engine : uint8_t {
     gcm,  // direct calls, one packet at a time
 };
-inline constexpr size_t kEngineCount = 1;
 
 // How a sender makes IVs.
 enum class IvRule : uint8_t {

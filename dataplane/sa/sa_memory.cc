@@ -6,18 +6,36 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace sallyport::sa_memory {
 namespace {
 
 constexpr size_t kBlockBytes = size_t{2} << 20;
+// What pieces of one size take at a time. Smaller, and sizes stand mixed: their pieces begin in a
+// part of the cache's sets only. Larger, and a size that is rare keeps that much locked memory.
+constexpr size_t kRunBytes = size_t{256} << 10;
+static_assert(kBlockBytes % kRunBytes == 0);
 
-struct Arena {
-    std::mutex mutex;
+struct Run {
     std::byte* next = nullptr;
     size_t left = 0;
-    std::map<size_t, std::vector<void*>> free_by_size;
+
+    std::byte* take(size_t bytes) {
+        if (left < bytes) return nullptr;
+        left -= bytes;
+        return std::exchange(next, next + bytes);
+    }
+};
+struct Size {
+    Run run;
+    std::vector<void*> free;
+};
+struct Arena {
+    std::mutex mutex;
+    Run block;
+    std::map<size_t, Size> sizes;
 };
 
 Arena& arena() {
@@ -45,27 +63,27 @@ std::byte* map_block() {
 void* allocate(size_t bytes) {
     Arena& all = arena();
     const std::lock_guard lock(all.mutex);
-    if (auto& free = all.free_by_size[bytes]; !free.empty()) {
-        void* memory = free.back();
-        free.pop_back();
+    Size& size = all.sizes[bytes];
+    if (!size.free.empty()) {
+        void* memory = size.free.back();
+        size.free.pop_back();
         return memory;
     }
-    if (all.left < bytes) {
+    if (std::byte* memory = size.run.take(bytes)) return memory;
+    if (bytes > kRunBytes) return nullptr;
+    if (all.block.left == 0) {
         std::byte* block = map_block();
-        if (block == nullptr || bytes > kBlockBytes) return nullptr;
-        all.next = block;
-        all.left = kBlockBytes;
+        if (block == nullptr) return nullptr;
+        all.block = {.next = block, .left = kBlockBytes};
     }
-    void* memory = all.next;
-    all.next += bytes;
-    all.left -= bytes;
-    return memory;
+    size.run = {.next = all.block.take(kRunBytes), .left = kRunBytes};
+    return size.run.take(bytes);
 }
 
 void release(void* memory, size_t bytes) {
     Arena& all = arena();
     const std::lock_guard lock(all.mutex);
-    all.free_by_size[bytes].push_back(memory);
+    all.sizes[bytes].free.push_back(memory);
 }
 
 }  // namespace sallyport::sa_memory

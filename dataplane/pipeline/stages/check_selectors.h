@@ -5,8 +5,8 @@
 
 namespace sallyport::stages {
 
-[[gnu::noinline]] inline bool selector_accepts(const SelectorMatch& selector,
-                                               const wire::IpPacket& inner, const std::byte* ip) {
+inline bool selector_accepts(const SelectorMatch& selector, const wire::IpPacket& inner,
+                             const std::byte* ip) {
     if (!selector.addresses_match(inner.family, ip)) return false;
     if (selector.protocol != 0 && selector.protocol != inner.protocol) return false;
     if (!selector.has_ports) return true;
