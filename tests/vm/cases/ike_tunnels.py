@@ -59,7 +59,7 @@ def certificates(guest):
     make_certificates(s)
     esn = {"c": child(esp_proposals=["aes256gcm16-x25519-esn"])}
     with connection(s, "certs", esn, auth="pubkey"):
-        s.gateway_ike.initiate("c")
+        s.initiate("c")
         equal(s.ping(), 5, "pings answered")
         s.tcp()
         c = s.child("c")
@@ -119,7 +119,7 @@ def rekey_all(guest, s):
                 for network, (name, limit) in enumerate(LIMITS.items())}
     with connection(s, "rekeying", children):
         for name in children:
-            s.gateway_ike.initiate(name)
+            s.initiate(name)
             s.adopted(name)
         before = waited_in_vain(s)
         seen = {name: [s.child(name)["uniqueid"]] for name in children}
@@ -187,7 +187,7 @@ def gone(s, c, seconds=10):
 def delete(guest):
     s = sites(guest)
     with connection(s, "deleted", {"d": child()}):
-        s.gateway_ike.initiate("d")
+        s.initiate("d")
         equal(s.ping(), 5, "pings answered")
         c, mark = s.child("d"), len(s.frames_since())
         pings = s.pings().flowing()
@@ -212,8 +212,8 @@ def no_answer(pings, seconds=2):
 def two_children(guest):
     s = sites(guest)
     with connection(s, "two", {"one": child(0), "other": child(1)}):
-        s.gateway_ike.initiate("one")
-        s.gateway_ike.initiate("other")
+        s.initiate("one")
+        s.initiate("other")
         s.adopted("one")
         s.adopted("other")
         equal(len([n for n, _ in s.gateway_ike.sas() if n == "two"]), 1, "IKE SAs")
@@ -231,7 +231,7 @@ def dead_peer(guest):
     s = sites(guest)
     trap = child(start_action="trap", dpd_action="trap")
     with connection(s, "dpd", {"dpd": trap}, dpd_delay="2s", peer={"dpd_delay": "0s"}):
-        s.gateway_ike.initiate("dpd")
+        s.initiate("dpd")
         equal(s.ping(), 5, "pings answered")
         c, mark = s.child("dpd"), len(s.frames_since())
         s.peer_ike.suspend()
@@ -251,7 +251,7 @@ def dead_peer(guest):
 def reauthentication(guest):
     s = sites(guest)
     with connection(s, "reauth", {"again": child(start_action="trap")}):
-        s.gateway_ike.initiate("again")
+        s.initiate("again")
         pings, mark = s.pings().flowing(), len(s.frames_since())
         old, c = [v["uniqueid"] for n, v in s.gateway_ike.sas() if n == "reauth"], s.child("again")
         s.gateway_ike.rekey(ike="reauth", reauth="yes")
@@ -275,7 +275,7 @@ def mobike(guest):
     with connection(s, "mobile", {"m": child(start_action="trap")}, mobike="yes",
                     local_addrs=["%any"], peer={"local_addrs": [two_sites.PEER],
                                                 "remote_addrs": ["%any"]}) :
-        s.gateway_ike.initiate("m")
+        s.initiate("m")
         s.g.ip(f"addr add {other}/24 dev wan0")
         guest.note(s.carried("m"))
         c, mark = s.child("m"), len(s.frames_since())
@@ -333,18 +333,18 @@ def kernel_keeps(guest):
     mark = len(s.frames_since())
     cbc = {"cbc": child(0, esp_proposals=["aes128-sha256-x25519"])}
     with connection(s, "suite", cbc):
-        s.gateway_ike.initiate("cbc")
+        s.initiate("cbc")
         equal(s.ping(), 5, "pings with AES-CBC and HMAC-SHA-256")
         s.tcp(size=50_000)
         kept_by_kernel(guest, s, "cbc", "cbc(aes)", 30)
     with connection(s, "nat", {"udp": child(1)}, encap="yes"):
-        s.gateway_ike.initiate("udp")
+        s.initiate("udp")
         equal(s.ping(network=1), 5, "pings in UDP")
         kept_by_kernel(guest, s, "udp", "UDP encapsulation")
     ends_only = {"host": {"mode": "transport", "local_ts": ["dynamic"], "remote_ts": ["dynamic"],
                           "esp_proposals": [ike_connections.ESP]}}
     with connection(s, "between-gateways", ends_only):
-        s.gateway_ike.initiate("host")
+        s.initiate("host")
         equal(traffic.ping(s.g, None, two_sites.PEER), 5, "pings in transport mode")
         kept_by_kernel(guest, s, "host", "transport mode")
     equal(s.in_clear(mark), [], "frames in clear on the wan")

@@ -259,6 +259,16 @@ class Sites:
                 time.sleep(0.2)
         raise AssertionError(f"{name}: {state}")
 
+    def initiate(self, name, seconds=20):
+        """Makes the child SA, and waits until sallyportd has decided who serves it: until its policies are
+        published, which takes some milliseconds, or a second where the machine is busy, XDP knows nothing
+        of them and drops what they are for."""
+        self.gateway_ike.initiate(name)
+        if self.fast:
+            eventually(lambda: all(row and row.get("reason") != "about to be taken over"
+                                   for row in self._rows(self.child(name))),
+                       lambda: f"{name} is not decided about: {self._rows(self.child(name))}", seconds)
+
     def adopted(self, name, seconds=20):
         """Waits until workers have the child SA."""
         if self.fast:
