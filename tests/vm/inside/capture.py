@@ -31,10 +31,13 @@ class Capture:
         return self
 
     def stop(self):
-        if self._process and self._process.poll() is None:
+        if self._running():
             self._until_written()
             self._process.send_signal(signal.SIGINT)
             self._process.wait(60)
+
+    def _running(self):
+        return self._process is not None and self._process.poll() is None
 
     def _until_written(self):
         """tcpdump sleeps when its ring is empty; while it has frames it runs, or would like to."""
@@ -50,7 +53,9 @@ class Capture:
         self.stop()
 
     def frames(self):
-        """[(seconds, frame)] so far."""
+        """[(seconds, frame)] of all that the device has seen so far."""
+        if self._running():
+            self._until_written()
         with open(self.path, "rb") as f:
             data = f.read()
         found, at = [], 24
