@@ -311,7 +311,8 @@ std::string limits_of(const json::value& sa) {
         const std::string soft = get(sa, "limits.soft_" + unit);
         const std::string hard = get(sa, "limits.hard_" + unit);
         if (soft == kMissing && hard == kMissing) continue;
-        out += (out.empty() ? "" : ", ") + unit + " " + soft + "/" + hard;
+        if (!out.empty()) out += ", ";
+        out.append(unit).append(" ").append(soft).append("/").append(hard);
     }
     return out.empty() ? std::string(kMissing) : out;
 }

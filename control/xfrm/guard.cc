@@ -17,7 +17,7 @@ namespace {
 constexpr uint32_t kIndexMask = 0xff000000;
 constexpr uint32_t kIndexMarker = 0x53000000;
 
-bool is_ours(const PolicyRow& row) {
+bool is_row_of_ours(const PolicyRow& row) {
     return (row.index & kIndexMask) == kIndexMarker;
 }
 
@@ -210,7 +210,7 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
     if (auto done = guard.replace(std::move(rows), *before); !done) {
         return std::unexpected(done.error());
     }
-    const bool has_leftovers = std::ranges::any_of(*before, is_ours);
+    const bool has_leftovers = std::ranges::any_of(*before, is_row_of_ours);
     guard.at_end_ = has_leftovers ? AtEnd::keep : AtEnd::remove;
     return guard;
 }
@@ -227,7 +227,7 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
     std::set<uint32_t> used;
     for (const PolicyRow& row : before) {
         used.insert(row.index);
-        if (!is_ours(row)) foreign.insert(identity(row));
+        if (!is_row_of_ours(row)) foreign.insert(identity(row));
     }
     std::set<Identity> wanted;
     for (const PolicyRow& row : rows) {
@@ -254,7 +254,7 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
         }
     }
     for (const PolicyRow& row : before) {
-        if (is_ours(row) && !wanted.contains(identity(row))) remove(socket_, row.index);
+        if (is_row_of_ours(row) && !wanted.contains(identity(row))) remove(socket_, row.index);
     }
     rows_ = rows.size();
     return {};
@@ -270,7 +270,7 @@ PolicyGuard::~PolicyGuard() {
     const auto present = dump(socket_);
     if (!present) return;
     for (const PolicyRow& row : *present) {
-        if (is_ours(row)) remove(socket_, row.index);
+        if (is_row_of_ours(row)) remove(socket_, row.index);
     }
 }
 

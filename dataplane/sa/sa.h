@@ -90,7 +90,7 @@ inline constexpr uint64_t kSequenceEndEsn = ~uint64_t{0};
 template <typename Sa>
 const std::byte* behind(const Sa* sa) {
     static_assert(sizeof(Sa) % crypto::kKeyBlockAlignment == 0);
-    return static_cast<const std::byte*>(static_cast<const void*>(sa + 1));
+    return reinterpret_cast<const std::byte*>(sa + 1);
 }
 
 struct alignas(64) OutboundSa {

@@ -21,6 +21,7 @@
 
 #include "bpf/abi.h"
 #include "config/system.h"
+#include "tests/config/texts.h"
 
 namespace sallyport::config {
 namespace {
@@ -109,19 +110,6 @@ std::string in(const std::vector<std::string>& edits) {
 }
 std::string both(const std::vector<std::string>& in_edits) {
     return with(std::string(kPolicy) + std::string(kOut) + edited(kIn, in_edits));
-}
-
-std::string all_text(const std::vector<Error>& errors) {
-    std::string text;
-    for (const Error& error : errors) text += error.to_string() + "\n";
-    return text;
-}
-
-// The line that carries "#!"; 0 when none does.
-uint32_t marked_line(std::string_view text) {
-    const size_t at = text.find("#!");
-    if (at == std::string_view::npos) return 0;
-    return static_cast<uint32_t>(std::ranges::count(text.substr(0, at), '\n') + 1);
 }
 
 struct Row {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "tests/config/texts.h"
 
 namespace sallyport::config {
 namespace {
@@ -19,18 +20,6 @@ std::string file(const std::string& gateway, const std::string& wan, const std::
                            : "[[policy]]\nname = \"p\"\nlocal = \"10.1.0.0/24\"\n"
                              "remote = \"10.2.0.0/24\"\n" +
                                  policy);
-}
-
-std::string all_text(const std::vector<Error>& errors) {
-    std::string text;
-    for (const Error& error : errors) text += error.to_string() + "\n";
-    return text;
-}
-
-uint32_t marked_line(const std::string& text) {
-    uint32_t line = 1;
-    for (size_t i = 0; i < text.find("#!"); ++i) line += text[i] == '\n' ? 1u : 0u;
-    return line;
 }
 
 TEST(ConfigConnections, Defaults) {
