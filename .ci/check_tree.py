@@ -50,7 +50,7 @@ class Tree:
         self.texts = texts
         self.names = {posixpath.basename(path) for path in texts}
         python = "".join(t for p, t in texts.items() if p.endswith(".py"))
-        mains = texts["control/main.cc"] + texts["ctl/main.cc"]
+        mains = texts["control/main.cc"] + texts["ctl/arguments.cc"]
         self.options = (set(re.findall(r'"(--[a-z-]+)"', mains)) | FOREIGN_OPTIONS |
                         set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', python)) |
                         {o for p, t in texts.items() if p.startswith("docs/") and p.endswith(".py")

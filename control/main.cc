@@ -32,7 +32,7 @@ constexpr char kUsageText[] =
     "usage: sallyportd -c FILE [--check] [--accept-key NAME[=SEQUENCE]]\n"
     "\n"
     "  -c, --config FILE   the configuration (TOML)\n"
-    "  --check             validate it and end\n"
+    "  --check             validate it, also against this system (devices, CPUs), and end\n"
     "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was "
     "never\n"
     "                      used, at 1, and end; with =SEQUENCE at that number, which must be "

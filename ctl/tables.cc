@@ -346,8 +346,8 @@ std::string format_sas(const json::value& result) {
     return refused.empty() ? table.to_string() : table.to_string() + "\n" + refused;
 }
 
-// Policies of the configuration come first or stand alone; those of xfrm have a direction and a
-// priority, and may be left to the kernel.
+// Policies of xfrm come first; they have a direction and a priority, and may be left to the kernel.
+// Those of the configuration follow or stand alone.
 std::string format_policies(const json::value& result) {
     bool of_xfrm = false;
     bool left = false;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The control protocol (docs/rpc.md): requests as text, the server over a real socket, the
-// client's tables.
+// client's command line and tables.
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -16,9 +16,12 @@
 #include <filesystem>
 #include <memory>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "control/operator/request.h"
 #include "control/operator/server.h"
+#include "ctl/arguments.h"
 #include "ctl/client.h"
 #include "ctl/tables.h"
 
@@ -288,6 +291,57 @@ TEST_F(RpcServer, LiveSocketIsRefusedStaleOneReplacedOtherFilesKept) {
 
 // ---- tables
 // --------------------------------------------------------------------------------------
+
+using Words = std::vector<const char*>;
+
+TEST(CtlArguments, EachHasItsPlace) {
+    const auto plain = ctl::parse_arguments(Words{"sallyportctl", "show", "status"});
+    ASSERT_TRUE(plain) << plain.error();
+    EXPECT_EQ(plain->show, Show::status);
+    EXPECT_EQ(plain->socket, "/run/sallyport/control.sock");
+    EXPECT_FALSE(plain->as_json);
+    EXPECT_EQ(plain->drop_rows, ctl::DropRows::occurred);
+    EXPECT_EQ(plain->only_print, "");
+    const auto all = ctl::parse_arguments(
+        Words{"sallyportctl", "--socket", "/x", "show", "drops", "--all", "--json"});
+    ASSERT_TRUE(all) << all.error();
+    EXPECT_EQ(all->show, Show::drops);
+    EXPECT_EQ(all->socket, "/x");
+    EXPECT_TRUE(all->as_json);
+    EXPECT_EQ(all->drop_rows, ctl::DropRows::all);
+}
+
+TEST(CtlArguments, UsageAndVersionWhereverTheyAreAskedFor) {
+    for (const Words& words :
+         {Words{"sallyportctl", "--help"}, Words{"sallyportctl", "show", "-h"},
+          Words{"sallyportctl", "show", "--help"}, Words{"sallyportctl", "show", "sa", "--help"}}) {
+        const auto parsed = ctl::parse_arguments(words);
+        ASSERT_TRUE(parsed) << parsed.error();
+        EXPECT_EQ(parsed->only_print, ctl::kUsage);
+    }
+    const auto version = ctl::parse_arguments(Words{"sallyportctl", "--version"});
+    ASSERT_TRUE(version) << version.error();
+    EXPECT_TRUE(version->only_print.starts_with("sallyportctl "));
+    for (const std::string_view name : kShowNames) {
+        EXPECT_TRUE(ctl::kUsage.contains("\n  " + std::string(name) + " ")) << name;
+    }
+}
+
+TEST(CtlArguments, WrongOnesGetASentence) {
+    const std::pair<Words, const char*> rows[] = {
+        {{}, "nothing to do"},
+        {{"sallyportctl", "--json"}, "nothing to do"},
+        {{"sallyportctl", "show"}, "show what?"},
+        {{"sallyportctl", "show", "keys"}, "cannot show 'keys'"},
+        {{"sallyportctl", "show", "sa", "show"}, "unknown argument 'show'"},
+        {{"sallyportctl", "--socket"}, "--socket needs a path"},
+    };
+    for (const auto& [words, says] : rows) {
+        const auto parsed = ctl::parse_arguments(words);
+        ASSERT_FALSE(parsed) << says;
+        EXPECT_EQ(parsed.error(), says);
+    }
+}
 
 TEST(CtlTables, DropsHideWhatDidNotOccurAndSaySo) {
     const json::value result = json::parse(R"([
