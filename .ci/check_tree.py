@@ -7,6 +7,8 @@
 - a file that a comment or a document names exists: from the top of the tree, from the folder of who
   names it or from a folder above that; a document may name any file without its folder
 - an option, a command and a key of the configuration that a document names exists
+- docs/architecture.md lists, for each stage of the pipelines, drop reasons that exist, and all that its source names
+- docs/rpc.md names every field of an answer under the heading of its command
 
 Includes and licences are checked by tests/layers_test.py. PLANTED at the end has one mistake against
 each rule; all must be found, or the rules are blind.
@@ -28,11 +30,14 @@ OUTSIDE = {"xdp/xsk.h", "swanctl.conf", "swanctl/conf.d/x.conf", "generated.h"}
 
 OPTION = re.compile(r"(?<![\w-])(--(?!gtest_|benchmark_)[a-z][a-z0-9_-]+)")
 FOREIGN_OPTIONS = {"--list-sas", "--now", "--all",  # swanctl, systemctl, nsenter
-                   "--buildtype", "--suite", "--no-rebuild", "--oneline", "--stat"}  # meson, git
+                   "--buildtype", "--suite", "--list", "--print-errorlogs", "--no-rebuild", "--oneline", "--stat"}  # meson, git
 KEY = re.compile(r"^\s*([a-z][a-z0-9_]*) = [\"\d\[tf]")
 TABLE_ROW = re.compile(r"^\| ((?:`[a-z][a-z0-9_]*`(?:, )?)+) \|")
 SHOW = re.compile(r"(?:sallyportctl|`)\s*show ([a-z]+)")
 RUN = re.compile(r"\./run ([a-z]+)")
+STAGE_ROW = re.compile(r"^\| `([a-z_]+)` \|.*\|([^|]*)\|$")
+FIELD = re.compile(r'\{"([a-z0-9_]+)",|\["([a-z0-9_]+)"\]')
+COMMANDS = {"sas": "sa", "policies": "policy"}  # rows_NAME.cc of a command with another name
 
 
 def read(path):
@@ -61,6 +66,15 @@ class Tree:
                            if p.startswith(("control/operator/", "ctl/")) and p.endswith((".cc", ".h")))
         self.shown = set(re.findall(r'"([a-z]+)"', operator))
         self.commands = set(re.findall(r"^    ([a-z]+)\)", texts["run"], re.M))
+        # What the kernel's and the workers' programs share has a list of the drop reasons, and one of counters.
+        listed = {name: re.findall(r"\bX\((\w+)", block) for name, block in
+                  re.findall(r"#define (SP_\w+)\(X\)(.*?[^\\]\n)", texts["bpf/abi.h"], re.S)}
+        self.reasons = set(listed["SP_DROP_REASONS"]) - {"none"}
+        self.stages = {m.group(1): set(re.findall(r"\bDropReason::(\w+)", t)) - {"none"} for p, t in texts.items()
+                       if (m := re.fullmatch(r"dataplane/pipeline/stages/(\w+)\.h", p))}
+        self.fields = {COMMANDS.get(m.group(1), m.group(1)): {a or b for a, b in FIELD.findall(t)}
+                       for p, t in texts.items() if (m := re.fullmatch(r"control/operator/rows_(\w+)\.cc", p))}
+        self.fields["ports"] |= set(listed["SP_PORT_COUNTERS"])
 
     def has(self, name, path):
         """From the top, or from a folder above `path`; a document may leave folders away."""
@@ -135,6 +149,31 @@ def check_words(tree, path, text):
                 yield f"{number}: the configuration has no key {key}: {line.strip()}"
 
 
+def check_stages(tree, path, text):
+    if path != "docs/architecture.md":
+        return
+    rows = [(number, *row.groups()) for number, line in enumerate(text.splitlines(), 1)
+            if (row := STAGE_ROW.match(line)) and row.group(1) in tree.stages]
+    for number, stage, cell in rows:
+        said = set(re.findall(r"`(\w+)`", cell))
+        for name in sorted(said - tree.reasons):
+            yield f"{number}: there is no drop reason {name}"
+        for name in sorted(tree.stages[stage] - said):
+            yield f"{number}: {stage} may drop as {name}"
+    for stage in sorted(tree.stages.keys() - {stage for _, stage, _ in rows}):
+        if tree.stages[stage]:
+            yield f"1: there is no row for the stage {stage}"
+
+
+def check_fields(tree, path, text):
+    if path != "docs/rpc.md":
+        return
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    for command, fields in tree.fields.items():
+        for name in sorted(fields - set(re.findall(r'["`](\w+)["`]', sections.get(command, "")))):
+            yield f"1: {command} does not say what {name} is"
+
+
 # path, a line with a mistake, words of what must be said of it
 PLANTED = [
     ("a.md", "in /ro" "ot/x", "a path of one machine"),
@@ -152,6 +191,11 @@ PLANTED = [
     ("docs/config.md", "| `nothing` | none | | |", "no key nothing"),
     ("README.md", "with `nothing = \"x\"` it", "no key nothing"),
     ("README.md", "```toml\nnothing = 1\n```", "no key nothing"),
+    ("docs/architecture.md", "| `check_icv` | | `nothing` |", "no drop reason nothing"),
+    ("docs/architecture.md", "| `check_icv` | | |", "check_icv may drop as icv_mismatch"),
+    ("docs/architecture.md", "| `check_icv` | | `icv_mismatch` |", "no row for the stage lookup_sa"),
+    ("docs/rpc.md", "\n## sa\n`pid`", "status does not say what pid is"),
+    ("docs/rpc.md", "\n## ports\n`rx_bytes`", "ports does not say what rx_frames is"),
 ]
 
 
@@ -159,6 +203,8 @@ def problems(tree, path, text):
     yield from check_text(path, text)
     yield from check_files(tree, path, text)
     yield from check_words(tree, path, text)
+    yield from check_stages(tree, path, text)
+    yield from check_fields(tree, path, text)
 
 
 def self_check(tree):

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints docs/drops.md: every drop reason of bpf/abi.h, and what an operator can do about it.
 
-Usage: make_drops.py [--check]     --check: compare with docs/drops.md instead, exit status 1 if they differ
+Usage: make_drops.py [--write | --check]
+    --write: into docs/drops.md, which stays as it is when there is a mistake
+    --check: compare with docs/drops.md, exit status 1 if they differ
 """
 
 import pathlib
@@ -91,12 +93,16 @@ def main():
     mistakes = [f"docs/make_drops.py: WHAT_TO_DO lacks {name}" for name in sorted(names - set(WHAT_TO_DO))]
     mistakes += [f"docs/make_drops.py: bpf/abi.h has no reason {name}" for name in sorted(set(WHAT_TO_DO) - names)]
     page = HEAD + "".join(f"| `{name}` | {help_text} | {WHAT_TO_DO.get(name, '')} |\n" for name, help_text in listed)
+    path = ROOT / "docs/drops.md"
     if sys.argv[1:] == ["--check"]:
-        path = ROOT / "docs/drops.md"
         if not path.exists() or path.read_text(encoding="utf-8") != page:
-            mistakes.append("docs/drops.md is not what docs/make_drops.py prints: run it again")
+            mistakes.append("docs/drops.md is not what docs/make_drops.py makes: docs/make_drops.py --write")
         print(f"{len(listed)} reasons, {len(mistakes)} mistakes")
-    elif not mistakes:
+    elif mistakes:
+        pass
+    elif sys.argv[1:] == ["--write"]:
+        path.write_text(page, encoding="utf-8")
+    else:
         sys.stdout.write(page)
     for mistake in mistakes:
         print(mistake, file=sys.stderr)
