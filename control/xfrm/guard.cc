@@ -98,6 +98,37 @@ std::vector<PolicySelector> outbound_selectors(const config::Policy& policy, con
     return out;
 }
 
+// ICMP errors, which quote the packet that they are about, by their types as xfrm compares them
+// (the type stands in place of the source port): destination unreachable, source quench and
+// redirect, time exceeded, parameter problem. ICMPv6: all below 128 (RFC 4443 2.1).
+constexpr PortMask kIcmpErrors[] = {{3, 0xffff}, {4, 0xfffe}, {11, 0xffff}, {12, 0xffff}};
+constexpr PortMask kIcmpv6Errors[] = {{0, 0x0080}};
+
+// The errors that this host makes about packets of a policy that does not cover ICMP itself. The
+// kernel asks for the policy of the packet in question too (XFRM_POLICY_ICMP), but not where that
+// packet was for this host and came in by a device without xfrm, as all decrypted ones do.
+std::vector<PolicySelector> errors_about(const config::Policy& policy, const IpPrefix& local,
+                                         const IpPrefix& remote) {
+    const bool is_v6 = local.address.family == Family::v6;
+    const auto protocol = static_cast<uint8_t>(is_v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
+    if (policy.action != config::SpdAction::protect || !policy.protocol ||
+        *policy.protocol == protocol) {
+        return {};
+    }
+    std::vector<PolicySelector> out;
+    for (const PortMask& type : is_v6 ? std::span<const PortMask>(kIcmpv6Errors)
+                                      : std::span<const PortMask>(kIcmpErrors)) {
+        out.push_back({.source = local,
+                       .destination = remote,
+                       .protocol = protocol,
+                       .source_port = type.value,
+                       .source_port_mask = type.mask,
+                       .destination_port = 0,
+                       .destination_port_mask = 0});
+    }
+    return out;
+}
+
 bool is_ipv6_connection(const config::Policy& policy) {
     return policy.if_id != 0 && policy.local.front().address.family == Family::v6;
 }
@@ -174,6 +205,9 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
                     rows.add(PolicyDirection::out, action, priority, selector);
                     rows.add(PolicyDirection::in, action, priority, reversed(selector));
                     rows.add(PolicyDirection::forward, action, priority, reversed(selector));
+                }
+                for (const PolicySelector& selector : errors_about(policy, local, remote)) {
+                    rows.add(PolicyDirection::out, action, priority, selector);
                 }
                 if (rows.size() > kGuardRowsMax) {
                     return std::unexpected("policy '" + policy.name +

@@ -280,7 +280,7 @@ TEST(XfrmPolicyGuard, ProtectWithPortsBlocksLaterFragmentsToo) {
     web.remote_ports = {{443, 443}};
     const auto rows = guard_rows(std::span(&web, 1), {});
     ASSERT_TRUE(rows);
-    ASSERT_EQ(rows->size(), 6u);
+    ASSERT_EQ(rows->size(), 10u);  // four of them about ICMP errors
     const PolicySelector& fragment = (*rows)[3].selector;
     EXPECT_EQ(fragment.source_port_mask, 0xffff);
     EXPECT_EQ(fragment.destination_port_mask, 0xffff);
@@ -288,6 +288,41 @@ TEST(XfrmPolicyGuard, ProtectWithPortsBlocksLaterFragmentsToo) {
     const PolicySelector& back = (*rows)[1].selector;  // direction in: ports change places
     EXPECT_EQ(back.source_port, 443);
     EXPECT_EQ(back.destination_port_mask, 0);
+}
+
+// Whether the out rows block an ICMP message of this type between the two hosts.
+bool blocks_icmp(const std::vector<PolicyRow>& rows, uint8_t protocol, uint16_t type) {
+    return std::ranges::any_of(rows, [&](const PolicyRow& row) {
+        const PolicySelector& s = row.selector;
+        return row.direction == PolicyDirection::out && row.action == PolicyAction::block &&
+               (s.protocol == 0 || s.protocol == protocol) &&
+               ((type ^ s.source_port) & s.source_port_mask) == 0 && s.destination_port_mask == 0;
+    });
+}
+
+TEST(XfrmPolicyGuard, ErrorsAboutPacketsOfANarrowPolicyStay) {
+    const struct {
+        const char* local;
+        const char* remote;
+        uint8_t icmp;
+        std::vector<uint16_t> errors, others;
+    } families[] = {
+        {"10.1.0.0/24", "10.2.0.0/24", 1, {3, 4, 5, 11, 12}, {0, 8, 9, 10, 13, 14, 15, 17}},
+        {"fd00:1::/64", "fd00:2::/64", 58, {1, 2, 3, 4, 100, 127}, {128, 129, 133, 135, 136, 255}},
+    };
+    for (const auto& f : families) {
+        config::Policy narrow = policy("n", config::SpdAction::protect, f.local, f.remote);
+        narrow.protocol = 17;
+        const auto rows = guard_rows(std::span(&narrow, 1), {});
+        ASSERT_TRUE(rows);
+        for (const uint16_t type : f.errors) EXPECT_TRUE(blocks_icmp(*rows, f.icmp, type)) << type;
+        for (const uint16_t type : f.others) EXPECT_FALSE(blocks_icmp(*rows, f.icmp, type)) << type;
+        // What covers ICMP has rows of its own for it; what does not protect has none.
+        for (const auto& protocol : {std::optional<uint8_t>{}, std::optional<uint8_t>{f.icmp}}) {
+            narrow.protocol = protocol;
+            EXPECT_EQ(guard_rows(std::span(&narrow, 1), {})->size(), 3u);
+        }
+    }
 }
 
 TEST(XfrmPolicyGuard, OuterEspOfOurSasPassesAWideProtect) {

@@ -183,39 +183,69 @@ def icmp_errors(frames, to):
     return [f for f in frames if f[12:14] == b"\x86\xdd" and f[20] == 58 and f[38:54] == address]
 
 
+class Answers:
+    """Packets of a crafted tunnel that the kernel would answer in clear by wan0, if it were let."""
+
+    HOP = "02:00:00:00:00:02"  # there with the guest or without it
+    PEERS = (topology.PEER4, topology.PEER6)
+
+    def __init__(self, bench, gateway):
+        self.bench, self.lab, self.gateway = bench, bench.lab, gateway
+
+    def __enter__(self):
+        for address in self.PEERS:
+            self.lab.gw.ip(f"neigh replace {address} lladdr {self.HOP} dev wan0 nud permanent")
+        return self
+
+    def __exit__(self, *_):
+        for address in self.PEERS:
+            self.lab.gw.ip(f"neigh del {address} dev wan0")
+
+    def stay(self, name, good, packets):
+        """`good` is delivered to the LAN; none of `packets`, which the kernel gets, is answered."""
+        end = self.bench.crafted(name)
+        outside = end.tunnel.remote_host
+        with wire.Wire(self.lab.peer_ns, "wanp") as wan, wire.Wire(self.lab.lan, "eth0") as lan:
+            def arrive(packet):
+                wan.send(wire.ethernet(self.lab.gw.mac("wan0"), self.HOP, end.seal(packet)))
+
+            arrive(good)
+            check(lan.wait(is_udp, 3), f"{name}: a good packet was not delivered")
+            passed = self.gateway.ports()["sp0"]["passed"]
+            for packet in packets:
+                arrive(packet)
+            eventually(lambda: self.gateway.ports()["sp0"]["passed"] == passed + len(packets),
+                       f"{name}: the kernel did not get all packets")
+            check(not (seen := icmp_errors(lan.frames, outside)), f"on the lan: {seen}")
+            check(not wan.wait(lambda f: icmp_errors([f], outside), 4.5),
+                  f"{name}: an ICMP error left in clear")
+            check(not [f for f in wan.frames if clear_between(f, end.tunnel)], "clear text")
+
+
+def last_hop(outside, inside):
+    return ip(outside, inside, **{("hlim" if ":" in inside else "ttl"): 1}) / udp(outside, inside).payload
+
+
 @case("A2 no ICMP error about a decrypted packet leaves in clear")
 def icmp_errors_stay(bench):
     """TTL 1, and a host that is not there: the kernel answers from wan0's address."""
-    lab = bench.lab
-    gateway = bench.gateway()
-    hop = "02:00:00:00:00:02"
-    for address in (topology.PEER4, topology.PEER6):  # with the guest or without it
-        lab.gw.ip(f"neigh replace {address} lladdr {hop} dev wan0 nud permanent")
-    try:
+    with Answers(bench, bench.gateway()) as answers:
         for name, inside, absent in (("craft0", INSIDE, "10.1.0.77"),
                                      ("craft6", "fd01:0:0:3::2", "fd01:0:0:3::77")):
-            end = bench.crafted(name)
-            outside = end.tunnel.remote_host
-            with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
-                def arrive(packet):
-                    wan.send(wire.ethernet(lab.gw.mac("wan0"), hop, end.seal(packet)))
+            outside = bench.crafted(name).tunnel.remote_host
+            answers.stay(name, udp(outside, inside), [last_hop(outside, inside), udp(outside, absent)])
 
-                # The path works, and the kernel would have a way for its answers.
-                arrive(udp(outside, inside))
-                check(lan.wait(is_udp, 3), f"{name}: a good packet was not delivered")
-                passed = gateway.ports()["sp0"]["passed"]
-                arrive(ip(outside, inside, **{("hlim" if ":" in inside else "ttl"): 1})
-                       / udp(outside, inside).payload)
-                arrive(udp(outside, absent))
-                eventually(lambda: gateway.ports()["sp0"]["passed"] == passed + 2,
-                           f"{name}: the kernel did not get both packets")
-                check(not (seen := icmp_errors(lan.frames, outside)), f"on the lan: {seen}")
-                check(not wan.wait(lambda f: icmp_errors([f], outside), 4.5),
-                      f"{name}: an ICMP error left in clear")
-                check(not [f for f in wan.frames if clear_between(f, end.tunnel)], "clear text")
-    finally:
-        for address in (topology.PEER4, topology.PEER6):
-            lab.gw.ip(f"neigh del {address} dev wan0")
+
+@case("A2 no ICMP error about a decrypted packet leaves in clear where the policy covers UDP alone")
+def icmp_errors_of_narrow_policies(bench):
+    """A closed port of the gateway's own address too: for that the kernel asks no policy of the packet."""
+    gateway = bench.prepare(crafted_keys={"protocol": "udp"}).start()
+    with Answers(bench, gateway) as answers:
+        for name, inside, own in (("craft0", INSIDE, "10.1.0.1"),
+                                  ("craft6", "fd01:0:0:3::2", "fd01:0:0:3::1")):
+            outside = bench.crafted(name).tunnel.remote_host
+            answers.stay(name, udp(outside, inside), [udp(outside, own), last_hop(outside, inside)])
+    bench.stop_gateway()
 
 
 @case("drops are counted where they happened, with a sentence for the operator")

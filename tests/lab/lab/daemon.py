@@ -39,11 +39,11 @@ def _port_tables(name, values):
 
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
-                lan_keys=None, outside_keys=None, policies=()):
+                lan_keys=None, outside_keys=None, policies=(), crafted_keys=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
-    policies: stand before the others.
+    policies: stand before the others. crafted_keys: more keys of the policies of crafted tunnels.
     """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
@@ -67,7 +67,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                   "worker": t.worker}
         parts += [
             _table("[[policy]]", {"name": t.name, "action": "protect", "local": t.local,
-                                  "remote": t.remote}),
+                                  "remote": t.remote, **(crafted_keys or {} if t.crafted else {})}),
             _table("[[sa]]", {"name": f"{t.name}-in", "direction": "inbound", "spi": t.spi_in,
                               "source": t.peer, "destination": t.near, "key": t.key_in.hex(),
                               "replay_window": t.window, **common}),
