@@ -158,7 +158,8 @@ Appliance::Step Appliance::enable_forwarding() {
 
 Appliance::Step Appliance::create_tap() {
     tap_mtu_ = tunnel_mtu(ports_);
-    auto tap = io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()));
+    auto tap =
+        io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()), netlink::move_link);
     if (!tap) return std::unexpected(tap.error());
     tap_.emplace(std::move(*tap));
     const auto up = netlink::set_up_tap(config_.device, tap_->ifindex(), io::Tap::kMac, tap_mtu_);

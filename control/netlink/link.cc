@@ -62,6 +62,12 @@ RequestBuffer encode_no_ipv6_addresses(uint32_t ifindex, uint32_t sequence) {
     return writer.take();
 }
 
+RequestBuffer encode_move_link(uint32_t ifindex, int netns_fd, uint32_t sequence) {
+    Writer writer = link_writer(RTM_NEWLINK, ifindex, 0, sequence);
+    writer.attribute(IFLA_NET_NS_FD, static_cast<uint32_t>(netns_fd));
+    return writer.take();
+}
+
 RequestBuffer encode_delete_link(uint32_t ifindex, uint32_t sequence) {
     return link_writer(RTM_DELLINK, ifindex, 0, sequence).take();
 }
@@ -98,6 +104,17 @@ std::expected<LinkInfo, Error> find_link(Socket& socket, const std::string& name
     if (!done) return std::unexpected(done.error());
     if (!link) return std::unexpected(Error{EPROTO, link.error()});
     return *link;
+}
+
+std::expected<void, std::string> move_link(const std::string& name, int netns_fd) {
+    auto socket = Socket::open(Protocol::route);
+    if (!socket) return std::unexpected(socket.error());
+    const auto link = find_link(*socket, name);
+    if (!link) return std::unexpected(link.error().text);
+    const auto moved =
+        socket->exchange(encode_move_link(link->ifindex, netns_fd, socket->next_sequence()));
+    if (!moved) return std::unexpected(moved.error().text);
+    return {};
 }
 
 std::expected<void, std::string> set_up_tap(const std::string& name, uint32_t ifindex,

@@ -46,6 +46,8 @@ RequestBuffer encode_get_link(const std::string& name, uint32_t sequence);
 RequestBuffer encode_set_link(uint32_t ifindex, const LinkSettings& settings, uint32_t sequence);
 // Without an address of its own a device sends no router solicitations and no neighbour discovery.
 RequestBuffer encode_no_ipv6_addresses(uint32_t ifindex, uint32_t sequence);
+// Into the network namespace that `netns_fd` is of.
+RequestBuffer encode_move_link(uint32_t ifindex, int netns_fd, uint32_t sequence);
 RequestBuffer encode_delete_link(uint32_t ifindex, uint32_t sequence);
 
 // Payload of RTM_NEWLINK and RTM_DELLINK.
@@ -53,6 +55,9 @@ std::expected<LinkInfo, std::string> decode_link(Bytes payload);
 
 // ENODEV when there is none of that name.
 std::expected<LinkInfo, Error> find_link(Socket& socket, const std::string& name);
+
+// From the network namespace of the calling thread. Any thread.
+std::expected<void, std::string> move_link(const std::string& name, int netns_fd);
 
 // sp0 as workers need it: up, with this address and MTU, without neighbour resolution (behind it
 // are tunnels, and nobody there would answer) and without IPv6 addresses.

@@ -13,6 +13,7 @@
 #include <array>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -48,11 +49,17 @@ class Tap {
     static constexpr MacAddress kMac = {0x02, 0x53, 0x50, 0x00, 0x01, 0x00};
     static constexpr uint32_t kMtuMax = kFrameDataBytesMax - 14;
 
+    // Moves a device from the network namespace of the calling thread into that of `netns_fd`.
+    using MoveDevice =
+        std::function<std::expected<void, std::string>(const std::string& name, int netns_fd)>;
+
     // Creates `name` with `queues` queues, all of them open on return. Only our user and group may
-    // attach to it, or who has CAP_NET_ADMIN. Address, MTU and taking it up are control's
-    // (control/netlink/link.h, set_up_tap), and so are its sysctls. Fails when a device of that
-    // name exists.
-    static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues);
+    // attach to it, or who has CAP_NET_ADMIN; at no moment may others. Needs CAP_SYS_ADMIN for a
+    // namespace to make it in (`move` is netlink::move_link). Address, MTU and taking it up are
+    // control's (control/netlink/link.h, set_up_tap), and so are its sysctls. Fails when a device
+    // of that name exists.
+    static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues,
+                                                  const MoveDevice& move);
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }
     [[nodiscard]] TapQueue& queue(uint16_t index) { return queues_[index]; }
     // Which queue gets a packet that the kernel routes into the device: the return value of a

@@ -335,12 +335,12 @@ TEST_F(IoTest, TapIsMadeAndGoesAway) {
         run("ip link show sp0 | grep -q 02:53:50:00:01:00");
         run("ip -d link show sp0 | grep -q 'addrgenmode none'");
 
-        const auto second = Tap::create("sp0", 1);
+        const auto second = Tap::create("sp0", 1, netlink::move_link);
         ASSERT_FALSE(second);
         EXPECT_NE(second.error().find("exists already"), std::string::npos) << second.error();
     }
     EXPECT_EQ(if_nametoindex("sp0"), 0u);
-    EXPECT_FALSE(Tap::create("a-name-that-is-too-long", 1));
+    EXPECT_FALSE(Tap::create("a-name-that-is-too-long", 1, netlink::move_link));
 }
 
 TEST_F(IoTest, TapEgressWritesWhatXdpAndKernelSee) {
