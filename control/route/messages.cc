@@ -94,6 +94,14 @@ std::expected<Message, std::string> parse_neighbour(bool removed, Bytes payload)
         (header.ndm_state & kUsable) != 0 && read_mac(attributes.value(NDA_LLADDR), neighbour.mac);
     neighbour.stale = neighbour.usable && (header.ndm_state & NUD_STALE) != 0;
     neighbour.fixed = (header.ndm_state & (NUD_PERMANENT | NUD_NOARP)) != 0;
+    uint32_t extended_flags = 0;
+    uint8_t protocol = RTPROT_UNSPEC;
+    if (!attributes.exact(NDA_FLAGS_EXT, extended_flags) ||
+        !attributes.exact(NDA_PROTOCOL, protocol)) {
+        return Error("a neighbour is malformed");
+    }
+    neighbour.foreign = (header.ndm_flags & NTF_EXT_LEARNED) != 0 || extended_flags != 0 ||
+                        (protocol != RTPROT_UNSPEC && protocol != RTPROT_KERNEL);
     return change;
 }
 

@@ -53,7 +53,12 @@ struct Neighbour {
     bool usable = false;  // the kernel would send to `mac` without asking first
     bool stale = false;   // ... but would ask soon after
     bool fixed = false;   // NUD_PERMANENT or NUD_NOARP: the kernel never asks
+    // Of another control plane (EVPN, FRR, Cilium): learned or managed by it, or under its protocol
+    // number. An extended flag that is too new to be known here counts as one.
+    bool foreign = false;
     std::array<uint8_t, 6> mac{};
+    // Whether it is purely the kernel's own dynamic entry: only such may be told what to do.
+    [[nodiscard]] bool may_be_refreshed() const { return !fixed && !foreign; }
     friend bool operator==(const Neighbour&, const Neighbour&) = default;
 };
 

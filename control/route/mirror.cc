@@ -209,11 +209,11 @@ Effect RouteMirror::apply(const NeighbourChange& change) {
     const NeighbourKey key = key_of(now.ifindex, now.address);
     const auto at = neighbours_.find(key);
     const bool was_usable = at != neighbours_.end() && at->second.usable;
-    if (change.removed || !now.usable) {
+    if (change.removed || (!now.usable && now.may_be_refreshed())) {
         if (at != neighbours_.end()) neighbours_.erase(at);
         return was_usable ? Effect::changed : Effect::none;
     }
-    const bool same = was_usable && at->second.mac == now.mac;
+    const bool same = was_usable == now.usable && (!now.usable || at->second.mac == now.mac);
     neighbours_[key] = now;
     return same ? Effect::none : Effect::changed;
 }
@@ -278,6 +278,7 @@ std::unique_ptr<const NextHops> RouteMirror::build(
     const PrefixTable routes(builder.entries());
     const std::vector<NextHop> link_hops = builder.hops();
     for (const auto& [key, neighbour] : neighbours_) {
+        if (!neighbour.usable) continue;
         const IpAddress& address = neighbour.address;
         const auto* bytes = reinterpret_cast<const std::byte*>(address.bytes.data());
         const uint32_t hop = routes.lookup(address.family, bytes);
@@ -309,7 +310,7 @@ std::vector<NeighbourName> RouteMirror::to_refresh() const {
     const auto add = [&](uint32_t ifindex, const IpAddress& address) {
         const NeighbourKey key = key_of(ifindex, address);
         const auto known = neighbours_.find(key);
-        if (known != neighbours_.end() && known->second.fixed) return;
+        if (known != neighbours_.end() && !known->second.may_be_refreshed()) return;
         if (!seen.insert(key).second) return;
         names.push_back({.ifindex = ifindex, .address = address});
     };

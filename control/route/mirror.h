@@ -62,9 +62,14 @@ class RouteMirror {
 
     // With direct egress the kernel does not see our traffic: it lets neighbours go stale and
     // never notices when they change. These need a nudge from time to time: the gateways of all
-    // routes through ports, and stale neighbours on the ports' links. Never permanent and noarp
-    // ones: the kernel does not ask for them, and a nudge (NTF_USE) takes NUD_PERMANENT away, after
-    // which an operator's static entry ages and can be spoofed.
+    // routes through ports, and stale neighbours on the ports' links.
+    //
+    // Only those that are purely the kernel's, because a nudge (NTF_USE) changes the entry: it
+    // takes NUD_PERMANENT away, after which an operator's static entry ages and can be spoofed; it
+    // takes NTF_EXT_LEARNED and the extended flags (NTF_EXT_MANAGED) away, by which the kernel
+    // knows that another control plane looks after the entry; and it makes the kernel probe, and
+    // give up, a neighbour that may not answer. The rest it leaves: NTF_ROUTER and what drivers
+    // set, the MAC, NDA_PROTOCOL. What is not nudged is used while the kernel says it is valid.
     [[nodiscard]] std::vector<NeighbourName> to_refresh() const;
 
   private:
@@ -104,7 +109,8 @@ class RouteMirror {
     std::map<uint32_t, Link> links_;  // ports only
     Routes local_;
     Routes main_;
-    std::map<NeighbourKey, Neighbour> neighbours_;  // on ports only
+    // On ports only. Those that are not usable are kept where they must not be refreshed.
+    std::map<NeighbourKey, Neighbour> neighbours_;
     std::vector<Rule> rules_;
 };
 

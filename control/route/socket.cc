@@ -19,17 +19,28 @@ constexpr std::array<int, 8> kGroups = {
     RTNLGRP_LINK,       RTNLGRP_NEIGH,      RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR,
     RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE,   RTNLGRP_IPV6_RULE};
 
-// Makes the kernel look after an entry as if it had sent to it.
-netlink::RequestBuffer encode_use(const NeighbourName& name, uint32_t sequence) {
-    netlink::Writer writer(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, sequence);
+netlink::RequestBuffer encode_neighbour(uint16_t type, unsigned flags, uint8_t neighbour_flags,
+                                        const NeighbourName& name, uint32_t sequence) {
+    netlink::Writer writer(type, NLM_F_ACK | flags, sequence);
     ndmsg body{};
     body.ndm_family = name.address.family == Family::v4 ? AF_INET : AF_INET6;
     body.ndm_ifindex = static_cast<int>(name.ifindex);
-    body.ndm_flags = NTF_USE;
+    body.ndm_flags = neighbour_flags;
     writer.put(body);
     const auto address = std::as_bytes(std::span(name.address.bytes));
     writer.bytes(NDA_DST, address.first(name.address.bit_count() / 8));
     return writer.take();
+}
+
+netlink::RequestBuffer encode_get(const NeighbourName& name, uint32_t sequence) {
+    return encode_neighbour(RTM_GETNEIGH, 0, 0, name, sequence);
+}
+
+// Makes the kernel look after an entry as if it had sent to it. One that is not there is made, but
+// not if somebody else was faster.
+netlink::RequestBuffer encode_use(const NeighbourName& name, bool exists, uint32_t sequence) {
+    const unsigned flags = exists ? 0 : NLM_F_CREATE | NLM_F_EXCL;
+    return encode_neighbour(RTM_NEWNEIGH, flags, NTF_USE, name, sequence);
 }
 
 }  // namespace
@@ -112,12 +123,25 @@ std::expected<Effect, std::string> RouteSocket::receive(RouteMirror& mirror) {
 }
 
 std::expected<void, std::string> RouteSocket::refresh_used(const RouteMirror& mirror) {
+    const auto failed = [](const netlink::Error& error) {
+        return std::unexpected("cannot refresh neighbours: " + error.text);
+    };
     for (const NeighbourName& name : mirror.to_refresh()) {
-        const auto used = requests_.exchange(encode_use(name, requests_.next_sequence()));
+        // Asked again, because the mirror may not know that another control plane has the entry:
+        // the notification still waits, or there was none (for one that is made without a MAC).
+        bool may_be_refreshed = false;
+        const auto asked = requests_.exchange(
+            encode_get(name, requests_.next_sequence()), [&](const netlink::Message& each) {
+                const auto message = parse_message(each);
+                const auto* now = message ? std::get_if<NeighbourChange>(&*message) : nullptr;
+                may_be_refreshed = now != nullptr && now->neighbour.may_be_refreshed();
+            });
         // An entry that cannot be refreshed (its device went) is reported as a change.
-        if (!used && used.error().number == ETIMEDOUT) {
-            return std::unexpected("cannot refresh neighbours: " + used.error().text);
-        }
+        if (!asked && asked.error().number == ETIMEDOUT) return failed(asked.error());
+        const bool absent = !asked && asked.error().number == ENOENT;
+        if (!may_be_refreshed && !absent) continue;
+        const auto used = requests_.exchange(encode_use(name, !absent, requests_.next_sequence()));
+        if (!used && used.error().number == ETIMEDOUT) return failed(used.error());
     }
     return {};
 }

@@ -3,7 +3,12 @@
 #include <linux/rtnetlink.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
+#include "control/netlink/socket.h"
 #include "control/route/mirror.h"
 #include "control/route/socket.h"
 #include "tests/dataplane/io/support.h"
@@ -170,6 +175,54 @@ TEST(RouteMessages, NeighbourStates) {
     }
 }
 
+// Each of the marks by which another control plane says that an entry is its own, and no other.
+TEST(RouteMessages, NeighboursOfOtherControlPlanes) {
+    const auto neighbour = [](unsigned flags, std::optional<uint32_t> extended,
+                              std::optional<uint8_t> protocol) {
+        ndmsg header{};
+        header.ndm_family = AF_INET6;
+        header.ndm_state = NUD_REACHABLE;
+        header.ndm_flags = static_cast<uint8_t>(flags);
+        Writer writer(RTM_NEWNEIGH, header);
+        writer.add(NDA_DST, "2001:db8::9");
+        if (extended) writer.add(NDA_FLAGS_EXT, *extended);
+        if (protocol) writer.add(NDA_PROTOCOL, &*protocol, sizeof *protocol);
+        return only<NeighbourChange>(writer.bytes()).neighbour;
+    };
+    for (unsigned flags = 0; flags < 256; ++flags) {
+        if ((flags & NTF_PROXY) != 0) continue;  // no entry of the table
+        const Neighbour parsed = neighbour(flags, {}, {});
+        EXPECT_EQ(parsed.foreign, (flags & NTF_EXT_LEARNED) != 0) << flags;
+        EXPECT_EQ(parsed.may_be_refreshed(), !parsed.foreign) << flags;
+    }
+    for (unsigned bit = 0; bit < 32; ++bit) {
+        EXPECT_TRUE(neighbour(0, 1u << bit, {}).foreign) << "extended flag " << bit;
+    }
+    EXPECT_FALSE(neighbour(0, 0, {}).foreign);
+    for (unsigned protocol = 0; protocol < 256; ++protocol) {
+        EXPECT_EQ(neighbour(0, {}, static_cast<uint8_t>(protocol)).foreign,
+                  protocol != RTPROT_UNSPEC && protocol != RTPROT_KERNEL)
+            << protocol;
+    }
+}
+
+TEST(RouteMessages, NeighbourMarksOfAnotherSizeAreRefused) {
+    constexpr std::array<uint8_t, 8> kZeros{};
+    ndmsg header{};
+    header.ndm_family = AF_INET;
+    for (size_t size = 0; size <= kZeros.size(); ++size) {
+        const auto accepted = [&](uint16_t type) {
+            return parse_all(Writer(RTM_NEWNEIGH, header)
+                                 .add(NDA_DST, "10.0.0.9")
+                                 .add(type, kZeros.data(), size)
+                                 .bytes())
+                .has_value();
+        };
+        EXPECT_EQ(accepted(NDA_FLAGS_EXT), size == 4) << size;
+        EXPECT_EQ(accepted(NDA_PROTOCOL), size == 1) << size;
+    }
+}
+
 // Every prefix of a datagram is an error, except where it ends between two messages.
 TEST(RouteMessages, EveryTruncationIsRefused) {
     const std::array<uint8_t, 16> hop = {16, 0, 0, 0, 5, 0, 0, 0, 8, 0, RTA_GATEWAY, 0, 1, 2, 3, 4};
@@ -212,6 +265,66 @@ TEST(RouteMessages, EveryTruncationIsRefused) {
                       .has_value(),
                   length == 16 || length == 8)
             << int{length};
+    }
+}
+
+// ---- what the mirror decides --------------------------------------------------------------------
+
+// A gateway's entry in any condition: refreshed when it is the kernel's own or not there, used when
+// the kernel says it is valid, whoever owns it.
+TEST(RouteMirror, WhoIsRefreshedAndWhoIsUsed) {
+    const IpAddress gateway = parse_ip_address("10.1.0.9").value();
+    for (unsigned bits = 0; bits < 32; ++bits) {
+        Neighbour neighbour{.ifindex = 7, .address = gateway, .mac = {2, 0, 0, 0, 0, 9}};
+        neighbour.usable = (bits & 1) != 0;
+        neighbour.stale = (bits & 2) != 0 && neighbour.usable;
+        neighbour.fixed = (bits & 4) != 0;
+        neighbour.foreign = (bits & 8) != 0;
+        const bool removed = (bits & 16) != 0;
+        SCOPED_TRACE(bits);
+
+        RouteMirror mirror({7});
+        const auto load = [&mirror](const Message& message) { mirror.load(message); };
+        const auto apply = [&mirror](const Message& message) { return mirror.apply(message); };
+        for (const uint32_t table : {uint32_t{RT_TABLE_LOCAL}, uint32_t{RT_TABLE_MAIN}}) {
+            load(RuleChange{.rule = {.ordinary = true, .table = table}});
+        }
+        load(LinkChange{.link = {.ifindex = 7, .running = true, .mtu = 1500}});
+        for (const auto& [destination, via] : {std::pair{"10.1.0.0/24", std::optional<IpAddress>()},
+                                               std::pair{"10.2.0.0/16", std::optional(gateway)}}) {
+            load(RouteChange{.route = {.table = RT_TABLE_MAIN,
+                                       .destination = parse_ip_prefix(destination).value(),
+                                       .plain = true,
+                                       .ifindex = 7,
+                                       .gateway = via}});
+        }
+        const auto resolved = [&mirror](const char* text) {
+            const IpAddress address = parse_ip_address(text).value();
+            const auto snapshot = mirror.build({});
+            const NextHop* hop = snapshot->lookup(
+                address.family, reinterpret_cast<const std::byte*>(address.bytes.data()));
+            return hop != nullptr && hop->resolved;
+        };
+
+        EXPECT_EQ(apply(NeighbourChange{.neighbour = neighbour}),
+                  neighbour.usable ? Effect::changed : Effect::none);
+        EXPECT_EQ(apply(NeighbourChange{.neighbour = neighbour}), Effect::none);
+        if (removed) {
+            EXPECT_EQ(apply(NeighbourChange{.removed = true, .neighbour = neighbour}),
+                      neighbour.usable ? Effect::changed : Effect::none);
+        }
+        EXPECT_EQ(mirror.to_refresh().size(),
+                  removed || (!neighbour.fixed && !neighbour.foreign) ? 1u : 0u);
+        EXPECT_EQ(resolved("10.2.3.4"), neighbour.usable && !removed);
+        EXPECT_EQ(resolved("10.1.0.9"), neighbour.usable && !removed);
+
+        // From usable to not, and back.
+        if (removed) continue;
+        Neighbour other = neighbour;
+        other.usable = !neighbour.usable;
+        other.stale = false;
+        EXPECT_EQ(apply(NeighbourChange{.neighbour = other}), Effect::changed);
+        EXPECT_EQ(resolved("10.2.3.4"), other.usable);
     }
 }
 
@@ -492,6 +605,159 @@ TEST_F(RouteMirrorTest, RefreshLeavesStaticNeighboursAlone) {
     update();
     ASSERT_TRUE(socket_->refresh_used(*mirror_));
     show("10.1.0.12", "PERMANENT");
+}
+
+// What another control plane wrote is as it wrote it, however often neighbours are refreshed, and
+// is used meanwhile. What is the kernel's own keeps all but its state.
+TEST_F(RouteMirrorTest, RefreshLeavesForeignNeighboursAlone) {
+    // Nothing changes by its age, however slow this machine is.
+    for (const std::string family : {"ipv4", "ipv6"}) {
+        const std::string va = "/proc/sys/net/" + family + "/neigh/va/";
+        test::write_file(va + "base_reachable_time_ms", "3600000");
+        test::write_file(va + "delay_first_probe_time", "3600");
+    }
+    struct Row {
+        std::string gateway;
+        std::string text;  // behind the address: state, flags, protocol
+        std::string then;  // what a second command says
+    };
+    const std::vector<Row> foreign = {
+        {"10.1.0.20", "lladdr 02:00:00:00:00:09 nud reachable extern_learn"},
+        {"10.1.0.21", "lladdr 02:00:00:00:00:09 nud stale extern_learn"},
+        {"10.1.0.22", "nud none extern_learn"},
+        {"10.1.0.23", "lladdr 02:00:00:00:00:09 nud stale extern_learn protocol zebra"},
+        {"10.1.0.24", "lladdr 02:00:00:00:00:09 nud stale protocol zebra"},
+        {"10.1.0.25", "lladdr 02:00:00:00:00:09 nud reachable protocol 42"},
+        {"10.1.0.26", "lladdr 02:00:00:00:00:09 nud permanent extern_learn"},
+        {"2001:db8:1::20", "lladdr 02:00:00:00:00:09 nud reachable extern_learn"},
+        {"2001:db8:1::21", "lladdr 02:00:00:00:00:09 nud stale extern_learn"},
+        {"2001:db8:1::22", "lladdr 02:00:00:00:00:09 nud reachable router extern_learn"},
+        {"2001:db8:1::23", "lladdr 02:00:00:00:00:09 nud stale router extern_learn"},
+        {"2001:db8:1::24", "lladdr 02:00:00:00:00:09 nud stale router protocol bird"},
+    };
+    // The kernel asks for these on its own account, so only their state may change.
+    const std::vector<Row> managed = {
+        {"10.1.0.30", "managed"},
+        {"10.1.0.31", "managed extern_learn"},
+        {"10.1.0.32", "lladdr 02:00:00:00:00:09 nud reachable", "managed"},
+        {"10.1.0.33", "lladdr 02:00:00:00:00:09 nud stale", "managed extern_learn"},
+        {"2001:db8:1::30", "managed"},
+        {"2001:db8:1::31", "lladdr 02:00:00:00:00:09 nud reachable", "managed"},
+        {"2001:db8:1::32", "lladdr 02:00:00:00:00:09 nud stale router", "managed extern_learn"},
+    };
+    const std::vector<Row> own = {
+        {"10.1.0.40", "lladdr 02:00:00:00:00:09 nud stale"},
+        {"10.1.0.41", "lladdr 02:00:00:00:00:09 nud stale router"},
+        {"10.1.0.42", "lladdr 02:00:00:00:00:09 nud stale protocol kernel"},
+        {"2001:db8:1::40", "lladdr 02:00:00:00:00:09 nud stale"},
+        {"2001:db8:1::41", "lladdr 02:00:00:00:00:09 nud stale router"},
+    };
+    int next = 0;
+    std::map<std::string, std::string> destinations;
+    const auto add_route = [&](const std::string& gateway) {
+        const std::string number = std::to_string(++next);
+        destinations[gateway] = (gateway.contains(':') ? "2001:db8:f::" : "10.9.0.") + number;
+        run("ip route add " + destinations[gateway] + " via " + gateway + " dev va");
+    };
+    const auto add = [&](const Row& row) {
+        run("ip neigh replace " + row.gateway + " dev va " + row.text);
+        if (!row.then.empty()) run("ip neigh replace " + row.gateway + " dev va " + row.then);
+    };
+    // Everything the kernel holds of an entry except ages; without its state where that may change.
+    const auto raw = [](const std::string& gateway, bool with_state) {
+        auto requests = netlink::Socket::open(netlink::Protocol::route).value();
+        netlink::Writer writer(RTM_GETNEIGH, NLM_F_ACK, requests.next_sequence());
+        const IpAddress address = parse_ip_address(gateway).value();
+        ndmsg body{};
+        body.ndm_family = address.family == Family::v4 ? AF_INET : AF_INET6;
+        body.ndm_ifindex = static_cast<int>(if_nametoindex("va"));
+        writer.put(body);
+        writer.bytes(NDA_DST,
+                     std::as_bytes(std::span(address.bytes)).first(address.bit_count() / 8));
+        std::string text;
+        const auto asked = requests.exchange(writer.take(), [&](const netlink::Message& each) {
+            ndmsg header{};
+            netlink::Attributes attributes;
+            uint32_t extended = 0;
+            uint8_t protocol = 0;
+            ASSERT_TRUE(netlink::read(each.payload, header));
+            ASSERT_TRUE(attributes.parse(netlink::behind<ndmsg>(each.payload)));
+            ASSERT_TRUE(attributes.exact(NDA_FLAGS_EXT, extended));
+            ASSERT_TRUE(attributes.exact(NDA_PROTOCOL, protocol));
+            text = "flags " + std::to_string(header.ndm_flags) + " extended " +
+                   std::to_string(extended) + " protocol " + std::to_string(protocol);
+            if (!with_state) return;
+            text += " state " + std::to_string(header.ndm_state) + " MAC";
+            for (const std::byte byte : attributes.value(NDA_LLADDR)) {
+                text += " " + std::to_string(std::to_integer<int>(byte));
+            }
+        });
+        return asked ? text : asked.error().text;
+    };
+    for (const auto* rows : {&foreign, &managed, &own}) {
+        for (const Row& row : *rows) add_route(row.gateway);
+    }
+    add_route("10.1.0.50");
+    add_route("2001:db8:1::50");
+    for (const auto* rows : {&foreign, &managed, &own}) std::ranges::for_each(*rows, add);
+    update();
+
+    std::map<std::string, std::string> before;
+    for (const Row& row : foreign) before[row.gateway] = raw(row.gateway, true);
+    for (const Row& row : managed) before[row.gateway] = raw(row.gateway, false);
+    for (const Row& row : own) before[row.gateway] = raw(row.gateway, false);
+    EXPECT_EQ(before["10.1.0.21"], "flags 16 extended 0 protocol 0 state 4 MAC 2 0 0 0 0 9");
+    EXPECT_EQ(before["10.1.0.24"], "flags 0 extended 0 protocol 11 state 4 MAC 2 0 0 0 0 9");
+    EXPECT_EQ(before["2001:db8:1::23"], "flags 144 extended 0 protocol 0 state 4 MAC 2 0 0 0 0 9");
+    EXPECT_EQ(before["2001:db8:1::32"], "flags 144 extended 1 protocol 0");
+
+    // The mirror does not know all: these get their owner after it was asked, and an entry that is
+    // made without a MAC is not announced at all. It believes that they are the kernel's to ask.
+    const std::vector<std::string> late = {"10.1.0.50", "2001:db8:1::50"};
+    for (const std::string& gateway : late) {
+        add({gateway, "lladdr 02:00:00:00:00:09 nud stale extern_learn"});
+        before[gateway] = raw(gateway, true);
+    }
+    const auto refreshes = [&](const std::string& gateway) {
+        return std::ranges::any_of(mirror_->to_refresh(), [&](const NeighbourName& name) {
+            return to_string(name.address) == gateway;
+        });
+    };
+    for (const std::string& gateway : late) EXPECT_TRUE(refreshes(gateway)) << gateway;
+    EXPECT_TRUE(refreshes("10.1.0.22"));
+    EXPECT_TRUE(refreshes("10.1.0.30"));
+    const auto compare = [&] {
+        for (const auto& [gateway, text] : before) {
+            EXPECT_EQ(raw(gateway, text.contains("state")), text) << gateway;
+        }
+    };
+    for (int round = 0; round < 3; ++round) {
+        const auto refreshed = socket_->refresh_used(*mirror_);
+        ASSERT_TRUE(refreshed) << refreshed.error();
+        compare();
+        update();
+        for (const Row& row : foreign) {
+            const bool announced = row.text.contains("lladdr");
+            EXPECT_FALSE(announced && refreshes(row.gateway)) << row.gateway;
+        }
+        for (const std::string& gateway : late) EXPECT_FALSE(refreshes(gateway)) << gateway;
+    }
+    for (const Row& row : own) {
+        run("ip neigh show " + row.gateway + " dev va nud all | grep -Eq 'DELAY|PROBE'");
+    }
+    const auto use = [&](const Row& row) {
+        EXPECT_EQ(way(destinations[row.gateway].c_str()),
+                  row.text.contains("lladdr") ? "9 mtu 1500" : "unresolved")
+            << row.gateway;
+    };
+    std::ranges::for_each(foreign, use);
+
+    // The same from a dump instead of notifications, which misses none.
+    dump();
+    EXPECT_EQ(mirror_->to_refresh().size(), own.size());
+    ASSERT_TRUE(socket_->refresh_used(*mirror_));
+    compare();
+    std::ranges::for_each(foreign, use);
 }
 
 }  // namespace
