@@ -253,6 +253,59 @@ bool read_replay(const Attributes& attributes, std::optional<Replay>& out) {
         });
 }
 
+// ---- states ----------------------------------------------------------------------------------
+
+std::expected<KernelSa, std::string> read_state(const xfrm_usersa_info& body,
+                                                const Attributes& attributes) {
+    const auto family = from_linux_family(body.family);
+    if (!family) return Error("a state has an unknown address family");
+    KernelSa sa;
+    sa.name = name_of(body.id.daddr, body.id.spi, body.id.proto, *family);
+    sa.source = from_linux_address(body.saddr, *family);
+    sa.reqid = body.reqid;
+    sa.family = *family;
+    sa.mode = from_linux_mode(body.mode);
+    sa.flags = body.flags;
+    sa.esn = (body.flags & XFRM_STATE_ESN) != 0;
+    sa.has_selector = body.sel.prefixlen_s != 0 || body.sel.prefixlen_d != 0 ||
+                      body.sel.proto != 0 || body.sel.sport_mask != 0 || body.sel.dport_mask != 0 ||
+                      body.sel.ifindex != 0;
+    sa.limits = from_linux(body.lft);
+    sa.usage = from_linux(body.curlft);
+    sa.encapsulated = attributes.has(XFRMA_ENCAP);
+    sa.offloaded = attributes.has(XFRMA_OFFLOAD_DEV);
+    sa.has_security_context = attributes.has(XFRMA_SEC_CTX);
+    sa.has_care_of_address = attributes.has(XFRMA_COADDR);
+    // The kernel does not say so, but only a state that waits for its keys has no algorithm.
+    sa.larval = (sa.name.protocol == kProtocolEsp || sa.name.protocol == kProtocolAh) &&
+                !attributes.has(XFRMA_ALG_AEAD) && !attributes.has(XFRMA_ALG_CRYPT) &&
+                !attributes.has(XFRMA_ALG_AUTH) && !attributes.has(XFRMA_ALG_AUTH_TRUNC);
+
+    std::optional<Replay> replay;
+    uint8_t direction = 0;
+    const bool whole =
+        read_algorithms(attributes, sa) && read_replay(attributes, replay) &&
+        attributes.with<xfrm_mark>(
+            XFRMA_MARK, [&](const xfrm_mark& mark) { sa.name.mark = from_linux(mark); }) &&
+        attributes.number(XFRMA_SET_MARK, sa.output_mark.value) &&
+        attributes.number(XFRMA_SET_MARK_MASK, sa.output_mark.mask) &&
+        attributes.number(XFRMA_IF_ID, sa.if_id) && attributes.number(XFRMA_TFCPAD, sa.tfc_pad) &&
+        attributes.number(XFRMA_SA_EXTRA_FLAGS, sa.extra_flags) &&
+        attributes.number(XFRMA_LASTUSED, sa.last_used) &&
+        attributes.number(kAttributeSaDirection, direction) &&
+        attributes.with<uint32_t>(kAttributeSaPcpu, [&](uint32_t cpu) { sa.pcpu = cpu; });
+    if (!whole) return malformed_attribute("a state");
+    if (direction == kDirectionIn) sa.direction = StateDirection::inbound;
+    if (direction == kDirectionOut) sa.direction = StateDirection::outbound;
+    if (replay) sa.replay = *replay;
+    if (!sa.replay.esn_form) sa.replay.window = body.replay_window;
+    if (!sa.esn) {
+        sa.replay.sent &= kSequenceMax32;
+        sa.replay.top &= kSequenceMax32;
+    }
+    return sa;
+}
+
 // ---- policies --------------------------------------------------------------------------------
 
 bool read_templates(Bytes bytes, Family family, std::vector<Template>& out) {
@@ -490,71 +543,30 @@ RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence)
 std::expected<KernelSa, std::string> decode_kernel_sa(Bytes payload) {
     const auto body = peek<xfrm_usersa_info>(payload);
     if (!body) return cut_off("a state");
-    const auto family = from_linux_family(body->family);
-    if (!family) return Error("a state has an unknown address family");
     Attributes attributes;
     if (!attributes.parse(behind<xfrm_usersa_info>(payload))) return malformed_attribute("a state");
-
-    KernelSa sa;
-    sa.name = name_of(body->id.daddr, body->id.spi, body->id.proto, *family);
-    sa.source = from_linux_address(body->saddr, *family);
-    sa.reqid = body->reqid;
-    sa.family = *family;
-    sa.mode = from_linux_mode(body->mode);
-    sa.flags = body->flags;
-    sa.esn = (body->flags & XFRM_STATE_ESN) != 0;
-    sa.has_selector = body->sel.prefixlen_s != 0 || body->sel.prefixlen_d != 0 ||
-                      body->sel.proto != 0 || body->sel.sport_mask != 0 ||
-                      body->sel.dport_mask != 0 || body->sel.ifindex != 0;
-    sa.limits = from_linux(body->lft);
-    sa.usage = from_linux(body->curlft);
-    sa.encapsulated = attributes.has(XFRMA_ENCAP);
-    sa.offloaded = attributes.has(XFRMA_OFFLOAD_DEV);
-    sa.has_security_context = attributes.has(XFRMA_SEC_CTX);
-    sa.has_care_of_address = attributes.has(XFRMA_COADDR);
-    // The kernel does not say so, but only a state that waits for its keys has no algorithm.
-    sa.larval = (sa.name.protocol == kProtocolEsp || sa.name.protocol == kProtocolAh) &&
-                !attributes.has(XFRMA_ALG_AEAD) && !attributes.has(XFRMA_ALG_CRYPT) &&
-                !attributes.has(XFRMA_ALG_AUTH) && !attributes.has(XFRMA_ALG_AUTH_TRUNC);
-
-    std::optional<Replay> replay;
-    uint8_t direction = 0;
-    const bool whole =
-        read_algorithms(attributes, sa) && read_replay(attributes, replay) &&
-        attributes.with<xfrm_mark>(
-            XFRMA_MARK, [&](const xfrm_mark& mark) { sa.name.mark = from_linux(mark); }) &&
-        attributes.number(XFRMA_SET_MARK, sa.output_mark.value) &&
-        attributes.number(XFRMA_SET_MARK_MASK, sa.output_mark.mask) &&
-        attributes.number(XFRMA_IF_ID, sa.if_id) && attributes.number(XFRMA_TFCPAD, sa.tfc_pad) &&
-        attributes.number(XFRMA_SA_EXTRA_FLAGS, sa.extra_flags) &&
-        attributes.number(XFRMA_LASTUSED, sa.last_used) &&
-        attributes.number(kAttributeSaDirection, direction) &&
-        attributes.with<uint32_t>(kAttributeSaPcpu, [&](uint32_t cpu) { sa.pcpu = cpu; });
-    if (!whole) return malformed_attribute("a state");
-    if (direction == kDirectionIn) sa.direction = StateDirection::inbound;
-    if (direction == kDirectionOut) sa.direction = StateDirection::outbound;
-    if (replay) sa.replay = *replay;
-    if (!sa.replay.esn_form) sa.replay.window = body->replay_window;
-    if (!sa.esn) {
-        sa.replay.sent &= kSequenceMax32;
-        sa.replay.top &= kSequenceMax32;
-    }
-    return sa;
+    return read_state(*body, attributes);
 }
 
-std::expected<SaName, std::string> decode_deleted_sa(Bytes payload) {
+std::expected<Deletion, std::string> decode_deleted_sa(Bytes payload) {
     const auto body = peek<xfrm_usersa_id>(payload);
     if (!body) return cut_off("a deletion");
     const auto family = from_linux_family(body->family);
     if (!family) return Error("a deletion has an unknown address family");
     Attributes attributes;
-    SaName name = name_of(body->daddr, body->spi, body->proto, *family);
+    Deletion out{.name = name_of(body->daddr, body->spi, body->proto, *family),
+                 .last = std::nullopt};
     if (!attributes.parse(behind<xfrm_usersa_id>(payload)) ||
-        !attributes.with<xfrm_mark>(XFRMA_MARK,
-                                    [&](const xfrm_mark& mark) { name.mark = from_linux(mark); })) {
+        !attributes.with<xfrm_mark>(
+            XFRMA_MARK, [&](const xfrm_mark& mark) { out.name.mark = from_linux(mark); })) {
         return malformed_attribute("a deletion");
     }
-    return name;
+    // What stands behind the fixed part of a state stands beside it here.
+    const auto state = peek<xfrm_usersa_info>(attributes.value(XFRMA_SA));
+    if (!state) return out;
+    auto last = read_state(*state, attributes);
+    if (last && last->name == out.name) out.last = std::move(*last);
+    return out;
 }
 
 std::expected<Expiry, std::string> decode_expire(Bytes payload) {

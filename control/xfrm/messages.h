@@ -102,8 +102,14 @@ RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence)
 
 // Payload of NEWSA, UPDSA (and the answer to GETSA).
 std::expected<KernelSa, std::string> decode_kernel_sa(std::span<const std::byte> payload);
-// Payload of DELSA (xfrm_usersa_id with the state as attribute, or the state itself).
-std::expected<SaName, std::string> decode_deleted_sa(std::span<const std::byte> payload);
+// Payload of DELSA.
+struct Deletion {
+    SaName name;
+    // As it was when it went, with its last counters. A request has none; and a deletion is one
+    // too where this part of it cannot be read.
+    std::optional<KernelSa> last;
+};
+std::expected<Deletion, std::string> decode_deleted_sa(std::span<const std::byte> payload);
 
 struct Expiry {
     SaName name;

@@ -53,6 +53,10 @@ void raise_counters(KernelSa& sa, const Replay& replay) {
     sa.replay.top = std::max(sa.replay.top, replay.top);
 }
 
+bool has_lower_numbers(const KernelSa& sa, const KernelSa& than) {
+    return sa.replay.sent < than.replay.sent || sa.replay.top < than.replay.top;
+}
+
 // A dump begins with what came last. Gives each entry of `dumped`, whose `arrival` is its position
 // in the dump, a number that grows with the time of its arrival: the known one where that fits.
 template <typename Key, typename Entry, typename Unchanged>
@@ -102,12 +106,8 @@ RegisterMirror::Outcome RegisterMirror::dispatch(const Message& message, Registe
         case XFRM_MSG_NEWSA:
         case XFRM_MSG_UPDSA:
             return take_state(message, changes);
-        case XFRM_MSG_DELSA: {
-            const auto name = decode_deleted_sa(message.payload);
-            if (!name) return Outcome::malformed;
-            remove_state(*name, changes);
-            return Outcome::applied;
-        }
+        case XFRM_MSG_DELSA:
+            return take_deletion(message, changes);
         case XFRM_MSG_EXPIRE:
             return take_expiry(message, changes);
         case XFRM_MSG_FLUSHSA:
@@ -177,6 +177,7 @@ RegisterMirror::Outcome RegisterMirror::take_state(const Message& message,
         request_resync(changes);
         return Outcome::applied;
     }
+    if (known != states_.end()) tell_last(known->second);
     const SaName name = state->name;
     state->arrival = ++arrivals_;
     states_.insert_or_assign(name, std::move(*state));
@@ -185,8 +186,24 @@ RegisterMirror::Outcome RegisterMirror::take_state(const Message& message,
     return Outcome::applied;
 }
 
+RegisterMirror::Outcome RegisterMirror::take_deletion(const Message& message,
+                                                      RegisterChanges& changes) {
+    const auto deletion = decode_deleted_sa(message.payload);
+    if (!deletion) return Outcome::malformed;
+    if (deletion->last && !is_own_reqid(deletion->last->reqid)) tell_last(*deletion->last);
+    remove_state(deletion->name, changes);
+    return Outcome::applied;
+}
+
+void RegisterMirror::tell_last(const KernelSa& state) const {
+    if (tell_) tell_(state);
+}
+
 void RegisterMirror::remove_state(const SaName& name, RegisterChanges& changes) {
-    if (states_.erase(name) == 0) return;
+    const auto known = states_.find(name);
+    if (known == states_.end()) return;
+    tell_last(known->second);
+    states_.erase(known);
     changes.added.erase(name);
     changes.used.erase(name);
     changes.removed.insert(name);
@@ -251,6 +268,7 @@ const KernelSa* RegisterMirror::find(const SaName& name) const {
 void RegisterMirror::refresh(const KernelSa& state) {
     const auto known = states_.find(state.name);
     if (known == states_.end()) return;
+    if (has_lower_numbers(state, known->second)) tell_last(known->second);
     known->second.usage = state.usage;
     known->second.last_used = state.last_used;
     known->second.replay.sent = state.replay.sent;
@@ -339,7 +357,12 @@ RegisterMirror::Outcome RegisterMirror::load_one(const Message& message) {
 void RegisterMirror::end_dump(RegisterChanges& changes) {
     number_arrivals(dumped_states_, states_, arrivals_, same_sa);
     for (const auto& [name, state] : states_) {
-        if (dumped_states_.contains(name)) continue;
+        const auto dumped = dumped_states_.find(name);
+        const bool there = dumped != dumped_states_.end();
+        if (!there || !same_sa(state, dumped->second) || has_lower_numbers(dumped->second, state)) {
+            tell_last(state);
+        }
+        if (there) continue;
         changes.added.erase(name);
         changes.used.erase(name);
         changes.removed.insert(name);

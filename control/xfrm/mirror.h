@@ -21,13 +21,18 @@
 // - NEWAE and EXPIRE that this process caused (`own_port`: the netlink port of our requests) come
 //   back by multicast and change nothing; only a hard EXPIRE has deleted the state all the same.
 // - XFRM_MSG_NEWAE of others says that the kernel itself has used a state: counters change.
+// - What is known of a state's counters is told (when_forgotten) before it is forgotten: when the
+//   state goes, is replaced, or is there again with lower ones. The message about a deletion has
+//   the last of them, a flush and an expiry do not: then it is what was heard before.
 // - Our own states and policies (reqid 0x5350xxxx, index 0x53xxxxxx) are left out.
 //
 // Pure: no sockets, no clock, so it can be tested and fuzzed. Owner: control thread.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "control/xfrm/messages.h"
@@ -60,6 +65,7 @@ class RegisterMirror {
   public:
     explicit RegisterMirror(uint32_t own_port = 0) : own_port_(own_port) {}
     void set_own_port(uint32_t own_port) { own_port_ = own_port; }
+    void when_forgotten(std::function<void(const KernelSa& last)> tell) { tell_ = std::move(tell); }
 
     // One message of the running kernel. Malformed or unknown ones change nothing and are counted.
     void apply(const Message& message, RegisterChanges& changes);
@@ -105,11 +111,14 @@ class RegisterMirror {
     Outcome take_policy(const Message& message, RegisterChanges& changes);
     Outcome flush_policies(const Message& message, RegisterChanges& changes);
     Outcome take_acquire(const Message& message, RegisterChanges& changes);
+    Outcome take_deletion(const Message& message, RegisterChanges& changes);
     void remove_state(const SaName& name, RegisterChanges& changes);
+    void tell_last(const KernelSa& state) const;
     void remove_policy(uint32_t index, RegisterChanges& changes);
     Outcome load_one(const Message& message);
 
     uint32_t own_port_;
+    std::function<void(const KernelSa&)> tell_;
     uint64_t arrivals_ = 0;
     std::map<SaName, KernelSa> states_;
     std::map<uint32_t, KernelPolicy> policies_;

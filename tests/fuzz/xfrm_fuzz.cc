@@ -64,7 +64,8 @@ void check_requests(const KernelSa& state) {
     const auto expiry = decode_expire(payload_of(expire));
     require(expiry && expiry->name == state.name && expiry->hard);
     const RequestBuffer get = encode_get_sa(state.name, 1);
-    require(decode_deleted_sa(payload_of(get)) == state.name);
+    const auto deletion = decode_deleted_sa(payload_of(get));
+    require(deletion && deletion->name == state.name && !deletion->last);
 }
 
 void check(const RegisterMirror& mirror, const RegisterChanges& changes, uint64_t messages) {

@@ -137,8 +137,7 @@ OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm:
 }
 
 void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    const uint64_t first =
-        std::max(state.replay.sent + 1, memory_.find(slot.memory_name).outbound_next);
+    const uint64_t first = next_unused(slot, state);
     if (first >= sequence_end(state.esn)) {
         return keep_with_kernel(slot, "its sequence numbers are used up");
     }
@@ -183,6 +182,11 @@ void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
 
 // ---- reservations ------------------------------------------------------------------------------
 
+// By whoever it was, also before the state was deleted and added again.
+uint64_t Handover::next_unused(const Slot& slot, const xfrm::KernelSa& state) const {
+    return std::max(next_of(state.replay), memory_.find(slot.memory_name).outbound_next);
+}
+
 bool Handover::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
     xfrm::Replay replay = slot.replay;
     replay.sent = sent;
@@ -213,7 +217,7 @@ void Handover::extend(Slot& slot) {
         // The kernel tells of its own use late, or not at all where it is a packet now and then.
         const auto state = around_.kernel.get(slot.name);
         if (!state || !same_key(slot, *state)) return;
-        if (state->replay.sent >= side->reserved) return go_on_above(slot, *side, *state);
+        if (next_unused(slot, *state) > side->reserved) return go_on_above(slot, *side, *state);
         const uint64_t reserved = next_block(side->reserved, slot.esn).end;
         if (!write_sent(slot, *state, reserved - 1)) return;  // tried again
     }
@@ -247,14 +251,14 @@ void Handover::kernel_used(Slot& slot) {
         return;
     }
     OutboundSide& side = *slot.outbound();
-    if (state->replay.sent >= side.reserved && same_key(slot, *state)) {
+    if (same_key(slot, *state) && next_unused(slot, *state) > side.reserved) {
         go_on_above(slot, side, *state);
     }
 }
 
 // The kernel has sent with numbers behind those that are reserved. `state`: as it is now.
 void Handover::go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    const uint64_t first = state.replay.sent + 1;
+    const uint64_t first = next_unused(slot, state);
     side.extension_due = false;
     if (first >= sequence_end(slot.esn)) return ask_rekey(slot, RekeyPacer::When::always);
     slot.base = without_ours(slot, state.usage);
@@ -274,6 +278,52 @@ void Handover::go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa&
 void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {
     if (slot.rekey_asked) return;
     slot.rekey_asked = pacer_.ask(slot.name, slot.decision.group, around_.clock.now(), when);
+}
+
+// ---- with the kernel ---------------------------------------------------------------------------
+
+// What the counters of `state` must be at least. Outbound a block more, as for a reservation: the
+// kernel may send between the look and the writing, and its number must not go down.
+xfrm::Replay Handover::raised(const xfrm::KernelSa& state,
+                              const std::optional<StateDirection>& direction) const {
+    xfrm::Replay replay = state.replay;
+    const SequenceMemory::Name name = memory_name_of(state);
+    const SequenceMemory::State used = memory_.find(name);
+    if (direction != StateDirection::inbound && used.outbound_next > next_of(replay)) {
+        const uint64_t first = std::min(used.outbound_next, sequence_end(state.esn));
+        replay.sent = next_block(first, state.esn).end - 1;
+    }
+    // What a worker has accepted is known when it has let go; numbers to send were reserved before.
+    if (direction != StateDirection::outbound && !slots_.is_leaving(name)) {
+        replay.top = std::max(replay.top, used.inbound_top);
+    }
+    return replay;
+}
+
+bool Handover::is_behind(const xfrm::KernelSa& state,
+                         const std::optional<StateDirection>& direction) const {
+    // Of most nothing is known: their keys need no digest.
+    return !state.key.bytes().empty() && memory_.knows(state.name.spi, state.name.protocol) &&
+           raised(state, direction) != state.replay;
+}
+
+void Handover::raise_in_kernel(const xfrm::SaName& name,
+                               const std::optional<StateDirection>& direction) {
+    auto state = around_.kernel.get(name);
+    if (!state) {
+        if (state.error().number != ESRCH) around_.another_round(kLater);
+        return;
+    }
+    const xfrm::Replay replay = raised(*state, direction);
+    if (replay != state->replay) {
+        const xfrm::CounterUpdate update{.replay = replay, .usage = state->usage};
+        if (const auto done = around_.kernel.write_counters(*state, update); !done) {
+            if (done.error().number != ESRCH) around_.another_round(kLater);
+            return;
+        }
+        state->replay = replay;
+    }
+    around_.kernel.note(*state);
 }
 
 // ---- back to the kernel ------------------------------------------------------------------------
@@ -314,7 +364,7 @@ void Handover::retire(Slot& slot) {
 }
 
 // Numbers that were sent are remembered since they were reserved.
-void Handover::remember(const Slot& slot) {
+void Handover::note_accepted(const Slot& slot) {
     if (slot.inbound() != nullptr) {
         memory_.raise(slot.memory_name, {.inbound_top = work_of(slot).top});
     }
@@ -331,11 +381,15 @@ bool Handover::hand_back(Slot& slot) {
     feedback_.note_use(slot);
     slot.base = without_ours(slot, state->usage);
     std::optional<xfrm::Replay> replay = state->replay;
-    if (slot.inbound() != nullptr && (work.top > state->replay.top || work.packets > 0)) {
+    const SequenceMemory::State used = memory_.find(slot.memory_name);
+    const uint64_t top = std::max(work.top, used.inbound_top);
+    const uint64_t next =
+        std::max(slot.outbound() != nullptr ? slot.outbound()->reserved : 0, used.outbound_next);
+    if (slot.inbound() != nullptr && (top > state->replay.top || work.packets > 0)) {
         // Also where the kernel is ahead: below its top the worker has accepted packets too.
-        replay->top = std::max(work.top, state->replay.top);
-    } else if (slot.outbound() != nullptr && slot.outbound()->reserved - 1 > state->replay.sent) {
-        replay->sent = slot.outbound()->reserved - 1;
+        replay->top = std::max(top, state->replay.top);
+    } else if (slot.outbound() != nullptr && next > next_of(state->replay)) {
+        replay->sent = next - 1;
     } else if (work.packets == slot.written_packets) {
         return true;
     } else {
@@ -346,7 +400,7 @@ bool Handover::hand_back(Slot& slot) {
 
 // The worker is done with it.
 void Handover::let_go(Slot& slot) {
-    remember(slot);
+    note_accepted(slot);
     if (!hand_back(slot)) around_.notices.warning("the counters of an SA are not written back");
     if (slot.phase != Phase::retiring) {
         return keep_with_kernel(slot, "its worker has no room: raise gateway.max_sas");

@@ -21,11 +21,17 @@
 // only a reservation writes it, after a look at what the kernel has sent; the rest is usage alone
 // (feedback.h).
 //
+// A state that comes back with counters older than those that its key has used, and that no worker
+// takes, has them raised in the kernel in the next round, a block above: the kernel sends with it
+// between the look and the writing.
+//
 // Never a nonce twice (RFC 4106 3)
 // --------------------------------
 // Sequence numbers of one key only move up, in the kernel's state, here (SequenceMemory, also when
 // the state is deleted and added again) and in the worker. So no two packets under one key, whoever
-// sends them, have the same number, as long as at most one sends at a time, see above. The IV is
+// sends them, have the same number, as long as at most one sends at a time, see above. What the
+// kernel itself has used is known of a deleted state from the message about its deletion, and a
+// look (Register::get) is one at all that was told before it. The IV is
 // not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its own, drawn
 // per state and not known to us; ours is the number XOR 64 random bits, drawn for each SA that is
 // built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b exactly when
@@ -37,8 +43,10 @@
 // those at a clean stop, when the kernel becomes the second sender.
 //
 // What this does not cover: between a look (XFRM_MSG_GETSA) and the reservation that follows it the
-// kernel can still send, for the host itself, with numbers that the worker is then given. The
-// simulation shows it by name (KnownGap).
+// kernel can still send, for the host itself, with numbers that the worker is then given; a state
+// that is added again is the kernel's until its counters are raised; and where the message about
+// a deletion was lost, or there was none (a flush, a hard expiry), what the kernel has used since
+// it spoke last is not known. The simulation shows them by name (KnownGap).
 //
 // Replay (RFC 4303 3.4.3)
 // -----------------------
@@ -50,6 +58,7 @@
 
 #include <chrono>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "control/sa/kernel/feedback.h"
@@ -99,6 +108,15 @@ class Handover {
     // was not routed into sp0; inbound, packets that came in by a device which is no port.
     void kernel_used(Slot& slot);
 
+    // --- with the kernel
+    // The key of a state has been used further than its counters say, as far as is known without
+    // asking the kernel.
+    [[nodiscard]] bool is_behind(const xfrm::KernelSa& state,
+                                 const std::optional<xfrm::StateDirection>& direction) const;
+    // Of a state that no worker has.
+    void raise_in_kernel(const xfrm::SaName& name,
+                         const std::optional<xfrm::StateDirection>& direction);
+
     // --- back to the kernel
     // `slot` has given up its name, and its policy names another owner.
     void retire(Slot& slot);
@@ -118,6 +136,9 @@ class Handover {
 
   private:
     [[nodiscard]] bool is_settled(const Slot& slot) const;
+    [[nodiscard]] xfrm::Replay raised(const xfrm::KernelSa& state,
+                                      const std::optional<xfrm::StateDirection>& direction) const;
+    [[nodiscard]] uint64_t next_unused(const Slot& slot, const xfrm::KernelSa& state) const;
     [[nodiscard]] InboundSaParameters inbound_parameters(const Slot& slot,
                                                          const xfrm::KernelSa& state) const;
     [[nodiscard]] OutboundSaParameters outbound_parameters(const Slot& slot,
@@ -132,7 +153,7 @@ class Handover {
                     uint64_t next_at_least);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     void steer_away(const Slot& slot);
-    void remember(const Slot& slot);
+    void note_accepted(const Slot& slot);
     bool hand_back(Slot& slot);
     void let_go(Slot& slot);
     void ask_rekey(Slot& slot, RekeyPacer::When when = RekeyPacer::When::paced);

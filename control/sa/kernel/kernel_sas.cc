@@ -22,6 +22,9 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       next_round_(context, [this] { round(); }),
       next_step_(context, [this] { go_on(); }),
       next_tick_(context, [this] { on_tick(); }),
+      register_(changes_,
+                {.forgotten = [this](const xfrm::KernelSa& last) { remember(memory_, last); },
+                 .overheard = [this] { on_overheard(); }}),
       steering_(log),
       workers_(commands),
       notices_(log),
@@ -61,7 +64,7 @@ std::expected<void, std::string> KernelSas::open(bpf_objects::BpfObjects& bpf) {
     publication_.open(bpf);
     if (auto opened = register_.open(); !opened) return opened;
     readable_.emplace(context_, dup(register_.fd()));
-    if (auto read = register_.read_again(changes_); !read) return read;
+    if (auto read = register_.read_again(); !read) return read;
     Adoption now = decide();
     return publication_.publish(std::move(now), slots_, groups_.upper_bound());
 }
@@ -105,7 +108,7 @@ void KernelSas::wait_for_changes() {
 }
 
 void KernelSas::on_readable() {
-    const auto received = register_.receive(changes_);
+    const auto received = register_.receive();
     if (!received) log_.warning("the register of SAs is read again: " + received.error());
     if (!received || changes_.resync) return read_again();
     // The kernel says so for every other packet of an SA that it serves itself: no reason to
@@ -116,7 +119,7 @@ void KernelSas::on_readable() {
 }
 
 void KernelSas::read_again() {
-    const auto read = register_.read_again(changes_);
+    const auto read = register_.read_again();
     read_again_due_ = !read.has_value();
     if (!read) {
         log_.error("what xfrm holds may be out of date here, it is read again in a second: " +
@@ -125,6 +128,16 @@ void KernelSas::read_again() {
     }
     changes_.resync = false;
     next_round_.in(kCoalesce);
+}
+
+// That the kernel has used some can wait: on_tick() looks at them. Where it does so all the time,
+// each look would make a round.
+void KernelSas::on_overheard() {
+    if (stopped_) return;
+    if (changes_.resync || changes_.policies || !changes_.added.empty() ||
+        !changes_.removed.empty()) {
+        next_round_.in(kCoalesce);
+    }
 }
 
 void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
@@ -142,8 +155,10 @@ Adoption KernelSas::decide() {
 }
 
 void KernelSas::round() {
-    const xfrm::RegisterChanges changes = std::exchange(changes_, {});
-    look_at_used(changes.used);
+    look_at_used(std::exchange(changes_.used, {}));
+    if (changes_.resync && !read_again_due_) return read_again();
+    xfrm::RegisterChanges changes = std::exchange(changes_, {});
+    changes_.used = std::move(changes.used);  // overheard: the next look is theirs
     Adoption now = decide();
     steering_.name_marked(register_.mirror().states());
     const std::vector<Slot*> leaving = reconciler_.prepare(now.sas, changes);
@@ -163,6 +178,7 @@ void KernelSas::go_on() {
 void KernelSas::on_tick() {
     const bool feedback = ++ticks_ % kFeedbackTicks == 0;
     if (read_again_due_ && feedback) read_again();
+    look_at_used(std::exchange(changes_.used, {}));
     for (const auto& [name, slot] : slots_.by_name()) {
         if (slot->phase != Phase::installed) continue;
         handover_.extend_if_low(*slot);

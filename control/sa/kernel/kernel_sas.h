@@ -83,6 +83,7 @@ class KernelSas final : public SaSource {
     void wait_for_changes();
     void on_readable();
     void read_again();
+    void on_overheard();
     void look_at_used(const std::set<xfrm::SaName>& names);
     void round();
     void go_on();
@@ -103,6 +104,7 @@ class KernelSas final : public SaSource {
     std::optional<boost::asio::posix::stream_descriptor> readable_;
 
     // outside
+    xfrm::RegisterChanges changes_;
     KernelRegister register_;
     OwnerSteering steering_;
     WorkersByCommand workers_;
@@ -112,7 +114,6 @@ class KernelSas final : public SaSource {
     Surroundings around_;
 
     // what is known of SAs, and who works on it
-    xfrm::RegisterChanges changes_;
     std::vector<IpAddress> local_addresses_;
     GroupNumbers groups_;
     SlotTable slots_;

@@ -7,8 +7,14 @@
 
 #include <cstring>
 #include <memory>
+#include <utility>
 
 namespace sallyport::control {
+
+KernelRegister::KernelRegister(xfrm::RegisterChanges& changes, Listener listener)
+    : changes_(changes), listener_(std::move(listener)) {
+    mirror_.when_forgotten(listener_.forgotten);
+}
 
 std::expected<void, std::string> KernelRegister::open() {
     auto socket = xfrm::RegisterSocket::open();
@@ -18,12 +24,12 @@ std::expected<void, std::string> KernelRegister::open() {
     return {};
 }
 
-std::expected<void, std::string> KernelRegister::receive(xfrm::RegisterChanges& changes) {
-    return socket_->receive(mirror_, changes);
+std::expected<void, std::string> KernelRegister::receive() {
+    return socket_->receive(mirror_, changes_);
 }
 
-std::expected<void, std::string> KernelRegister::read_again(xfrm::RegisterChanges& changes) {
-    return socket_->dump(mirror_, changes);
+std::expected<void, std::string> KernelRegister::read_again() {
+    return socket_->dump(mirror_, changes_);
 }
 
 const xfrm::KernelSa* KernelRegister::find(const xfrm::SaName& name) const {
@@ -31,7 +37,10 @@ const xfrm::KernelSa* KernelRegister::find(const xfrm::SaName& name) const {
 }
 
 std::expected<xfrm::KernelSa, netlink::Error> KernelRegister::get(const xfrm::SaName& name) {
-    return socket_->get(name);
+    auto state = socket_->get(name);
+    if (!receive()) mirror_.request_resync(changes_);
+    listener_.overheard();
+    return state;
 }
 
 void KernelRegister::note(const xfrm::KernelSa& state) {

@@ -5,6 +5,7 @@
 //
 // Owner: control thread.
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -23,14 +24,22 @@ namespace sallyport::control {
 // xfrm, and the copy of it that follows its messages.
 class KernelRegister final : public Register {
   public:
+    struct Listener {
+        // Of a state that is forgotten, or whose counters are: see RegisterMirror.
+        std::function<void(const xfrm::KernelSa& last)> forgotten;
+        // get() has heard something, which stands in the changes now.
+        std::function<void()> overheard;
+    };
+    // `changes`: where all goes that is heard; outlives the object.
+    KernelRegister(xfrm::RegisterChanges& changes, Listener listener);
     // Subscribes to its messages.
     std::expected<void, std::string> open();
     [[nodiscard]] bool is_open() const { return socket_.has_value(); }
     [[nodiscard]] int fd() const { return socket_->fd(); }
 
-    // Takes all messages that wait. On error, or where `changes` say so, read it again.
-    std::expected<void, std::string> receive(xfrm::RegisterChanges& changes);
-    std::expected<void, std::string> read_again(xfrm::RegisterChanges& changes);
+    // Takes all messages that wait. On error, or where the changes say so, read it again.
+    std::expected<void, std::string> receive();
+    std::expected<void, std::string> read_again();
     [[nodiscard]] const xfrm::RegisterMirror& mirror() const { return mirror_; }
 
     [[nodiscard]] const xfrm::KernelSa* find(const xfrm::SaName& name) const override;
@@ -41,6 +50,8 @@ class KernelRegister final : public Register {
     std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) override;
 
   private:
+    xfrm::RegisterChanges& changes_;
+    Listener listener_;
     std::optional<xfrm::RegisterSocket> socket_;
     xfrm::RegisterMirror mirror_;
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 namespace sallyport::control {
 
@@ -11,6 +12,7 @@ std::vector<Slot*> Reconciler::prepare(const Decisions& now, const xfrm::Registe
     std::vector<Slot*> leaving = take_leave(now, changes);
     refresh(now);
     if (taking_over_) steer(now);
+    find_behind(now);
     return leaving;
 }
 
@@ -70,8 +72,21 @@ void Reconciler::steer(const Decisions& now) {
     }
 }
 
+void Reconciler::find_behind(const Decisions& now) {
+    behind_.clear();
+    for (const auto& [name, decision] : now) {
+        if (slots_.find(name) == nullptr &&
+            handover_.is_behind(*around_.kernel.find(name), decision.direction)) {
+            behind_.emplace_back(name, decision.direction);
+        }
+    }
+}
+
 void Reconciler::complete(const std::vector<Slot*>& leaving) {
     for (Slot* slot : leaving) handover_.retire(*slot);
+    for (const auto& [name, direction] : std::exchange(behind_, {})) {
+        handover_.raise_in_kernel(name, direction);
+    }
     const auto steered_at = around_.clock.now();
     for (const auto& [name, slot] : slots_.by_name()) {
         if (!slot->steered_at) slot->steered_at = steered_at;

@@ -6,12 +6,15 @@
 //   prepare()   who leaves gives up its name; who stays takes what may change under way (limits,
 //               selectors, rank); who comes is steered
 //   (the policies are published: their owners are those that have a name now)
-//   complete()  who leaves is retired, now that no outbound packet is steered to it any more
+//   complete()  who leaves is retired, now that no outbound packet is steered to it any more; who
+//               is left to the kernel has its counters raised where they are behind
 //   go_on()     who is steered takes its next step when its time has come
 //
 // Owner: control thread.
 
 #include <map>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "control/sa/kernel/handover.h"
@@ -40,11 +43,14 @@ class Reconciler {
     std::vector<Slot*> take_leave(const Decisions& now, const xfrm::RegisterChanges& changes);
     void refresh(const Decisions& now);
     void steer(const Decisions& now);
+    void find_behind(const Decisions& now);
 
     const Surroundings& around_;
     SlotTable& slots_;
     Handover& handover_;
     bool taking_over_ = false;
+    // Without a slot, and the kernel's counters are behind.
+    std::vector<std::pair<xfrm::SaName, std::optional<xfrm::StateDirection>>> behind_;
 };
 
 }  // namespace sallyport::control

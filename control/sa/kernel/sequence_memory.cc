@@ -10,6 +10,11 @@ SequenceMemory::State SequenceMemory::find(const Name& name) const {
     return found == names_.end() ? State{} : found->second.state;
 }
 
+bool SequenceMemory::knows(Spi spi, uint8_t protocol) const {
+    const auto found = names_.lower_bound({.spi = spi, .protocol = protocol, .key = {}});
+    return found != names_.end() && found->first.spi == spi && found->first.protocol == protocol;
+}
+
 void SequenceMemory::raise(const Name& name, const State& used) {
     const auto [found, is_new] = names_.try_emplace(name);
     Entry& entry = found->second;

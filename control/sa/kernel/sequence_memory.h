@@ -5,8 +5,8 @@
 //
 // An IKE daemon that moves an SA (MOBIKE, a NAT mapping that changed) deletes the state and adds it
 // again: same SPI, same keys, and the kernel's counters of the moment it asked. Those may be behind
-// what a worker has used since. What is kept here only ever moves up, so that neither is a number
-// sent twice nor a packet accepted twice, whatever counters the state comes back with.
+// what a worker or the kernel has used since. What is kept here only ever moves up, so that neither
+// is a number sent twice nor a packet accepted twice, whatever counters the state comes back with.
 //
 // Names are (SPI, protocol, digest of the key): the address is what changes. Bounded: beyond
 // kNamesMax the one that was noted longest ago is forgotten.
@@ -41,6 +41,8 @@ class SequenceMemory {
 
     // What is known of `name`; numbers of a fresh SA when nothing is.
     [[nodiscard]] State find(const Name& name) const;
+    // Something is known of a key of this SPI.
+    [[nodiscard]] bool knows(Spi spi, uint8_t protocol) const;
     // Notes that numbers below `outbound_next` and up to `inbound_top` are used. Lower values than
     // those known change nothing.
     void raise(const Name& name, const State& used);

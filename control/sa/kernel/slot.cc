@@ -40,6 +40,16 @@ SequenceMemory::Name memory_name_of(const xfrm::KernelSa& state) {
             .key = digest_of_key(state.key.bytes())};
 }
 
+uint64_t next_of(const xfrm::Replay& replay) {
+    return replay.sent + (replay.sent == ~uint64_t{0} ? 0 : 1);
+}
+
+void remember(SequenceMemory& memory, const xfrm::KernelSa& last) {
+    if (last.key.bytes().empty() || (last.replay.sent == 0 && last.replay.top == 0)) return;
+    memory.raise(memory_name_of(last),
+                 {.outbound_next = next_of(last.replay), .inbound_top = last.replay.top});
+}
+
 bool same_key(const Slot& slot, const xfrm::KernelSa& state) {
     return digest_of_key(state.key.bytes()) == slot.memory_name.key;
 }

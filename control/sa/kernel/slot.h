@@ -90,6 +90,11 @@ xfrm::Usage usage_of(const Slot& slot, const Work& work);
 xfrm::Usage without_ours(const Slot& slot, xfrm::Usage usage);
 
 SequenceMemory::Name memory_name_of(const xfrm::KernelSa& state);
+// The number after the last one that the kernel has sent.
+uint64_t next_of(const xfrm::Replay& replay);
+// What the kernel has used of a key, before it is forgotten. A state without a key that can be read
+// has no name there, and a fresh one has nothing to remember.
+void remember(SequenceMemory& memory, const xfrm::KernelSa& last);
 bool same_key(const Slot& slot, const xfrm::KernelSa& state);
 // By one that has counted a packet in either direction.
 bool used_by_kernel(const xfrm::KernelSa& state);

@@ -38,6 +38,10 @@ class SlotTable {
     [[nodiscard]] Slot* find(SaId id) const;
     // Null: none, or on its way out.
     [[nodiscard]] Slot* find(const xfrm::SaName& name) const;
+    // One of this key is on its way out.
+    [[nodiscard]] bool is_leaving(const SequenceMemory::Name& key) const {
+        return leaving_keys_.contains(key);
+    }
     // Nobody of its name or key is on its way out. Of one that has its name.
     [[nodiscard]] bool is_clear(const Slot& slot) const;
     // No other has its name, or is on its way out with it.

@@ -23,9 +23,11 @@ namespace sallyport::control {
 // The kernel's xfrm.
 class Register {
   public:
-    // As last heard of, which may be late. Null: there is none. Valid until the next message.
+    // As last heard of, which may be late. Null: there is none. Valid until the next message or
+    // get().
     [[nodiscard]] virtual const xfrm::KernelSa* find(const xfrm::SaName& name) const = 0;
-    // As it is now. An error with number ESRCH: it has gone.
+    // As it is now, and all that the kernel has told before this is heard: what one of the same key
+    // had used that was deleted is known. An error with number ESRCH: it has gone.
     virtual std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) = 0;
     // The counters of `state` are what was heard of last.
     virtual void note(const xfrm::KernelSa& state) = 0;

@@ -147,13 +147,19 @@ inline Payload full_state(uint32_t spi, uint8_t key_byte = 0x5a,
         .add(XFRMA_REPLAY_ESN_VAL, esn_replay({.words = 2, .window = 64}));
 }
 
-inline Payload deletion(uint32_t spi, const char* destination = "192.0.2.1") {
+inline xfrm_usersa_id deletion_id(uint32_t spi, const char* destination = "192.0.2.1") {
     xfrm_usersa_id id{};
     id.daddr = linux_ip(destination);
     id.spi = Be32(spi).raw();
     id.family = family_of(destination);
     id.proto = kProtocolEsp;
-    return Payload(id).add(XFRMA_SA, state_body(spi, destination)).add(XFRMA_ALG_AEAD, aead(0x5a));
+    return id;
+}
+
+inline Payload deletion(uint32_t spi, const char* destination = "192.0.2.1") {
+    return Payload(deletion_id(spi, destination))
+        .add(XFRMA_SA, state_body(spi, destination))
+        .add(XFRMA_ALG_AEAD, aead(0x5a));
 }
 
 inline Payload expiry(uint32_t spi, bool hard, const char* destination = "192.0.2.1") {

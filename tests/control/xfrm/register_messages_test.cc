@@ -329,10 +329,55 @@ TEST(XfrmRegisterMessages, UnknownFamiliesAreRefused) {
     }
 }
 
+// Nothing else tells what the kernel has used last.
+TEST(XfrmRegisterMessages, ADeletionHasTheLastCountersOfTheState) {
+    const auto esn = decode_deleted_sa(
+        Payload(deletion_id(5))
+            .add(XFRMA_SA,
+                 [] {
+                     xfrm_usersa_info body = state_body(5);
+                     body.flags = XFRM_STATE_ESN;
+                     body.curlft.packets = 3;
+                     return body;
+                 }())
+            .add(XFRMA_ALG_AEAD, aead(0x5a))
+            .add(XFRMA_REPLAY_ESN_VAL,
+                 esn_replay({.words = 2, .oseq = 10, .seq = 20, .oseq_hi = 1, .seq_hi = 2}))
+            .bytes());
+    ASSERT_TRUE(esn && esn->last);
+    EXPECT_EQ(esn->last->name, name(5));
+    EXPECT_EQ(esn->last->key.bytes().size(), 20u);
+    EXPECT_EQ(esn->last->replay.sent, (uint64_t{1} << 32) + 10);
+    EXPECT_EQ(esn->last->replay.top, (uint64_t{2} << 32) + 20);
+    EXPECT_EQ(esn->last->usage.packets, 3u);
+
+    const auto old_form = decode_deleted_sa(
+        deletion(5).add(XFRMA_REPLAY_VAL, xfrm_replay_state{.oseq = 6, .seq = 7}).bytes());
+    ASSERT_TRUE(old_form && old_form->last);
+    EXPECT_EQ(old_form->last->replay.sent, 6u);
+    EXPECT_EQ(old_form->last->replay.top, 7u);
+}
+
+// It has gone, whatever else the message says.
+TEST(XfrmRegisterMessages, ADeletionIsOneWithoutTheStateToo) {
+    xfrm_usersa_info of_no_family = state_body(5);
+    of_no_family.family = 0xffff;
+    for (const Payload& payload :
+         {Payload(deletion_id(5)), Payload(deletion_id(5)).add(XFRMA_SA, uint32_t{0}),
+          Payload(deletion_id(5)).add(XFRMA_SA, of_no_family),
+          Payload(deletion_id(5)).add(XFRMA_SA, state_body(6)),
+          deletion(5).add(XFRMA_REPLAY_ESN_VAL, uint32_t{0})}) {
+        const auto deleted = decode_deleted_sa(payload.bytes());
+        ASSERT_TRUE(deleted);
+        EXPECT_EQ(deleted->name, name(5));
+        EXPECT_FALSE(deleted->last);
+    }
+}
+
 TEST(XfrmRegisterMessages, OtherNotificationsAreRead) {
     const auto deleted = decode_deleted_sa(
         deletion(0x99, "2001:db8::2").add(XFRMA_MARK, xfrm_mark{.v = 1, .m = 2}).bytes());
-    EXPECT_EQ(deleted.value(), name(0x99, "2001:db8::2", {1, 2}));
+    EXPECT_EQ(deleted->name, name(0x99, "2001:db8::2", {1, 2}));
 
     const auto soft = decode_expire(expiry(5, false).bytes());
     EXPECT_EQ(soft->name, name(5));

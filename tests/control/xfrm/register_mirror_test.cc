@@ -321,6 +321,63 @@ TEST(XfrmRegisterMirror, CountersOfMessagesOnlyMoveUp) {
     EXPECT_EQ(known_spis(mirror), Spis{0xa});
 }
 
+// What a state has used must outlive it: its key may come back with less.
+TEST(XfrmRegisterMirror, CountersAreToldBeforeTheyAreForgotten) {
+    const auto gone_with = [](uint32_t spi, uint32_t sent) {
+        return deletion(spi).add(XFRMA_REPLAY_ESN_VAL, esn_replay({.words = 2, .oseq = sent}));
+    };
+    struct Row {
+        const char* what;
+        Steps steps;
+        std::vector<uint64_t> told;  // last numbers sent
+    };
+    const std::vector<Row> rows = {
+        {"a deletion tells more than was known", {{kDelete, gone_with(0xa, 106)}}, {106, 100}},
+        {"of a state that was never heard of", {{kDelete, gone_with(0xb, 6)}}, {6}},
+        {"without the state, what was known", {{kDelete, Payload(deletion_id(0xa))}}, {100}},
+        {"hard expiry", {{kExpire, expiry(0xa, true)}}, {100}},
+        {"flush", {{kFlush, flush(0)}}, {100}},
+        {"replaced",
+         {{kNew, changed_state(0xa, [](auto& body) { body.mode = XFRM_MODE_TRANSPORT; })}},
+         {100}},
+        {"our own",
+         {{kDelete, Payload(deletion_id(0xb))
+                        .add(XFRMA_SA,
+                             [] {
+                                 auto body = state_body(0xb);
+                                 body.reqid = 0x53500003;
+                                 return body;
+                             }())}},
+         {}},
+        {"it goes on", {{kNew, with_counters(0xa, 110, 1)}}, {}},
+    };
+    for (const Row& row : rows) {
+        RegisterMirror mirror(kOwnPort);
+        RegisterChanges changes;
+        std::vector<uint64_t> told;
+        mirror.when_forgotten([&told](const KernelSa& last) {
+            EXPECT_FALSE(last.key.bytes().empty());
+            told.push_back(last.replay.sent);
+        });
+        apply(mirror, changes, {{kNew, with_counters(0xa, 100, 5000)}});
+        apply(mirror, changes, row.steps);
+        EXPECT_EQ(told, row.told) << row.what;
+    }
+
+    RegisterMirror mirror(kOwnPort);
+    RegisterChanges changes;
+    std::vector<uint64_t> told;
+    mirror.when_forgotten([&told](const KernelSa& last) { told.push_back(last.replay.sent); });
+    apply(mirror, changes, {{kNew, with_counters(0xa, 100, 5000)}});
+    dump(mirror, changes, {{kNew, with_counters(0xa, 101, 1)}});
+    EXPECT_TRUE(told.empty());
+    dump(mirror, changes, {{kNew, with_counters(0xa, 40, 1)}});
+    mirror.refresh(*decode_kernel_sa(with_counters(0xa, 30, 1).bytes()));
+    mirror.refresh(*decode_kernel_sa(with_counters(0xa, 31, 1).bytes()));
+    dump(mirror, changes, {});
+    EXPECT_EQ(told, (std::vector<uint64_t>{101, 40, 31}));
+}
+
 TEST(XfrmRegisterMirror, WithoutEsnHighWordsDoNotCount) {
     RegisterMirror mirror;
     RegisterChanges changes;

@@ -152,8 +152,9 @@ TEST(XfrmRegisterRequests, ExpireNamesTheState) {
 TEST(XfrmRegisterRequests, GetNamesTheState) {
     const Request request = open_request(encode_get_sa(name(0x99, "2001:db8::2", {3, 4}), 8));
     EXPECT_EQ(request.header.nlmsg_flags, NLM_F_REQUEST | NLM_F_ACK);
-    EXPECT_EQ(decode_deleted_sa(request.payload), name(0x99, "2001:db8::2", {3, 4}))
-        << "both have the same form";
+    const auto same_form = decode_deleted_sa(request.payload);
+    EXPECT_EQ(same_form->name, name(0x99, "2001:db8::2", {3, 4}));
+    EXPECT_FALSE(same_form->last);
     EXPECT_FALSE(attribute(open_request(encode_get_sa(name(1), 8)).payload, sizeof(xfrm_usersa_id),
                            XFRMA_MARK));
 }

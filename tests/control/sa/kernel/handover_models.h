@@ -261,6 +261,7 @@ class RegisterModel final : public Register {
     RegisterModel(Kernel& kernel, Dice& dice) : kernel_(kernel), dice_(dice) {}
 
     Faults faults;
+    std::function<void(const xfrm::KernelSa& last)> forgotten;
     xfrm::RegisterChanges changes;
     bool failed = false;  // a request, since the flag was taken away
 
@@ -271,6 +272,8 @@ class RegisterModel final : public Register {
     }
     std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override {
         if (fails(name)) return std::unexpected(netlink::Error{ENOBUFS, "no buffers"});
+        // What was told before the answer is heard before it.
+        while (!kernel_.notices.empty()) hear_one();
         const auto found = kernel_.states.find(name);
         if (found == kernel_.states.end()) {
             return std::unexpected(netlink::Error{ESRCH, "no such state"});
@@ -280,6 +283,10 @@ class RegisterModel final : public Register {
     void note(const xfrm::KernelSa& state) override {
         const auto found = known_.find(state.name);
         if (found == known_.end()) return;
+        if (state.replay.sent < found->second.replay.sent ||
+            state.replay.top < found->second.replay.top) {
+            forgotten(found->second);
+        }
         found->second.usage = state.usage;
         found->second.replay.sent = state.replay.sent;
         found->second.replay.top = state.replay.top;
@@ -312,11 +319,13 @@ class RegisterModel final : public Register {
                 if (found != known_.end() && is_same(found->second, notice.state)) {
                     return raise(found->second, notice.state);
                 }
+                if (found != known_.end()) forgotten(found->second);
                 known_.insert_or_assign(name, to_kernel_sa(notice.state));
                 changes.added.insert(name);
                 changes.used.erase(name);
                 return;
             case Kernel::Notice::Kind::removed:
+                forgotten(to_kernel_sa(notice.state));
                 if (found != known_.end()) forget(name);
                 return;
             case Kernel::Notice::Kind::used:
@@ -337,6 +346,7 @@ class RegisterModel final : public Register {
         for (const auto& [name, state] : kernel_.states) {
             const auto found = known_.find(name);
             if (found == known_.end() || !is_same(found->second, state)) changes.added.insert(name);
+            if (found != known_.end()) forgotten(found->second);
             known_.insert_or_assign(name, to_kernel_sa(state));
         }
     }
@@ -358,6 +368,7 @@ class RegisterModel final : public Register {
         sa.replay.top = std::max(sa.replay.top, state.top);
     }
     void forget(const xfrm::SaName& name) {
+        forgotten(known_.at(name));
         known_.erase(name);
         changes.added.erase(name);
         changes.used.erase(name);

@@ -31,11 +31,12 @@ struct Simulation::Daemon {
     struct Requests final : Register {
         RegisterModel& model;
         Kernel& kernel;
+        const SlotTable& slots;
         Mistake mistake;
         std::vector<std::pair<xfrm::SaName, xfrm::CounterUpdate>> debts;
 
-        Requests(RegisterModel& to, Kernel& of, Mistake made)
-            : model(to), kernel(of), mistake(made) {}
+        Requests(RegisterModel& to, Kernel& of, const SlotTable& with, Mistake made)
+            : model(to), kernel(of), slots(with), mistake(made) {}
         const xfrm::KernelSa* find(const xfrm::SaName& name) const override {
             return model.find(name);
         }
@@ -53,14 +54,24 @@ struct Simulation::Daemon {
                 debts.emplace_back(state.name, update);
                 return {};
             }
+            if (mistake == Mistake::kernel_left_behind && !has_slot(state.name)) return {};
             return model.write_counters(state, update);
+        }
+        bool has_slot(const xfrm::SaName& name) const {
+            bool found = false;
+            slots.for_each([&](const Slot& slot) { found |= slot.name == name; });
+            return found;
         }
         std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state,
                                                    bool hard) override {
             return model.expire(state, hard);
         }
         void pay_debts() {
-            for (const auto& [name, update] : std::exchange(debts, {})) kernel.write(name, update);
+            for (const auto& [name, update] : std::exchange(debts, {})) {
+                const auto found = kernel.states.find(name);
+                if (found == kernel.states.end()) continue;
+                if (found->second.sent <= update.replay->sent) kernel.write(name, update);
+            }
         }
     };
 
@@ -113,12 +124,17 @@ struct Simulation::Daemon {
 
     explicit Daemon(Simulation& world)
         : model(world.kernel_, world.dice_),
-          requests(model, world.kernel_, world.options_.mistake),
+          requests(model, world.kernel_, slots, world.options_.mistake),
           owners(world),
           orders(world),
           time(world),
           unread(world),
-          handover(around, {slots, memory, feedback, pacer}, world.aead_, {}) {}
+          handover(around, {slots, memory, feedback, pacer}, world.aead_, {}) {
+        model.forgotten = [this, &world](const xfrm::KernelSa& last) {
+            if (world.options_.mistake == Mistake::last_counters_forgotten) return;
+            remember(memory, last);
+        };
+    }
 
     RegisterModel model;
     Requests requests;
@@ -212,6 +228,7 @@ const std::vector<Simulation::Step>& Simulation::steps() {
         {"time passes", 10, &Simulation::time_passes},
         {"owners move", 1, &Simulation::owners_move},
         {"policies change", 2, &Simulation::policies_change},
+        {"the kernel keeps some", 2, &Simulation::kernel_keeps_some},
         {"crash", 2, &Simulation::crash},
         {"clean stop", 1, &Simulation::stop_cleanly},
         {"start", 6, &Simulation::start},
@@ -264,17 +281,19 @@ void Simulation::ike_looks() {
 }
 
 // Same SPI, same key, an address that may be another one, and the counters that it knows, or none.
-// What the kernel itself has used is in them: who moves an SA looks right before.
+// Who looks right before has in them what the kernel itself has used. Where nobody looks, only the
+// message about the deletion tells of that: it takes somebody who reads it.
 void Simulation::ike_moves() {
     const State* before = some_state(dice_.one_in(2));
     if (before == nullptr) return;
     State state = *before;
+    const uint64_t own = daemon_ != nullptr && dice_.one_in(2) ? 0 : before->own;
     const auto looked = looked_at_.find(state.key);
     uint64_t known = looked == looked_at_.end() ? 0 : looked->second;
     if (dice_.one_in(3)) known = state.outbound ? before->sent : before->top;
     if (dice_.one_in(6)) known = 0;
-    (state.outbound ? state.sent : state.top) = std::max(known, before->own);
-    state.packets = std::max(known, before->own);
+    (state.outbound ? state.sent : state.top) = std::max(known, own);
+    state.packets = std::max(known, own);
     state.seen = ~uint64_t{0};
     // What a worker has accepted since the last feedback the kernel never knew.
     state.behind = before->behind || state.sent < before->sent || state.top < before->top ||
@@ -425,7 +444,13 @@ void Simulation::control_hears() {
 }
 
 void Simulation::control_misses() {
-    if (daemon_) daemon_->model.read_again();
+    if (!daemon_) return;
+    const bool loses_numbers =
+        std::ranges::any_of(kernel_.notices, [this](const Kernel::Notice& notice) {
+            return notice.kind == Kernel::Notice::Kind::removed && is_behind(notice.state);
+        });
+    if (loses_numbers && options_.gap != KnownGap::deletion_is_missed) return;
+    daemon_->model.read_again();
 }
 
 Reconciler::Decisions Simulation::decide() const {
@@ -437,6 +462,7 @@ Reconciler::Decisions Simulation::decide() const {
         decision.owner = WorkerId{static_cast<uint16_t>((to_index(name.spi) + owner_turn_) % 2)};
         decision.suite = crypto::find_suite("aes-gcm-16-128");
         decision.rank = to_index(name.spi);
+        if (kernel_keeps_some_ && to_index(name.spi) % 2 == 0) decision.reason = "not for workers";
         decision.selectors.resize(wide_selectors_ ? 1 : 2);
         out.emplace(name, std::move(decision));
     }
@@ -505,13 +531,14 @@ void Simulation::a_second_passes() {
     daemon_->model.failed = false;
     const uint64_t known = kernel_.arrivals();
     everybody_has_a_turn();
+    control_round();  // what the workers have told makes one due
     tick(true);
     if (daemon_->model.failed) return;
     wire_.feedback_done();
     for (auto& [name, state] : kernel_.states) {
         const Slot* slot = daemon_->slots.find(name);
-        if (slot != nullptr && slot->phase == Phase::installed && !state.outbound &&
-            state.arrival <= known) {
+        // Raised by now, also where no worker has it.
+        if ((slot == nullptr || slot->phase == Phase::installed) && state.arrival <= known) {
             state.behind = false;
         }
     }
@@ -530,7 +557,19 @@ void Simulation::policies_change() {
     wide_selectors_ = !wide_selectors_;
 }
 
+void Simulation::kernel_keeps_some() {
+    kernel_keeps_some_ = !kernel_keeps_some_;
+}
+
 // ---- life and death ----------------------------------------------------------------------------
+
+// A state with the key of `gone` is there with lower numbers.
+bool Simulation::is_behind(const State& gone) const {
+    return std::ranges::any_of(kernel_.states, [&gone](const auto& item) {
+        const State& state = item.second;
+        return state.key == gone.key && (state.sent < gone.sent || state.top < gone.top);
+    });
+}
 
 bool Simulation::some_are_behind() const {
     return std::ranges::any_of(kernel_.states,

@@ -6,9 +6,9 @@
 // The parts under test are the real ones: SlotTable, Handover, Reconciler, Feedback, RekeyPacer,
 // SequenceMemory, and of the workers the tables, the replay windows and the SAs. Around them
 // (handover_models.h): a kernel, an IKE daemon that adds, rekeys, deletes and moves SAs (deletes
-// and adds them again with the counters of the moment it asked), workers that take their commands
-// and give their events late, requests that fail or whose answer is lost, notices that are late or
-// lost, traffic of peer and host, crashes, restarts.
+// and adds them again with the counters of the moment it asked, or without any), workers that take
+// their commands and give their events late, requests that fail or whose answer is lost, notices
+// that are late or lost, traffic of peer and host, crashes, restarts.
 //
 // A *schedule* is kSteps such events in a row, then a time without faults in which all SAs go. What
 // must hold in each (Judge keeps the first broken promise):
@@ -45,6 +45,9 @@ enum class KnownGap : uint8_t {
     host_sends_between_look_and_reservation,
     // An SA was added again with older counters, and the kernel serves it before they are raised.
     kernel_serves_before_counters_are_raised,
+    // An SA was added again with older counters, and the message that told the last numbers of the
+    // one before is lost: the socket was full.
+    deletion_is_missed,
     // Packets of an SA that a worker serves also come in by a device that is no port.
     device_that_is_no_port,
 };
@@ -55,6 +58,8 @@ enum class Mistake : uint8_t {
     no_reservation,             // the kernel's number stays where it was
     reservation_after_install,  // it is raised when the worker sends already
     written_back_too_early,     // before the worker has let go
+    last_counters_forgotten,    // of a state that goes
+    kernel_left_behind,         // a state that no worker takes keeps its old counters
 };
 
 struct Options {
@@ -107,6 +112,7 @@ class Simulation {
     void time_passes();
     void owners_move();
     void policies_change();
+    void kernel_keeps_some();
     // --- life and death
     void crash();
     void stop_cleanly();
@@ -118,6 +124,7 @@ class Simulation {
     void nobody_is_there();
     [[nodiscard]] Reconciler::Decisions decide() const;
     [[nodiscard]] bool kernel_may_serve(const State& state) const;
+    [[nodiscard]] bool is_behind(const State& gone) const;
     [[nodiscard]] bool some_are_behind() const;
     State* some_state(bool outbound);
     State* newest_outbound();
@@ -147,6 +154,7 @@ class Simulation {
     KeyNumber keys_ = 0;
     uint32_t owner_turn_ = 0;
     bool wide_selectors_ = false;
+    bool kernel_keeps_some_ = false;
     bool faulty_ = false;  // requests fail now and then
 };
 

@@ -98,6 +98,14 @@ TEST(HandoverSimulation, NoticesThatIsWrittenBackBeforeTheWorkerLetGo) {
     expect_found({.mistake = Mistake::written_back_too_early}, "uses an SA that was freed");
 }
 
+TEST(HandoverSimulation, NoticesThatLastCountersAreForgotten) {
+    expect_found({.mistake = Mistake::last_counters_forgotten}, "twice");
+}
+
+TEST(HandoverSimulation, NoticesThatAStateWithTheKernelIsLeftBehind) {
+    expect_found({.mistake = Mistake::kernel_left_behind}, "twice");
+}
+
 // ---- known gaps: what needs another protocol with the kernel -----------------------------------
 //
 // Not promises: each shows what is left out above, and fails when it is there no more. Then it goes
@@ -109,6 +117,10 @@ TEST(HandoverSimulation, KnownGapHostSendsBetweenLookAndReservation) {
 
 TEST(HandoverSimulation, KnownGapKernelServesBeforeCountersAreRaised) {
     expect_found({.gap = KnownGap::kernel_serves_before_counters_are_raised}, kSentTwice);
+}
+
+TEST(HandoverSimulation, KnownGapDeletionIsMissed) {
+    expect_found({.gap = KnownGap::deletion_is_missed}, "twice");
 }
 
 TEST(HandoverSimulation, KnownGapDeviceThatIsNoPort) {

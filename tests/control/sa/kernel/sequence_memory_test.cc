@@ -3,6 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+
+#include "control/sa/kernel/slot.h"
+
 namespace sallyport::control {
 namespace {
 
@@ -31,6 +35,37 @@ TEST(SequenceMemory, AnotherKeyUnderTheSameSpiIsAnotherSa) {
     SequenceMemory memory;
     memory.raise(name_of(1, 1), {.outbound_next = 100});
     EXPECT_EQ(memory.find(name_of(1, 2)).outbound_next, 1u);
+}
+
+TEST(SequenceMemory, KnowsSpisByProtocol) {
+    SequenceMemory memory;
+    EXPECT_FALSE(memory.knows(Spi{7}, 50));
+    memory.raise(name_of(7), {.outbound_next = 100});
+    EXPECT_TRUE(memory.knows(Spi{7}, 50));
+    EXPECT_FALSE(memory.knows(Spi{7}, 51));
+    EXPECT_FALSE(memory.knows(Spi{6}, 50));
+    EXPECT_FALSE(memory.knows(Spi{8}, 50));
+}
+
+// Of every state that the kernel forgets: bounded like the rest, and nothing where nothing is used.
+TEST(SequenceMemory, RemembersWhatTheKernelHasUsed) {
+    SequenceMemory memory;
+    xfrm::KernelSa last;
+    last.name.spi = Spi{7};
+    last.replay = {.sent = 6, .top = 9};
+    remember(memory, last);
+    EXPECT_EQ(memory.size(), 0u) << "its key is hidden";
+    last.key = SecretBytes(std::array<std::byte, 20>{std::byte{1}});
+    remember(memory, last);
+    EXPECT_EQ(memory.find(memory_name_of(last)).outbound_next, 7u);
+    EXPECT_EQ(memory.find(memory_name_of(last)).inbound_top, 9u);
+    last.replay = {.sent = ~uint64_t{0}};
+    remember(memory, last);
+    EXPECT_EQ(memory.find(memory_name_of(last)).outbound_next, ~uint64_t{0});
+    last.name.spi = Spi{8};
+    last.replay = {};
+    remember(memory, last);
+    EXPECT_EQ(memory.size(), 1u) << "a fresh one";
 }
 
 TEST(SequenceMemory, ForgetsTheOneThatWasNotedLongestAgo) {
