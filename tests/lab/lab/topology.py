@@ -148,8 +148,18 @@ class Lab:
             except uml.PeerUnavailable as e:
                 self._peer_error = e
                 raise
-            self._configure_peer(self._peer)
+            self._whole_or_none(lambda: self._configure_peer(self._peer))
         return self._peer
+
+    def _whole_or_none(self, change):
+        """A peer that was left half way (the case's time was over) is not for the next case."""
+        try:
+            change()
+        except BaseException:
+            peer, self._peer = self._peer, None
+            if peer:
+                peer.close()
+            raise
 
     def _configure_peer(self, guest):
         guest.sh("for f in all default vec0 vec1; do echo 0 > /proc/sys/net/ipv4/conf/$f/rp_filter;"
@@ -160,13 +170,12 @@ class Lab:
         for device in ("vec0", "vec1"):
             for feature in ("gro", "gso", "tso", "sg", "tx"):
                 guest.sh(f"ethtool -K {device} {feature} off", check=False)
-        for words in ("link set lo up", "link set vec0 up", "link set vec1 up",
-                      f"addr add {PEER4}/24 dev vec0", f"addr add {PEER6}/64 dev vec0",
-                      *(f"addr add 10.2.{i}.1/24 dev vec1" for i in range(3)),
-                      *(f"addr add fd02:0:0:{i}::1/64 dev vec1" for i in (3, 4)),
-                      f"route add 10.1.0.0/16 via {GW4}",
-                      f"route add fd01::/16 via {GW6}"):
-            guest.ip(words)
+        guest.ip_batch(["link set lo up", "link set vec0 up", "link set vec1 up",
+                        f"addr add {PEER4}/24 dev vec0", f"addr add {PEER6}/64 dev vec0",
+                        *(f"addr add 10.2.{i}.1/24 dev vec1" for i in range(3)),
+                        *(f"addr add fd02:0:0:{i}::1/64 dev vec1" for i in (3, 4)),
+                        f"route add 10.1.0.0/16 via {GW4}",
+                        f"route add fd01::/16 via {GW6}"])
         self.reset_peer_sas()
 
     def new_keys(self):
@@ -177,25 +186,27 @@ class Lab:
 
     def reset_peer_sas(self):
         """The peer's SAs and policies as new: sequence numbers and replay windows at their start."""
-        self._peer.ip("xfrm policy flush")
-        self._peer.ip("xfrm state flush")
-        for t in self.tunnels.values():
-            if not t.crafted:
-                self._add_tunnel(self._peer, t)
+        def change():
+            self._peer.ip_batch(["xfrm policy flush", "xfrm state flush"])
+            for t in self.tunnels.values():
+                if not t.crafted:
+                    self._add_tunnel(self._peer, t)
+        self._whole_or_none(change)
 
     @staticmethod
     def _add_tunnel(guest, t):
         flags = "flag af-unspec" + (" flag esn" if t.esn else "")  # any inner family
-        for src, dst, spi, key in ((t.near, t.peer, t.spi_out, t.key_out),
-                                   (t.peer, t.near, t.spi_in, t.key_in)):
-            guest.ip(f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid {spi:#x}"
-                     f" mode tunnel replay-window 64 {flags} aead 'rfc4106(gcm(aes))' 0x{key.hex()} 128")
-        for direction, src, dst, a, b, spi in (
-                ("out", t.remote, t.local, t.peer, t.near, t.spi_in),
-                ("in", t.local, t.remote, t.near, t.peer, t.spi_out),
-                ("fwd", t.local, t.remote, t.near, t.peer, t.spi_out)):
-            guest.ip(f"xfrm policy add src {src} dst {dst} dir {direction}"
-                     f" tmpl src {a} dst {b} proto esp reqid {spi:#x} mode tunnel")
+        lines = [f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid {spi:#x}"
+                 f" mode tunnel replay-window 64 {flags} aead rfc4106(gcm(aes)) 0x{key.hex()} 128"
+                 for src, dst, spi, key in ((t.near, t.peer, t.spi_out, t.key_out),
+                                            (t.peer, t.near, t.spi_in, t.key_in))]
+        lines += [f"xfrm policy add src {src} dst {dst} dir {direction}"
+                  f" tmpl src {a} dst {b} proto esp reqid {spi:#x} mode tunnel"
+                  for direction, src, dst, a, b, spi in (
+                      ("out", t.remote, t.local, t.peer, t.near, t.spi_in),
+                      ("in", t.local, t.remote, t.near, t.peer, t.spi_out),
+                      ("fwd", t.local, t.remote, t.near, t.peer, t.spi_out))]
+        guest.ip_batch(lines)
 
     def close(self):
         if self._peer:

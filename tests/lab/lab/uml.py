@@ -15,6 +15,8 @@ import subprocess
 import threading
 import time
 
+from .checks import check
+
 KERNEL = "/usr/bin/linux.uml"
 MODULE_ROOT = "/usr/lib/uml/modules"
 BUSYBOX = "/bin/busybox"
@@ -165,6 +167,12 @@ class UmlPeer:
 
     def ip(self, words, **kwargs):
         return self.sh(f"/sbin/ip {words}", **kwargs)
+
+    def ip_batch(self, lines):
+        """As many ip commands in one go: a process in the guest takes long where the machine is busy."""
+        batch = " ".join(f"'{line}'" for line in lines)
+        check(len(batch) < 3800, "longer than a line of the guest's console may be")
+        return self.sh(f"printf '%s\\n' {batch} | /sbin/ip -batch -")
 
     def close(self):
         """Ends the guest. It is a family of processes: all share the session we gave it."""
