@@ -29,20 +29,20 @@ bool asks_for_usage(std::string_view word) {
     return word == "--help" || word == "-h";
 }
 
+Arguments printing(std::string_view text) {
+    Arguments out;
+    out.only_print = text;
+    return out;
+}
+
 }  // namespace
 
 std::expected<Arguments, std::string> parse_arguments(std::span<const char* const> words) {
     Arguments out;
     for (size_t i = 1; i < words.size(); ++i) {
         const std::string_view word = words[i];
-        if (asks_for_usage(word)) {
-            out.only_print = kUsage;
-            return out;
-        }
-        if (word == "--version") {
-            out.only_print = kVersion;
-            return out;
-        }
+        if (asks_for_usage(word)) return printing(kUsage);
+        if (word == "--version") return printing(kVersion);
         if (word == "--json") {
             out.as_json = true;
         } else if (word == "--all") {
@@ -53,10 +53,7 @@ std::expected<Arguments, std::string> parse_arguments(std::span<const char* cons
         } else if (word == "show" && !out.show) {
             if (++i == words.size()) return std::unexpected("show what?");
             const std::string_view what = words[i];
-            if (asks_for_usage(what)) {
-                out.only_print = kUsage;
-                return out;
-            }
+            if (asks_for_usage(what)) return printing(kUsage);
             const auto found = std::ranges::find(rpc::kShowNames, what);
             if (found == rpc::kShowNames.end()) {
                 return std::unexpected("cannot show '" + std::string(what) + "'");

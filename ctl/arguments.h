@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+// The command line of sallyportctl.
+
 #include <expected>
 #include <optional>
 #include <span>
@@ -19,8 +21,8 @@ struct Arguments {
     std::optional<rpc::Show> show;
     bool as_json = false;
     DropRows drop_rows = DropRows::occurred;
-    std::string_view
-        only_print;  // usage or version, when that was asked for: then nothing is shown
+    // Usage or version, when that was asked for: then nothing is shown.
+    std::string_view only_print;
 };
 
 // `words` begin with the program's own name. Errors say what is wrong with them.

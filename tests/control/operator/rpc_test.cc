@@ -289,8 +289,7 @@ TEST_F(RpcServer, LiveSocketIsRefusedStaleOneReplacedOtherFilesKept) {
     EXPECT_TRUE(std::filesystem::exists(file));
 }
 
-// ---- tables
-// --------------------------------------------------------------------------------------
+// ---- the client's command line -----------------------------------------------------------------
 
 using Words = std::vector<const char*>;
 
@@ -342,6 +341,8 @@ TEST(CtlArguments, WrongOnesGetASentence) {
         EXPECT_EQ(parsed.error(), says);
     }
 }
+
+// ---- tables ------------------------------------------------------------------------------------
 
 TEST(CtlTables, DropsHideWhatDidNotOccurAndSaySo) {
     const json::value result = json::parse(R"([
