@@ -13,7 +13,9 @@
 // PROTECT and DISCARD become BLOCK, BYPASS becomes ALLOW. A BLOCK of direction out also holds back
 // what the kernel itself says about a packet that came out of a tunnel (time exceeded, unreachable,
 // too big): such an ICMP error has the address of the device it leaves by, which no policy names,
-// and would carry up to 504 bytes of that packet in clear. A PROTECT with ports also blocks later
+// and would carry up to 504 bytes of that packet in clear. Where that packet was for this host
+// itself the kernel asks for the error's own policy alone, so a PROTECT of another protocol than
+// ICMP also blocks ICMP errors between its prefixes. A PROTECT with ports also blocks later
 // fragments, whose ports the kernel reads as 0. In front of all stand ALLOWs for the outer ESP
 // packets of our own SAs, which a wide PROTECT entry would cover.
 //

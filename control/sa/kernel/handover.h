@@ -30,17 +30,18 @@
 // Sequence numbers of one key only move up, in the kernel's state, here (SequenceMemory, also when
 // the state is deleted and added again) and in the worker. So no two packets under one key, whoever
 // sends them, have the same number, as long as at most one sends at a time, see above. What the
-// kernel itself has used is known of a deleted state from the message about its deletion, and a
-// look (Register::get) is one at all that was told before it. The IV is
-// not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its own, drawn
-// per state and not known to us; ours is the number XOR 64 random bits, drawn for each SA that is
-// built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b exactly when
-// s XOR t = a XOR b. With numbers below 2^32 the upper halves of both masks must agree for that to
-// be possible at all, which happens with a chance of 2^-32 per pair of masks: the bound that NIST
-// SP 800-38D 8 sets. With ESN, where n bits of the number are in use, it is 2^-(64 - n). Because a
-// key that has had two senders has used up that chance once, every SA that is taken over from
-// another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and all
-// those at a clean stop, when the kernel becomes the second sender.
+// kernel itself has used of a state that is deleted is known from the message about the deletion;
+// whoever looks at a state (Register::get) has heard all messages before.
+//
+// The IV is not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its
+// own, drawn per state and not known to us; ours is the number XOR 64 random bits, drawn for each
+// SA that is built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b
+// exactly when s XOR t = a XOR b. With numbers below 2^32 the upper halves of both masks must agree
+// for that to be possible at all, which happens with a chance of 2^-32 per pair of masks: the bound
+// that NIST SP 800-38D 8 sets. With ESN, where n bits of the number are in use, it is 2^-(64 - n).
+// Because a key that has had two senders has used up that chance once, every SA that is taken over
+// from another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and
+// all those at a clean stop, when the kernel becomes the second sender.
 //
 // What this does not cover: between a look (XFRM_MSG_GETSA) and the reservation that follows it the
 // kernel can still send, for the host itself, with numbers that the worker is then given; a state
