@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <thread>
@@ -20,6 +21,10 @@
 namespace sallyport::io {
 
 namespace {
+
+// 20 ms were seen on an idle machine. Longer, and a name that is taken for good is told that late.
+constexpr std::chrono::seconds kLeaveMax{2};
+constexpr std::chrono::milliseconds kLookAgain{5};
 
 std::string reason() {
     return std::strerror(errno);
@@ -59,6 +64,17 @@ std::expected<UniqueFd, std::string> attach(const std::string& name, Attach how)
         return std::unexpected("cannot lift the send limit of " + name + ": " + reason());
     }
     return fd;
+}
+
+// The device of a process that was killed stays until the kernel has closed the last of its queues,
+// which io_uring does on its own time: a gateway that is started again at once meets it.
+bool is_gone_soon(const std::string& name) {
+    const auto end = std::chrono::steady_clock::now() + kLeaveMax;
+    while (if_nametoindex(name.c_str()) != 0) {
+        if (std::chrono::steady_clock::now() >= end) return false;
+        std::this_thread::sleep_for(kLookAgain);
+    }
+    return true;
 }
 
 // The device has no owner at first, and who asks often enough is in before it has one. So it is
@@ -118,7 +134,7 @@ std::expected<Tap, std::string> Tap::create(const std::string& name, uint16_t qu
     if (name.empty() || name.size() >= IFNAMSIZ) {
         return std::unexpected("'" + name + "' is no device name: 1 to 15 characters are allowed");
     }
-    if (if_nametoindex(name.c_str()) != 0) {
+    if (!is_gone_soon(name)) {
         return std::unexpected("a device " + name +
                                " exists already: another gateway runs here, or choose another name "
                                "with [gateway] device");

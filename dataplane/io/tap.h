@@ -57,7 +57,7 @@ class Tap {
     // attach to it, or who has CAP_NET_ADMIN; at no moment may others. Needs CAP_SYS_ADMIN for a
     // namespace to make it in (`move` is netlink::move_link). Address, MTU and taking it up are
     // control's (control/netlink/link.h, set_up_tap), and so are its sysctls. Fails when a device
-    // of that name exists.
+    // of that name exists and still does after two seconds: one may be on its way out.
     static std::expected<Tap, std::string> create(const std::string& name, uint16_t queues,
                                                   const MoveDevice& move);
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }

@@ -9,8 +9,11 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
+#include <optional>
+#include <thread>
 
 #include "control/netlink/link.h"
 #include "dataplane/io/tap.h"
@@ -84,6 +87,21 @@ TEST_F(TapTest, NobodyElseIsInFirst) {
         kill(child, SIGKILL);
         waitpid(child, &status, 0);
     }
+}
+
+// That of a killed gateway stays for some milliseconds more.
+TEST_F(TapTest, OneThatIsOnItsWayOutIsWaitedFor) {
+    if (access("/dev/net/tun", R_OK | W_OK) != 0) GTEST_SKIP() << "no /dev/net/tun";
+    std::optional<std::expected<Tap, std::string>> before(
+        Tap::create("sp0", 2, netlink::move_link));
+    ASSERT_TRUE(*before) << before->error();
+    std::thread leaving([&before] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        before.reset();
+    });
+    const auto tap = Tap::create("sp0", 2, netlink::move_link);
+    EXPECT_TRUE(tap) << tap.error();
+    leaving.join();
 }
 
 TEST_F(TapTest, ADeviceOfThatNameIsNotTouched) {

@@ -123,6 +123,8 @@ def closed_after_failed_restart(bench):
     lab = bench.lab
     gateway = bench.prepare().start()
     gateway.kill()
+    # The kernel closes the queues of the killed one on its own time.
+    eventually(lambda: not lab.gw.exists("sp0"), "sp0 of the killed gateway is still there", 10)
     lab.gw.ip("tuntap add dev sp0 mode tap")  # in the way
     try:
         status, said = gateway.run(check=False)
