@@ -44,7 +44,7 @@ class EntryList {
     std::set<SelectorKey> known_;
 };
 
-// Addresses as the policy's own packets have them.
+// Of a policy with templates; addresses as its own packets have them.
 GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Template& wanted,
                               uint32_t own) {
     return {.source = wanted.source,
@@ -53,7 +53,21 @@ GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Temp
             .mode = static_cast<uint8_t>(wanted.mode),
             .protocol = wanted.protocol,
             .if_id = policy.if_id,
-            .own = own};
+            .own = own,
+            .spi = wanted.spi};
+}
+
+// The group that a policy is of.
+GroupNumbers::Name group_name(const JudgedPolicy& judged) {
+    const xfrm::KernelPolicy& policy = *judged.policy;
+    if (judged.entry.action != SpdAction::protect || !judged.exact()) {
+        return {.own = policy.row.index};
+    }
+    GroupNumbers::Name name = class_name(policy, policy.templates.front(), 0);
+    if (policy.row.direction != xfrm::PolicyDirection::out) {
+        std::swap(name.source, name.destination);
+    }
+    return name;
 }
 
 class Decider {
@@ -116,7 +130,17 @@ class Decider {
 
 void Decider::read_policies(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
     out_.policies.reserve(policies.size());
-    for (JudgedPolicy& judged : judge_in_order(policies)) read_policy(std::move(judged));
+    std::vector<JudgedPolicy> ordered = judge_in_order(policies);
+    // Where all out policies of a group begin to name an SPI, they take its number with them, and
+    // the in and fwd policies, whose SAs do not care, get another.
+    std::vector<GroupNumbers::Name> outbound;
+    for (const JudgedPolicy& judged : ordered) {
+        if (judged.policy->row.direction != xfrm::PolicyDirection::out) continue;
+        outbound.push_back(group_name(judged));
+        numbers_.note(outbound.back(), judged.policy->row.index);
+    }
+    for (const GroupNumbers::Name& name : outbound) (void)numbers_.number(name);
+    for (JudgedPolicy& judged : ordered) read_policy(std::move(judged));
 }
 
 PolicyId Decider::number(const GroupNumbers::Name& name, uint32_t if_id, std::string& obstacle) {
@@ -139,12 +163,7 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     const bool outbound = policy.row.direction == xfrm::PolicyDirection::out;
     const bool protects = judged.entry.action == SpdAction::protect;
 
-    GroupNumbers::Name name{.own = policy.row.index};
-    if (protects && judged.exact()) {
-        const xfrm::Template& wanted = policy.templates.front();
-        name = class_name(policy, wanted, to_index(wanted.spi) != 0 ? policy.row.index : 0);
-        if (!outbound) std::swap(name.source, name.destination);
-    }
+    const GroupNumbers::Name name = group_name(judged);
     std::string obstacle = judged.obstacle;
     if (obstacle.empty() && policy.if_id != 0) {
         obstacle = "xfrm interface " + std::to_string(policy.if_id);

@@ -9,10 +9,12 @@
 // `out` policies in the kernel's order (priority, then arrival) are the outbound SPD, `in` and
 // `fwd` policies the inbound one. A policy with a template is PROTECT, one without is BYPASS
 // (allow) or DISCARD (block). Policies of the configuration (BYPASS and DISCARD only) stand behind
-// them. All policies with the same template (reqid, tunnel addresses, mode, if_id) belong to one
-// *group*, and the PolicyId of their entries is the group: an SA serves a group, so a child SA with
-// several traffic selectors needs no more than one entry in a worker's table. Entries that can
-// never decide, because an earlier one has the same selector, are left out.
+// them. All policies with the same template (reqid, tunnel addresses, mode, SPI, if_id) belong to
+// one *group*, and the PolicyId of their entries is the group: an SA serves a group, so a child SA
+// with several traffic selectors needs no more than one entry in a worker's table. Where templates
+// name the SPI (strongSwan: of all out policies, but not of traps), each SA has a group of its own,
+// and while policies are changed from one SA to the next, each goes by the SA that its template
+// names. Entries that can never decide, because an earlier one has the same selector, are left out.
 //
 // What the workers cannot judge (a mark, a device in the selector, several or optional templates,
 // ports by a mask that is no range, ICMP types) fails closed, each time by an entry that covers at
@@ -45,7 +47,7 @@
 // - The newest outbound SA of a group must stay: the kernel sends for the whole group.
 // - A policy that only the kernel can judge has the SA's template, or may hand packets on to the
 //   SA's group because it stands before one of its entries and does not apply to all it covers.
-// - The SA serves several groups.
+// - The SA serves several groups: templates without an SPI beside those that name it, for one.
 //
 // Selectors of an inbound SA are those of the policies whose template fits, without what earlier
 // policies with other templates or without any take away from them: the kernel drops a decrypted

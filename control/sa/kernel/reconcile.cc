@@ -23,10 +23,11 @@ bool Reconciler::stays(const Slot& slot, const Decisions& now,
     if (state == nullptr || decision == now.end() || !decision->second.adopted() ||
         changes.removed.contains(slot.name) ||
         decision->second.direction != slot.decision.direction ||
-        decision->second.owner != slot.decision.owner ||
-        decision->second.group != slot.decision.group) {
+        decision->second.owner != slot.decision.owner) {
         return false;
     }
+    // Inbound packets find their SA by the SPI.
+    if (slot.outbound() != nullptr && decision->second.group != slot.decision.group) return false;
     return !changes.added.contains(slot.name) ||
            (same_key(slot, *state) && state->source == slot.source && state->esn == slot.esn &&
             state->replay.window == slot.replay.window);

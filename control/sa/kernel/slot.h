@@ -50,7 +50,7 @@ struct Slot {
     xfrm::SaName name;
     SequenceMemory::Name memory_name;
     Phase phase = Phase::steered;
-    SaDecision decision;  // direction, owner and group never change
+    SaDecision decision;  // direction and owner never change, nor does the group, outbound
     IpAddress source;
     xfrm::Replay replay;  // form of the kernel's state
     bool esn = false;

@@ -5,7 +5,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "tests/control/adoption/support.h"
 
@@ -236,6 +240,243 @@ TEST(Adoption, SeveralTrafficSelectorsAreOneGroup) {
     EXPECT_EQ(adoption.sas.at(in).selectors.size(), 2u);
 }
 
+// ---- templates that name the SPI, as strongSwan's out policies do -------------------------------
+
+using Change = Register::Change;
+
+Change names_spi(uint32_t spi) {
+    return [spi](KernelPolicy& policy) {
+        if (policy.row.direction == PolicyDirection::out) policy.templates.front().spi = Spi{spi};
+    };
+}
+
+// Of a child with every pair of these, all three directions.
+void add_child(Register& reg, Tunnel tunnel, const std::vector<const char*>& local,
+               const std::vector<const char*>& remote, const Change& change) {
+    for (const char* one : local) {
+        for (const char* other : remote) {
+            tunnel.local_net = prefix(one);
+            tunnel.remote_net = prefix(other);
+            if (tunnel.local_net.address.family != tunnel.remote_net.address.family) continue;
+            reg.add_policies(tunnel, change);
+        }
+    }
+}
+
+// Those of direction out, in the order of their indices.
+std::vector<KernelPolicy*> out_policies(Register& reg) {
+    std::vector<KernelPolicy*> found;
+    for (auto& [index, policy] : reg.policies) {
+        if (policy.row.direction == PolicyDirection::out) found.push_back(&policy);
+    }
+    return found;
+}
+
+const PolicyView& view_of(const Adoption& adoption, const KernelPolicy& policy) {
+    return *std::ranges::find(adoption.policies, policy.row.index, &PolicyView::index);
+}
+
+// Each out policy goes by the SA that its template names, and by no other.
+void expect_named_senders(const Adoption& adoption, Register& reg) {
+    for (const KernelPolicy* policy : out_policies(reg)) {
+        const PolicyView& view = view_of(adoption, *policy);
+        EXPECT_EQ(view.reason, "");
+        std::vector<Spi> senders;
+        for (const auto& [name, decision] : adoption.sas) {
+            if (decision.adopted() && decision.direction == StateDirection::outbound &&
+                decision.group == view.group) {
+                senders.push_back(name.spi);
+            }
+        }
+        EXPECT_EQ(senders, std::vector{policy->templates.front().spi});
+    }
+}
+
+TEST(Adoption, PoliciesThatNameOneSpiAreOneGroup) {
+    struct Case {
+        const char* what;
+        std::vector<const char*> local;
+        std::vector<const char*> remote;
+        Change change;
+        size_t policies;
+    };
+    const auto ports = [](KernelPolicy& policy) {
+        names_spi(0x2001)(policy);
+        xfrm::PolicySelector& selector = policy.row.selector;
+        selector.protocol = 6;
+        selector.destination_port = static_cast<uint16_t>(80 + policy.row.selector.source.bits);
+        selector.destination_port_mask = 0xffff;
+    };
+    const std::vector<Case> cases = {
+        {"one each", {"10.1.0.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001), 1},
+        {"two local", {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001), 2},
+        {"two remote", {"10.1.0.0/24"}, {"10.2.0.0/24", "10.2.1.0/24"}, names_spi(0x2001), 2},
+        {"two each",
+         {"10.1.0.0/24", "10.1.1.0/24"},
+         {"10.2.0.0/24", "10.2.1.0/24"},
+         names_spi(0x2001),
+         4},
+        {"both families",
+         {"10.1.0.0/24", "fd01::/64"},
+         {"10.2.0.0/24", "fd02::/64"},
+         names_spi(0x2001),
+         2},
+        {"ports", {"10.1.0.0/24", "10.1.1.0/25"}, {"10.2.0.0/24"}, ports, 2},
+    };
+    for (const Case& one : cases) {
+        SCOPED_TRACE(one.what);
+        Register reg;
+        const Tunnel tunnel;
+        add_child(reg, tunnel, one.local, one.remote, one.change);
+        const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+        const auto in = reg.add(inbound_sa(tunnel, 0x1001));
+        const Adoption adoption = reg.decide();
+        EXPECT_EQ(adoption.outbound.size(), one.policies);
+        EXPECT_EQ(adoption.sas.at(out).reason, "");
+        EXPECT_EQ(adoption.sas.at(in).reason, "");
+        expect_named_senders(adoption, reg);
+    }
+}
+
+// Some of them of a kind that only the kernel can judge: it sends for all.
+TEST(AdoptionOfNamedSpis, OnePolicyOfAnIcmpTypeKeepsTheChildWithTheKernel) {
+    Register reg;
+    const Tunnel tunnel;
+    add_child(reg, tunnel, {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
+    xfrm::PolicySelector& selector = out_policies(reg).back()->row.selector;
+    selector.protocol = 1;
+    selector.source_port = 8;
+    selector.source_port_mask = 0xffff;
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    EXPECT_EQ(reg.decide().sas.at(out).reason, "its policy: ICMP type");
+}
+
+// One after another, and the register is looked at after each.
+TEST(AdoptionOfNamedSpis, ARekeyChangesOnePolicyAfterAnother) {
+    Register reg;
+    const Tunnel tunnel;
+    add_child(reg, tunnel, {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24", "10.2.1.0/24"},
+              names_spi(0x2001));
+    const auto before = reg.add(outbound_sa(tunnel, 0x2001));
+    GroupNumbers numbers(16);
+    const PolicyId group = reg.decide(numbers).sas.at(before).group;
+    const auto after = reg.add(outbound_sa(tunnel, 0x2002));
+    EXPECT_EQ(reg.decide(numbers).sas.at(after).reason, "no policy for it yet");
+    const std::vector<KernelPolicy*> policies = out_policies(reg);
+    ASSERT_EQ(policies.size(), 4u);
+    std::optional<PolicyId> next;
+    for (KernelPolicy* policy : policies) {
+        policy->templates.front().spi = Spi{0x2002};
+        const Adoption adoption = reg.decide(numbers);
+        EXPECT_EQ(adoption.sas.at(after).reason, "");
+        if (!next) next = adoption.sas.at(after).group;
+        EXPECT_EQ(adoption.sas.at(after).group, *next);
+        EXPECT_NE(*next, group);
+        const bool is_last = policy == policies.back();
+        EXPECT_EQ(adoption.sas.at(before).reason, is_last ? "no policy for it yet" : "");
+        if (!is_last) {
+            EXPECT_EQ(adoption.sas.at(before).group, group);
+        }
+        expect_named_senders(adoption, reg);
+    }
+}
+
+TEST(AdoptionOfNamedSpis, ARekeyBetweenTwoLooksKeepsTheNumberAndTheEntries) {
+    Register reg;
+    const Tunnel tunnel;
+    add_child(reg, tunnel, {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
+    const auto before = reg.add(outbound_sa(tunnel, 0x2001));
+    const auto in = reg.add(inbound_sa(tunnel, 0x1001));
+    GroupNumbers numbers(16);
+    const Adoption first = reg.decide(numbers);
+    const auto after = reg.add(outbound_sa(tunnel, 0x2002));
+    for (KernelPolicy* policy : out_policies(reg)) policy->templates.front().spi = Spi{0x2002};
+    const Adoption second = reg.decide(numbers);
+    EXPECT_EQ(second.sas.at(before).reason, "no policy for it yet");
+    EXPECT_EQ(second.sas.at(after).group, first.sas.at(before).group);
+    EXPECT_EQ(second.sas.at(in).group, first.sas.at(in).group);
+    EXPECT_EQ(second.outbound, first.outbound);
+    EXPECT_EQ(second.inbound, first.inbound);
+    expect_named_senders(second, reg);
+}
+
+// A trap names none; its policies become those of the child.
+TEST(AdoptionOfNamedSpis, AChildTakesTheNumberOfItsTrap) {
+    Register reg;
+    const Tunnel tunnel;
+    reg.add_policies(tunnel);
+    GroupNumbers numbers(16);
+    const Adoption trap = reg.decide(numbers);
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    EXPECT_EQ(reg.decide(numbers).sas.at(out).group, trap.outbound[0].policy);
+    out_policies(reg).front()->templates.front().spi = Spi{0x2001};
+    const Adoption child = reg.decide(numbers);
+    EXPECT_EQ(child.sas.at(out).reason, "");
+    EXPECT_EQ(child.sas.at(out).group, trap.outbound[0].policy);
+    EXPECT_NE(child.inbound[0].policy, child.outbound[0].policy);
+    EXPECT_EQ(reg.decide(numbers).outbound, child.outbound);
+    EXPECT_EQ(reg.decide(numbers).inbound, child.inbound);
+}
+
+// What a wide trap takes beside the child goes by any SA of the reqid, in the kernel.
+TEST(AdoptionOfNamedSpis, PoliciesWithAndWithoutAnSpiAreTwoGroups) {
+    Register reg;
+    const Tunnel tunnel;
+    reg.add_policies(tunnel);
+    add_child(reg, tunnel, {"10.1.0.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    EXPECT_EQ(reg.decide().sas.at(out).reason, "several groups of policies use it");
+}
+
+TEST(AdoptionOfNamedSpis, ChildrenOfOneReqidKeepApart) {
+    Register reg;
+    const Tunnel tunnel;
+    add_child(reg, tunnel, {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
+    add_child(reg, tunnel, {"10.1.2.0/24", "10.1.3.0/24"}, {"10.2.0.0/24"}, names_spi(0x2002));
+    const auto first = reg.add(outbound_sa(tunnel, 0x2001));
+    const auto second = reg.add(outbound_sa(tunnel, 0x2002));
+    GroupNumbers numbers(16);
+    const Adoption adoption = reg.decide(numbers);
+    EXPECT_NE(adoption.sas.at(first).group, adoption.sas.at(second).group);
+    expect_named_senders(adoption, reg);
+    // The first is deleted and the second replaced, between two looks: no number of one for
+    // another.
+    for (KernelPolicy* policy : out_policies(reg)) {
+        if (policy->templates.front().spi == Spi{0x2002}) {
+            policy->templates.front().spi = Spi{0x2003};
+        } else {
+            reg.policies.erase(policy->row.index);
+        }
+    }
+    const auto third = reg.add(outbound_sa(tunnel, 0x2003));
+    const Adoption later = reg.decide(numbers);
+    EXPECT_EQ(later.sas.at(third).group, adoption.sas.at(second).group);
+    EXPECT_EQ(later.sas.at(first).reason, "no policy for it yet");
+    expect_named_senders(later, reg);
+}
+
+// MOBIKE: the same SPI and key by another source, for SA and policies.
+TEST(AdoptionOfNamedSpis, AnotherAddressIsAnotherGroup) {
+    Register reg;
+    Tunnel tunnel;
+    add_child(reg, tunnel, {"10.1.0.0/24", "10.1.1.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    GroupNumbers numbers(16);
+    const PolicyId group = reg.decide(numbers).sas.at(out).group;
+    tunnel.local = address("192.0.2.11");
+    reg.local = {tunnel.local};
+    reg.states.clear();
+    reg.add(outbound_sa(tunnel, 0x2001));
+    EXPECT_EQ(reg.decide(numbers).sas.at(out).reason, "no policy for it yet");
+    const std::vector<KernelPolicy*> policies = out_policies(reg);
+    policies.front()->templates.front().source = tunnel.local;
+    EXPECT_EQ(reg.decide(numbers).sas.at(out).reason, "");
+    policies.back()->templates.front().source = tunnel.local;
+    const Adoption adoption = reg.decide(numbers);
+    EXPECT_NE(adoption.sas.at(out).group, group);
+    expect_named_senders(adoption, reg);
+}
+
 TEST(Adoption, ThirtyTwoSelectorsAndNotOneMore) {
     Register reg;
     Tunnel tunnel;
@@ -415,6 +656,31 @@ TEST(GroupNumbers, KeepTheirPlaceAndAreFreedAfterTheRound) {
     EXPECT_EQ(numbers.number(name(2)), second);
     numbers.end();
     EXPECT_EQ(numbers.upper_bound(), 3u);
+}
+
+TEST(GroupNumbers, AnotherSpiKeepsTheNumberWhenAllItsPoliciesNameIt) {
+    GroupNumbers numbers(8);
+    const auto name = [](uint32_t spi) { return GroupNumbers::Name{.reqid = 1, .spi = Spi{spi}}; };
+    using Policies = std::vector<std::pair<uint32_t, uint32_t>>;  // SPI, index
+    const auto round = [&](const Policies& policies) {
+        numbers.begin();
+        for (const auto& [spi, index] : policies) numbers.note(name(spi), index);
+        std::vector<std::optional<PolicyId>> given;
+        for (const auto& [spi, index] : policies) given.push_back(numbers.number(name(spi)));
+        numbers.end();
+        return given;
+    };
+    const auto first = round({{5, 1}, {5, 9}}).front();
+    EXPECT_EQ(round({{6, 9}, {6, 1}}).front(), first);
+    EXPECT_EQ(round({{0, 1}, {0, 9}}).front(), first);
+    EXPECT_EQ(round({{7, 1}, {7, 9}}).front(), first);
+    EXPECT_NE(round({{8, 1}, {8, 17}}).front(), first);  // other policies
+    const auto other = round({{8, 1}, {8, 17}}).front();
+    EXPECT_NE(round({{9, 1}}).front(), other);  // fewer
+    const auto both = round({{9, 1}, {10, 17}});
+    const auto swapped = round({{10, 1}, {9, 17}});
+    EXPECT_EQ(swapped[0], both[1]);  // one that stays keeps its own
+    EXPECT_EQ(swapped[1], both[0]);
 }
 
 TEST(Adoption, WithoutAnyCapacityTheKernelServesAll) {

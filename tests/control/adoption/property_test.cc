@@ -122,7 +122,13 @@ constexpr uint32_t kTunnels = 4;
 struct Kind {
     bool unjudged = false;   // marks and port masks that are no ranges
     bool protocols = false;  // and ports
+    bool spis = false;       // out templates name one of the two SAs of their tunnel
 };
+
+// Of its SAs: add_sas().
+Spi any_spi(Dice& dice, const Tunnel& tunnel) {
+    return Spi{(dice.one_in(2) ? 0x2000 : 0x3000) + tunnel.reqid};
+}
 
 KernelPolicy any_policy(Dice& dice, PolicyDirection direction, Kind kind) {
     KernelPolicy policy;
@@ -156,6 +162,7 @@ KernelPolicy any_policy(Dice& dice, PolicyDirection direction, Kind kind) {
         const bool outbound = direction == PolicyDirection::out;
         policy.templates.push_back({.source = outbound ? tunnel.local : tunnel.remote,
                                     .destination = outbound ? tunnel.remote : tunnel.local,
+                                    .spi = kind.spis && outbound ? any_spi(dice, tunnel) : Spi{},
                                     .reqid = tunnel.reqid});
     }
     return policy;
@@ -163,6 +170,7 @@ KernelPolicy any_policy(Dice& dice, PolicyDirection direction, Kind kind) {
 
 void add_sas(Register& reg) {
     for (uint32_t reqid = 1; reqid <= kTunnels; ++reqid) {
+        reg.add(outbound_sa(tunnel_of(reqid), 0x3000 + reqid));
         reg.add(outbound_sa(tunnel_of(reqid), 0x2000 + reqid));
         reg.add(inbound_sa(tunnel_of(reqid), 0x1000 + reqid));
     }
@@ -215,7 +223,8 @@ TEST(AdoptionProperty, OutboundVerdictsAreTheKernels) {
     int adopted = 0;
     for (int round = 0; round < 400; ++round) {
         Register reg;
-        const Kind kind{.unjudged = round % 4 == 0, .protocols = round % 2 == 0};
+        const Kind kind{
+            .unjudged = round % 4 == 0, .protocols = round % 2 == 0, .spis = round % 8 >= 4};
         const uint32_t size = 1 + dice.below(24);
         for (uint32_t i = 0; i < size; ++i) {
             reg.add(any_policy(dice, PolicyDirection::out, kind));
@@ -245,6 +254,8 @@ TEST(AdoptionProperty, OutboundVerdictsAreTheKernels) {
                 for (const auto& [name, sa] : adoption.sas) {
                     if (sa.direction != xfrm::StateDirection::outbound) continue;
                     if (reg.states.at(name).reqid != reqid) continue;
+                    const Spi wanted = asked->templates.front().spi;
+                    if (wanted != Spi{} && wanted != name.spi) continue;
                     ASSERT_FALSE(sa.adopted()) << "round " << round << ": two senders";
                 }
                 continue;
@@ -254,6 +265,16 @@ TEST(AdoptionProperty, OutboundVerdictsAreTheKernels) {
             ASSERT_EQ(view_of(adoption, asked->row.index).reason, "");
             if (verdict.action == SpdAction::protect) {
                 ASSERT_EQ(verdict.policy, view_of(adoption, asked->row.index).group);
+                const xfrm::Template& wanted = asked->templates.front();
+                for (const auto& [name, sa] : adoption.sas) {
+                    if (!sa.adopted() || sa.direction != xfrm::StateDirection::outbound ||
+                        sa.group != verdict.policy) {
+                        continue;
+                    }
+                    ASSERT_EQ(reg.states.at(name).reqid, wanted.reqid) << "round " << round;
+                    ASSERT_TRUE(wanted.spi == Spi{} || wanted.spi == name.spi)
+                        << "round " << round << ": not the SA that the template names";
+                }
                 ++counts.protect;
             } else {
                 (verdict.action == SpdAction::bypass ? counts.bypass : counts.discard) += 1;

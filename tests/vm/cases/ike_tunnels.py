@@ -226,6 +226,42 @@ def two_children(guest):
         guest.note(s.carried("other", 1))
 
 
+@BOOT.case("a child of two networks on each side and both families: workers carry it, a rekey loses nothing",
+           seconds=120)
+def several_networks(guest):
+    s = sites(guest)
+    many = child(local_ts=["10.1.0.0/24", "10.1.1.0/24", "fd00:1:0::/64"],
+                 remote_ts=["10.2.0.0/24", "10.2.1.0/24", "fd00:2:0::/64"])
+    pairs = [(f"10.1.{near}.2", f"10.2.{far}.2") for near in (0, 1) for far in (0, 1)]
+    pairs.append(("fd00:1:0::2", "fd00:2:0::2"))
+    with connection(s, "several", {"many": many}):
+        s.initiate("many")
+        s.adopted("many")
+        mark = len(s.frames_since())
+        before = s.fast.delivered() if s.fast else None
+        pings = [s.pings(ends=ends) for ends in pairs]
+        seen = [s.child("many")["uniqueid"]]
+        for _ in range(REKEYINGS):
+            for ping in pings:
+                ping.flowing()
+            s.gateway_ike.rekey(child="many")
+            eventually(lambda: s.child("many")["uniqueid"] != seen[-1], "the child is not replaced", 30)
+            seen.append(s.child("many")["uniqueid"])
+            s.adopted("many")
+        sent = 0
+        for ends, ping in zip(pairs, pings):
+            count, missing = ping.flowing().stop()
+            equal(missing, [], f"pings without answer, {ends}")
+            sent += count
+        guest.note(f"{len(seen) - 1} rekeyings, {sent} pings of {len(pairs)} pairs of networks")
+        if s.fast:
+            carried = [now - then for now, then in zip(s.fast.delivered(), before)]
+            check(min(carried) >= sent - len(pairs), f"of {sent} pings workers carried {carried}")
+        guest.note(s.carried("many"))
+        equal(s.in_clear(mark), [], "frames in clear on the wan")
+        equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+
+
 @BOOT.case("dead peer: SAs go, the tunnel comes back with the peer", seconds=90)
 def dead_peer(guest):
     s = sites(guest)

@@ -4,7 +4,7 @@
     a 10.1.N.2 --- lan0 g wan0 192.0.2.1 === w === 192.0.2.2 wan0 p lan0 --- 10.2.N.2 b
                    charon, sallyportd                charon, kernel ESP
 
-N is 0 to 2. w is a bridge: at the ends of the wan no recording shows what is on the wire (XDP takes frames
+N is 0 to 2; beside 10.1.N.2 there is fd00:1:N::2, and so on. w is a bridge: at the ends of the wan no recording shows what is on the wire (XDP takes frames
 before it, and the kernel shows decrypted packets once more). All of it lives as long as the guest; every
 frame is recorded, and every key that the peer's kernel was given is known by its digest.
 """
@@ -27,6 +27,7 @@ from . import capture, charon, net, sallyport, xfrm
 MODULES = ("veth", "bridge", "tun", "xfrm_user", "esp4", "aesni_intel", "gcm", "seqiv", "echainiv",
            "authenc", "cbc", "sha256_generic")
 GATEWAY, PEER = "192.0.2.1", "192.0.2.2"
+GATEWAY6, PEER6 = "2001:db8::1", "2001:db8::2"
 NETWORKS = range(3)
 CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "config",
                       "first-tunnel")
@@ -57,6 +58,11 @@ def first_tunnel(guest):
     return s
 
 
+def _addresses(site, host, device):
+    return [line for i in NETWORKS for line in (f"addr add 10.{site}.{i}.{host}/24 dev {device}",
+                                                f"addr add fd00:{site}:{i}::{host}/64 dev {device}")]
+
+
 class Sites:
     def __init__(self, build):
         self.build, self.cleanups, self.logs = build, [], {}
@@ -67,16 +73,19 @@ class Sites:
         self.w = n["w"]
         self.w.batch(["link add wire type bridge", "link set g master wire", "link set p master wire",
                       "link set wire up"])
-        self.a.batch(["link set eth0 mtu 1400", *(f"addr add 10.1.{i}.2/24 dev eth0" for i in NETWORKS),
-                      "route add default via 10.1.0.1"])
-        self.b.batch(["link set eth0 mtu 1400", *(f"addr add 10.2.{i}.2/24 dev eth0" for i in NETWORKS),
-                      "route add default via 10.2.0.1"])
-        self.g.batch([*(f"addr add 10.1.{i}.1/24 dev lan0" for i in NETWORKS),
-                      f"addr add {GATEWAY}/24 dev wan0", f"route add default via {PEER}"])
-        self.p.batch([*(f"addr add 10.2.{i}.1/24 dev lan0" for i in NETWORKS),
-                      f"addr add {PEER}/24 dev wan0", f"route add default via {GATEWAY}"])
+        self.a.batch(["link set eth0 mtu 1400", *_addresses(1, 2, "eth0"),
+                      "route add default via 10.1.0.1", "route add ::/0 via fd00:1:0::1"])
+        self.b.batch(["link set eth0 mtu 1400", *_addresses(2, 2, "eth0"),
+                      "route add default via 10.2.0.1", "route add ::/0 via fd00:2:0::1"])
+        self.g.batch([*_addresses(1, 1, "lan0"),
+                      f"addr add {GATEWAY}/24 dev wan0", f"addr add {GATEWAY6}/64 dev wan0",
+                      f"route add default via {PEER}", f"route add ::/0 via {PEER6}"])
+        self.p.batch([*_addresses(2, 1, "lan0"),
+                      f"addr add {PEER}/24 dev wan0", f"addr add {PEER6}/64 dev wan0",
+                      f"route add default via {GATEWAY}", f"route add ::/0 via {GATEWAY6}"])
         for ns in (self.g, self.p):
             ns.sysctl("net.ipv4.ip_forward", 1)
+            ns.sysctl("net.ipv6.conf.all.forwarding", 1)
             # Without their primary address the others stay (MOBIKE).
             ns.sysctl("net.ipv4.conf.all.promote_secondaries", 1)
         self.keys = xfrm.KeyLog(self.p)
@@ -194,7 +203,9 @@ class Sites:
         return [f.hex() for f in self._site_to_site(mark) if f[6:12] != self.gateway_mac]
 
     def _site_to_site(self, mark):
-        return [f for _, f in self.frames_since(mark) if f[12:14] == b"\x08\x00" and f[26] == f[30] == 10]
+        return [f for _, f in self.frames_since(mark)
+                if f[12:14] == b"\x08\x00" and f[26] == f[30] == 10
+                or f[12:14] == b"\x86\xdd" and f[22] == f[38] == 0xfd]
 
     # ---- what the SAs say ----------------------------------------------------------------------
 
@@ -212,7 +223,8 @@ class Sites:
     def look_at_wire(self, recording=None):
         """What check_ivs.py says of all frames so far; it must be good."""
         found = check_ivs.examine(recording or self.wire.path, self._key_names(),
-                                  [ipaddress.ip_network("10.0.0.0/8")] if self.fast else [],
+                                  [ipaddress.ip_network(net) for net in ("10.0.0.0/8", "fd00::/8")]
+                                  if self.fast else [],
                                   self.gateway_mac)
         check(found.good(), f"{found}\n{found.details()}")
         return str(found)
@@ -287,15 +299,16 @@ class Sites:
 
 
 class Pings:
-    """Echo requests from a to b without an end; stop() says what became of them."""
+    """Echo requests from a to b without an end; stop() says what became of them. `ends`: other addresses
+    of a and b than those of the network."""
 
-    def __init__(self, sites, network=0, interval=0.1, size=56):
+    def __init__(self, sites, network=0, interval=0.1, size=56, ends=None):
+        near, far = ends or (f"10.1.{network}.2", f"10.2.{network}.2")
         self._path = os.path.join(sites.folder, f"pings-{time.monotonic_ns()}")
         self._from = 1
         with open(self._path, "wb") as out:
             self._process = sites.a.start("ping", "-n", "-i", interval, "-s", size, "-I",
-                                          f"10.1.{network}.2", f"10.2.{network}.2",
-                                          stdout=out, stderr=out)
+                                          near, far, stdout=out, stderr=out)
 
     def answered(self):
         with open(self._path, encoding="ascii", errors="replace") as f:
