@@ -515,12 +515,14 @@ RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update
     writer.put(body);
     put_mark(writer, state.name.mark);
     const auto or_known = [](uint64_t time, uint64_t known) { return time != 0 ? time : known; };
-    writer.attribute(
-        XFRMA_LTIME_VAL,
-        xfrm_lifetime_cur{.bytes = update.usage.bytes,
-                          .packets = update.usage.packets,
-                          .add_time = or_known(update.usage.add_time, state.usage.add_time),
-                          .use_time = or_known(update.usage.use_time, state.usage.use_time)});
+    if (update.usage) {
+        writer.attribute(
+            XFRMA_LTIME_VAL,
+            xfrm_lifetime_cur{.bytes = update.usage->bytes,
+                              .packets = update.usage->packets,
+                              .add_time = or_known(update.usage->add_time, state.usage.add_time),
+                              .use_time = or_known(update.usage->use_time, state.usage.use_time)});
+    }
     if (update.replay) put_replay(writer, state, *update.replay);
     return writer.take();
 }

@@ -92,7 +92,7 @@ RequestBuffer encode_get_sa(const SaName& name, uint32_t sequence);
 // written full, because a packet that a worker has accepted must not pass again.
 struct CounterUpdate {
     std::optional<Replay> replay;  // nullopt: the kernel keeps its own, whatever it is by now
-    Usage usage;
+    std::optional<Usage> usage;    // nullopt: the kernel goes on counting
 };
 RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update,
                               uint32_t sequence);

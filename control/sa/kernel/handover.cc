@@ -14,6 +14,13 @@ namespace {
 constexpr std::chrono::milliseconds kSoon{2};
 constexpr std::chrono::milliseconds kLater{100};
 
+// How many numbers the kernel may have taken from one look to the next.
+uint64_t numbers_at_most(const xfrm::Usage& before, const xfrm::Usage& after) {
+    if (after.packets < before.packets || after.bytes < before.bytes) return ~uint64_t{0};
+    return (after.packets - before.packets) * Handover::kSegmentsOfUdpMax +
+           (after.bytes - before.bytes) / Handover::kSegmentBytesMin;
+}
+
 }  // namespace
 
 Handover::Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead,
@@ -137,29 +144,24 @@ OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm:
 }
 
 void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    const uint64_t first = next_unused(slot, state);
-    if (first >= sequence_end(state.esn)) {
+    if (next_unused(slot, state) >= sequence_end(state.esn)) {
         return keep_with_kernel(slot, "its sequence numbers are used up");
     }
-    const SequenceRange range = next_block(first, state.esn);
     // Drawn for each SA that is built: see "Never a nonce twice".
     const auto mask = around_.random.bits();
     if (!mask) return keep_with_kernel(slot, mask.error());
-    xfrm::CounterUpdate update{.replay = state.replay, .usage = state.usage};
-    update.replay->sent = range.end - 1;
-    if (const auto done = around_.kernel.write_counters(state, update); !done) {
+    const auto range = reserve(slot, state);
+    if (!range) {
         return keep_with_kernel(slot,
-                                "sequence numbers cannot be reserved in it: " + done.error().text);
+                                "sequence numbers cannot be reserved in it: " + range.error());
     }
-    memory_.raise(slot.memory_name, {.outbound_next = range.end});
-    auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, range, *mask));
+    auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, *range, *mask));
     if (!made) return keep_with_kernel(slot, made.error());
     side.sa = std::move(*made);
-    side.reserved = range.end;
-    side.told = range.end;
+    side.told = range->end;
     slot.phase = Phase::installed;
     around_.workers.send(slot.owner(), command::InstallOutbound{side.sa.get()});
-    if (first > 1) ask_rekey(slot);  // another sender has used the key
+    if (range->first > 1) ask_rekey(slot);  // another sender has used the key
 }
 
 void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
@@ -187,14 +189,46 @@ uint64_t Handover::next_unused(const Slot& slot, const xfrm::KernelSa& state) co
     return std::max(next_of(state.replay), memory_.find(slot.memory_name).outbound_next);
 }
 
-bool Handover::write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent) {
-    xfrm::Replay replay = slot.replay;
-    replay.sent = sent;
-    replay.top = 0;
-    if (!feedback_.write(slot, state, work_of(slot), replay)) return false;
-    slot.outbound()->reserved = sent + 1;
-    memory_.raise(slot.memory_name, {.outbound_next = sent + 1});
-    return true;
+// Of the state that had `written` put into it.
+std::expected<xfrm::KernelSa, std::string> Handover::look_again(const Slot& slot,
+                                                                uint64_t written) {
+    auto state = around_.kernel.get(slot.name);
+    if (!state) return std::unexpected(state.error().text);
+    if (!same_key(slot, *state) || state->replay.sent < written) {
+        return std::unexpected("it was replaced");
+    }
+    return std::move(*state);
+}
+
+// Numbers that nobody has used and the kernel will not. They begin above what is used when another
+// sender has used some since: see "Never a nonce twice".
+std::expected<SequenceRange, std::string> Handover::reserve(Slot& slot,
+                                                            const xfrm::KernelSa& looked_at) {
+    OutboundSide& side = *slot.outbound();
+    uint64_t first = next_unused(slot, looked_at);
+    xfrm::Usage usage = looked_at.usage;
+    for (int attempt = 0; attempt < kReserveAttempts; ++attempt) {
+        if (first >= sequence_end(slot.esn)) break;
+        const SequenceRange block = next_block(first, slot.esn);
+        xfrm::Replay replay = looked_at.replay;
+        replay.sent = block.end - 1;
+        side.attempted = block.end;
+        const xfrm::CounterUpdate update{.replay = replay, .usage = std::nullopt};
+        if (const auto done = around_.kernel.write_counters(looked_at, update); !done) {
+            return std::unexpected(done.error().text);
+        }
+        side.reserved = block.end;
+        memory_.raise(slot.memory_name, {.outbound_next = block.end});
+        const auto now = look_again(slot, replay.sent);
+        if (!now) return std::unexpected(now.error());
+        const uint64_t used = numbers_at_most(usage, now->usage);
+        if (used <= (block.end - block.first) / 2) {
+            return SequenceRange{.first = block.first + used, .end = block.end};
+        }
+        first = next_unused(slot, *now);
+        usage = now->usage;
+    }
+    return std::unexpected("the kernel itself sends with it all the time");
 }
 
 void Handover::extend_if_low(Slot& slot) {
@@ -209,24 +243,19 @@ void Handover::extend_if_low(Slot& slot) {
 void Handover::extend(Slot& slot) {
     OutboundSide* side = slot.outbound();
     if (side == nullptr || slot.phase != Phase::installed) return;
-    if (side->told == side->reserved) {
-        if (side->reserved >= sequence_end(slot.esn)) {
-            side->extension_due = false;
-            return ask_rekey(slot, RekeyPacer::When::always);
-        }
-        // The kernel tells of its own use late, or not at all where it is a packet now and then.
-        const auto state = around_.kernel.get(slot.name);
-        if (!state || !same_key(slot, *state)) return;
-        if (next_unused(slot, *state) > side->reserved) return go_on_above(slot, *side, *state);
-        const uint64_t reserved = next_block(side->reserved, slot.esn).end;
-        if (!write_sent(slot, *state, reserved - 1)) return;  // tried again
+    if (side->told >= sequence_end(slot.esn)) {
+        side->extension_due = false;
+        return ask_rekey(slot, RekeyPacer::When::always);
     }
-    tell_range(slot, *side, {.first = side->told, .end = side->reserved}, 0);
+    // The kernel tells of its own use late, or not at all where it is a packet now and then.
+    const auto state = around_.kernel.get(slot.name);
+    if (state && same_key(slot, *state)) advance(slot, *side, *state);
 }
 
-// `next_at_least`: where the worker goes on if it is behind; 0: where it is.
-void Handover::tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range,
-                          uint64_t next_at_least) {
+// Where `range` does not follow what the worker has, the kernel has sent in between, or may have:
+// the worker goes on in it at once, because a peer does not accept what is far below the last.
+void Handover::tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range) {
+    const uint64_t next_at_least = range.first == side.told ? 0 : range.first;
     side.told = range.end;
     side.extension_due = false;
     around_.workers.send(
@@ -251,28 +280,39 @@ void Handover::kernel_used(Slot& slot) {
         return;
     }
     OutboundSide& side = *slot.outbound();
-    if (same_key(slot, *state) && next_unused(slot, *state) > side.reserved) {
-        go_on_above(slot, side, *state);
+    if (same_key(slot, *state) && kernel_has_sent(slot, side, *state)) {
+        advance(slot, side, *state);
     }
 }
 
-// The kernel has sent with numbers behind those that are reserved. `state`: as it is now.
-void Handover::go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
+// With numbers behind those that were asked for; the answer to the last may have been lost.
+bool Handover::kernel_has_sent(const Slot& slot, const OutboundSide& side,
+                               const xfrm::KernelSa& state) const {
+    return next_unused(slot, state) > std::max(side.reserved, side.attempted);
+}
+
+// `state`: as it is now.
+void Handover::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
     const uint64_t first = next_unused(slot, state);
-    side.extension_due = false;
-    if (first >= sequence_end(slot.esn)) return ask_rekey(slot, RekeyPacer::When::always);
-    slot.base = without_ours(slot, state.usage);
-    const SequenceRange range = next_block(first, slot.esn);
-    if (!write_sent(slot, state, range.end - 1)) return;
-    tell_range(slot, side, range, range.first);
-    ask_rekey(slot);
-    if (!std::exchange(slot.used_warned, true)) {
-        around_.notices.warning(
-            to_text(slot.name) +
-            ": the kernel has sent with it too (traffic of this host itself?): the worker "
-            "goes on above its numbers; route such traffic into " +
-            setup_.device);
+    if (first >= sequence_end(slot.esn)) {
+        side.extension_due = false;
+        return ask_rekey(slot, RekeyPacer::When::always);
     }
+    const bool sent_before = kernel_has_sent(slot, side, state);
+    const auto range = reserve(slot, state);
+    if (!range) return;  // tried again
+    tell_range(slot, side, *range);
+    if (sent_before || range->first > first) note_kernel_sends(slot, state);
+}
+
+void Handover::note_kernel_sends(Slot& slot, const xfrm::KernelSa& state) {
+    slot.base = without_ours(slot, state.usage);
+    ask_rekey(slot);
+    if (std::exchange(slot.used_warned, true)) return;
+    around_.notices.warning(to_text(slot.name) +
+                            ": the kernel has sent with it too (traffic of this host itself?): the "
+                            "worker goes on above its numbers; route such traffic into " +
+                            setup_.device);
 }
 
 void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {
@@ -316,7 +356,7 @@ void Handover::raise_in_kernel(const xfrm::SaName& name,
     }
     const xfrm::Replay replay = raised(*state, direction);
     if (replay != state->replay) {
-        const xfrm::CounterUpdate update{.replay = replay, .usage = state->usage};
+        const xfrm::CounterUpdate update{.replay = replay, .usage = std::nullopt};
         if (const auto done = around_.kernel.write_counters(*state, update); !done) {
             if (done.error().number != ESRCH) around_.another_round(kLater);
             return;
@@ -383,13 +423,11 @@ bool Handover::hand_back(Slot& slot) {
     std::optional<xfrm::Replay> replay = state->replay;
     const SequenceMemory::State used = memory_.find(slot.memory_name);
     const uint64_t top = std::max(work.top, used.inbound_top);
-    const uint64_t next =
-        std::max(slot.outbound() != nullptr ? slot.outbound()->reserved : 0, used.outbound_next);
     if (slot.inbound() != nullptr && (top > state->replay.top || work.packets > 0)) {
         // Also where the kernel is ahead: below its top the worker has accepted packets too.
         replay->top = std::max(top, state->replay.top);
-    } else if (slot.outbound() != nullptr && next > next_of(state->replay)) {
-        replay->sent = next - 1;
+    } else if (slot.outbound() != nullptr && used.outbound_next > next_of(state->replay)) {
+        replay = raised(*state, StateDirection::outbound);
     } else if (work.packets == slot.written_packets) {
         return true;
     } else {

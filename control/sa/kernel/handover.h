@@ -14,8 +14,10 @@
 //               that is on its way out has let go: what that one has used is known only then.
 //   3. read     XFRM_MSG_GETSA: the counters where the kernel has stopped
 //   4. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
-//               worker may use, so that the kernel can go on at once, by itself, if we die
-//   5. install  the worker runs what it holds
+//               worker may use, so that the kernel can go on at once, by itself, if we die; then it
+//               is read again: what the kernel has sent meanwhile is not the worker's
+//   5. install  the worker runs what it holds. Inbound, the state is read once more, for what was
+//               on its way for longer than it should have been
 // Back to the kernel it goes the other way round: the worker gives it up (retire), its counters are
 // written, inbound frames are steered to the kernel. The kernel's counter is never put down again:
 // only a reservation writes it, after a look at what the kernel has sent; the rest is usage alone
@@ -33,6 +35,20 @@
 // kernel itself has used of a state that is deleted is known from the message about the deletion;
 // whoever looks at a state (Register::get) has heard all messages before.
 //
+// Between the look and the writing the kernel can send, for the host itself, with numbers right
+// above those that were seen. How many is known exactly: the kernel counts packets and numbers
+// under one lock, only we write the count, and not here. So with P and S of the first look, W
+// written, P' of the second:
+//
+//     S .......... S + k ....................... W ........ the kernel from now on
+//       the kernel       the worker: S + k + 1 .. W         k from P' - P: numbers_at_most()
+//
+// P' - P also counts what was sent behind W, which makes k too large, never too small: a count is
+// raised after its number, and what took its number before W was written had raised the count by
+// then. Where nothing was sent, as nearly always, k is 0: an SA's first number is 1, and no time
+// has to be guessed. Where the kernel has sent too much to leave room, it is done again with the
+// new S. Only a kernel that sends a whole block between two system calls has its number put down.
+//
 // The IV is not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its
 // own, drawn per state and not known to us; ours is the number XOR 64 random bits, drawn for each
 // SA that is built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b
@@ -43,11 +59,10 @@
 // from another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and
 // all those at a clean stop, when the kernel becomes the second sender.
 //
-// What this does not cover: between a look (XFRM_MSG_GETSA) and the reservation that follows it the
-// kernel can still send, for the host itself, with numbers that the worker is then given; a state
-// that is added again is the kernel's until its counters are raised; and where the message about
-// a deletion was lost, or there was none (a flush, a hard expiry), what the kernel has used since
-// it spoke last is not known. The simulation shows them by name (KnownGap).
+// What this does not cover: a state that is added again is the kernel's until its counters are
+// raised; and where the message about a deletion was lost, or there was none (a flush, a hard
+// expiry), what the kernel has used since it spoke last is not known. The simulation shows them by
+// name (KnownGap).
 //
 // Replay (RFC 4303 3.4.3)
 // -----------------------
@@ -79,6 +94,14 @@ class Handover {
     // Shorter, and the kernel may use a number after its counter was read; longer, and the first
     // packets wait that much longer in the worker.
     static constexpr std::chrono::milliseconds kSettle{3};
+    // A packet that the kernel segments late (GSO, with esp4_offload on any device) counts once and
+    // takes a number for each segment: of UDP at most UDP_MAX_SEGMENTS, of TCP one for each MSS,
+    // whose least is 48 (net.ipv4.tcp_min_snd_mss) with 40 of options. Too few numbers for a
+    // packet, and two senders use one; more are lost to the worker where the host itself sends.
+    static constexpr uint64_t kSegmentsOfUdpMax = 128;
+    static constexpr uint64_t kSegmentBytesMin = 8;
+    // So often is a reservation done again that leaves too little.
+    static constexpr int kReserveAttempts = 4;
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 
     struct Setup {
@@ -146,12 +169,15 @@ class Handover {
                                                            const xfrm::KernelSa& state,
                                                            const SequenceRange& range,
                                                            uint64_t iv_mask) const;
+    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at);
+    std::expected<xfrm::KernelSa, std::string> look_again(const Slot& slot, uint64_t written);
     void install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state);
     void install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
-    bool write_sent(Slot& slot, const xfrm::KernelSa& state, uint64_t sent);
-    void go_on_above(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
-    void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range,
-                    uint64_t next_at_least);
+    [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
+                                       const xfrm::KernelSa& state) const;
+    void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    void note_kernel_sends(Slot& slot, const xfrm::KernelSa& state);
+    void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     void steer_away(const Slot& slot);
     void note_accepted(const Slot& slot);

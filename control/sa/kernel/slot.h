@@ -23,9 +23,10 @@ namespace sallyport::control {
 enum class Phase : uint8_t { steered, installed, retiring };
 
 struct OutboundSide {
-    OutboundSaPtr sa;       // since it was installed
-    uint64_t reserved = 1;  // first number that is not reserved in the kernel
-    uint64_t told = 1;      // and what the worker knows of it
+    OutboundSaPtr sa;        // since it was installed
+    uint64_t reserved = 1;   // first number that is not reserved in the kernel
+    uint64_t attempted = 1;  // the same, where the answer may have been lost
+    uint64_t told = 1;       // and what the worker knows of it
     bool extension_due = false;
 };
 

@@ -104,7 +104,7 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
 
             const uint64_t high = row.esn ? uint64_t{5} << 32 : 0;
             const CounterUpdate update = {.replay = Replay{.sent = high + 1000, .top = high + 2000},
-                                          .usage = {.bytes = 123456789, .packets = 4242}};
+                                          .usage = Usage{.bytes = 123456789, .packets = 4242}};
             const auto written = socket.write_counters(*known, update);
             ASSERT_TRUE(written) << written.error().text;
             EXPECT_TRUE(receive(socket, mirror).empty()) << "our own";
@@ -118,12 +118,17 @@ TEST_F(XfrmRegisterFeedback, CountersAreWrittenInEveryForm) {
             EXPECT_EQ(now->usage.packets, 4242u);
             EXPECT_EQ(now->usage.add_time, known->usage.add_time);
             // Usage alone leaves the numbers where they are.
-            ASSERT_TRUE(socket.write_counters(*known, {.usage = {.bytes = 5, .packets = 6}}));
+            ASSERT_TRUE(socket.write_counters(*known, {.usage = Usage{.bytes = 5, .packets = 6}}));
             const auto later = socket.get(known->name);
             ASSERT_TRUE(later) << later.error().text;
             EXPECT_EQ(later->replay, now->replay);
             EXPECT_EQ(later->usage.bytes, 5u);
             EXPECT_EQ(later->usage.packets, 6u);
+            // And numbers alone the usage.
+            ASSERT_TRUE(socket.write_counters(*known, {.replay = now->replay}));
+            const auto last = socket.get(known->name);
+            ASSERT_TRUE(last) << last.error().text;
+            EXPECT_EQ(last->usage, later->usage);
             receive(socket, mirror);
             mirror.refresh(*now);
             EXPECT_TRUE(dump(socket, mirror).empty());
@@ -187,8 +192,9 @@ TEST_F(XfrmRegisterFeedback, WhatOthersDoIsSeen) {
         const KernelSa& known = *mirror.find(name(0x1001));
         auto other = netlink::Socket::open(netlink::Protocol::xfrm);
         ASSERT_TRUE(other);
-        ASSERT_TRUE(other->exchange(encode_counters(
-            known, {.replay = Replay{.sent = 77}, .usage = {.bytes = 5}}, other->next_sequence())));
+        ASSERT_TRUE(other->exchange(
+            encode_counters(known, {.replay = Replay{.sent = 77}, .usage = Usage{.bytes = 5}},
+                            other->next_sequence())));
         EXPECT_EQ(receive(socket, mirror).used.size(), 1u);
         EXPECT_EQ(known.replay.sent, 77u);
         EXPECT_EQ(known.usage.bytes, 5u);

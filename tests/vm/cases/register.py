@@ -79,6 +79,33 @@ def killed(guest):
         equal(len({row[2] for row in rows}), len(rows), "IVs, each once")
 
 
+@BOOT.case("D1 the gateway's own packets on a worker's SA: no number has two senders", seconds=120)
+def two_senders(guest):
+    t = register.RegisterTunnel(guest)
+    t.states()
+    t.policies()
+    # What keeps the gateway's own packets away from workers, whatever routes there are.
+    t.n.gw.batch([f"rule add pref 1 iif lo to {register.FAR} lookup main"])
+    with capture.Capture(guest, t.n.peer, "wanp", "proto 50") as ciphertext:
+        t.gw.start()
+        t.until_active()
+        site = t.n.lan.start("ping", "-n", "-i", "0.005", "-c", "2000", "-q", register.FAR,
+                             stdout=-3, stderr=-3)
+        own = t.n.gw.start("ping", "-n", "-f", "-c", "8000", "-q", "-I", "10.1.0.1", register.FAR,
+                           stdout=-3, stderr=-3)
+        for process in (site, own):
+            process.wait(100)
+        row = t.rows()["outbound"]
+        equal(t.gw.stop(), 0, "exit status of sallyportd")
+        esp = [e for e in ciphertext.esp() if e[0] == t.pair.spi_out]
+    numbers = [e[1] for e in esp]
+    guest.note(f"{len(esp)} packets, numbers up to {max(numbers)}, {len(numbers) - len(set(numbers))} of two senders,"
+               f" {row['packets']} by workers; log: {t.gw.log().count('the kernel has sent with it too')} warnings")
+    check(len(esp) > 5000, f"only {len(esp)} ESP packets captured")
+    equal(len(set(numbers)), len(numbers), "sequence numbers, each once")
+    equal(len({e[2] for e in esp}), len(esp), "IVs, each once")
+
+
 @BOOT.case("an SA that workers do not speak stays with the kernel, and works", seconds=60)
 def stays(guest):
     t = register.RegisterTunnel(guest)

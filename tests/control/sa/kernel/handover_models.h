@@ -145,6 +145,7 @@ struct State {
     uint64_t top = 0;
     uint64_t seen = 0;  // bit i: top - i was accepted
     uint64_t packets = 0;
+    uint64_t bytes = 0;
     uint64_t arrival = 0;
     uint64_t own = 0;  // last number that the kernel itself has used, or alone knows to be used
     // It came with counters older than those that it had before it was deleted, and nobody has
@@ -166,6 +167,7 @@ inline xfrm::KernelSa to_kernel_sa(const State& state) {
     sa.esn = state.esn;
     sa.key = SecretBytes(key_bytes(state.key));
     sa.usage.packets = state.packets;
+    sa.usage.bytes = state.bytes;
     sa.replay = {.window = 64, .sent = state.sent, .top = state.top};
     return sa;
 }
@@ -196,13 +198,16 @@ class Kernel {
 
     // Encrypts up to `count` packets.
     void send(State& state, uint64_t count, const char* why) {
-        const uint64_t last = state.esn ? ~uint64_t{0} - 1 : 0xffffffff;
-        count = std::min(count, last - std::min(last, state.sent));
-        if (count == 0) return;
-        wire_.sent(state.key, state.sent + 1, count, why);
-        state.own = state.sent += count;
-        state.packets += count;
-        notices.push_back({Notice::Kind::used, state});
+        const uint64_t done = take_numbers(state, count, why);
+        state.packets += done;
+        state.bytes += done * 84;
+    }
+    // One packet that is segmented when it has passed the SA: it counts once, each segment takes a
+    // number. With as few bytes for each as there may be.
+    void send_segments(State& state, uint64_t count, const char* why) {
+        const uint64_t done = take_numbers(state, count, why);
+        state.packets += done == 0 ? 0 : 1;
+        state.bytes += done > 128 ? done * 8 : done;
     }
 
     void receive(State& state, uint64_t number) {
@@ -226,7 +231,10 @@ class Kernel {
         const auto found = states.find(name);
         if (found == states.end()) return false;
         State& state = found->second;
-        state.packets = update.usage.packets;
+        if (update.usage) {
+            state.packets = update.usage->packets;
+            state.bytes = update.usage->bytes;
+        }
         if (!update.replay) return true;
         const uint64_t now = state.outbound ? state.sent : state.top;
         const uint64_t next = state.outbound ? update.replay->sent : update.replay->top;
@@ -244,6 +252,16 @@ class Kernel {
     [[nodiscard]] uint64_t arrivals() const { return arrivals_; }
 
   private:
+    uint64_t take_numbers(State& state, uint64_t count, const char* why) {
+        const uint64_t last = state.esn ? ~uint64_t{0} - 1 : 0xffffffff;
+        count = std::min(count, last - std::min(last, state.sent));
+        if (count == 0) return 0;
+        wire_.sent(state.key, state.sent + 1, count, why);
+        state.own = state.sent += count;
+        notices.push_back({Notice::Kind::used, state});
+        return count;
+    }
+
     Judge& judge_;
     Wire& wire_;
     uint64_t arrivals_ = 0;
@@ -252,11 +270,12 @@ class Kernel {
 // The register as the gateway sees it: what it has heard, late, and what it asks.
 class RegisterModel final : public Register {
   public:
-    // What may go wrong with a request; and what may happen between a look and the write after it.
+    // What may go wrong with a request; and what may happen before a look and before a write.
     struct Faults {
         uint64_t one_in = 0;  // 0: never
         std::function<void(const xfrm::SaName&)> failed;
         std::function<void()> before_write;
+        std::function<void()> before_look;
     };
     RegisterModel(Kernel& kernel, Dice& dice) : kernel_(kernel), dice_(dice) {}
 
@@ -271,6 +290,7 @@ class RegisterModel final : public Register {
         return found == known_.end() ? nullptr : &found->second;
     }
     std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override {
+        if (faults.before_look) faults.before_look();
         if (fails(name)) return std::unexpected(netlink::Error{ENOBUFS, "no buffers"});
         // What was told before the answer is heard before it.
         while (!kernel_.notices.empty()) hear_one();

@@ -34,6 +34,7 @@ struct Simulation::Daemon {
         const SlotTable& slots;
         Mistake mistake;
         std::vector<std::pair<xfrm::SaName, xfrm::CounterUpdate>> debts;
+        std::map<xfrm::SaName, uint64_t> claims;  // what was not done looks as if it were
 
         Requests(RegisterModel& to, Kernel& of, const SlotTable& with, Mistake made)
             : model(to), kernel(of), slots(with), mistake(made) {}
@@ -41,16 +42,25 @@ struct Simulation::Daemon {
             return model.find(name);
         }
         std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName& name) override {
-            return model.get(name);
+            auto state = model.get(name);
+            if (!state) return state;
+            if (mistake == Mistake::kernel_looks_quiet) state->usage = {};
+            const auto claim = claims.find(name);
+            if (claim != claims.end()) {
+                state->replay.sent = std::max(state->replay.sent, claim->second);
+            }
+            return state;
         }
         void note(const xfrm::KernelSa& state) override { model.note(state); }
         std::expected<void, netlink::Error> write_counters(
             const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) override {
             const bool reserves = update.replay && is_outbound(state.name);
             if (reserves && mistake == Mistake::no_reservation) {
+                claims[state.name] = update.replay->sent;
                 return model.write_counters(state, {.replay = std::nullopt, .usage = update.usage});
             }
             if (reserves && mistake == Mistake::reservation_after_install) {
+                claims[state.name] = update.replay->sent;
                 debts.emplace_back(state.name, update);
                 return {};
             }
@@ -67,6 +77,7 @@ struct Simulation::Daemon {
             return model.expire(state, hard);
         }
         void pay_debts() {
+            if (mistake == Mistake::reservation_after_install) claims.clear();
             for (const auto& [name, update] : std::exchange(debts, {})) {
                 const auto found = kernel.states.find(name);
                 if (found == kernel.states.end()) continue;
@@ -359,7 +370,12 @@ void Simulation::kernel_forwards() {
 void Simulation::host_sends() {
     State* state = newest_outbound();
     if (state == nullptr || !kernel_may_serve(*state)) return;
-    kernel_.send(*state, 1 + dice_.below(3), "the kernel, for the host");
+    constexpr const char* kHost = "the kernel, for the host";
+    if (dice_.one_in(4)) {
+        kernel_.send_segments(*state, 1 + dice_.below(3000), kHost);
+    } else {
+        kernel_.send(*state, 1 + dice_.below(dice_.one_in(8) ? 5000 : 3), kHost);
+    }
     tell(*state);
 }
 
@@ -597,7 +613,7 @@ void Simulation::crash() {
 // counters are raised: a known gap.
 void Simulation::stop_cleanly() {
     if (!daemon_ || faulty_ || some_are_behind()) return;
-    daemon_->model.faults.before_write = nullptr;
+    daemon_->model.faults.before_write = daemon_->model.faults.before_look = nullptr;
     daemon_->requests.pay_debts();
     daemon_->slots.for_each([this](Slot& slot) { daemon_->handover.write_back(slot); });
     wire_.feedback_done();
@@ -614,12 +630,13 @@ void Simulation::start() {
         if (found != kernel_.states.end()) wire_.lost(found->second.key);
     };
     faults.before_write = [this] {
-        if (options_.gap == KnownGap::host_sends_between_look_and_reservation && dice_.one_in(4)) {
-            host_sends();
-        }
+        if (dice_.one_in(4)) host_sends();
         if (!dice_.one_in(30)) return;
         tell("    and between a look and a write:");
         dice_.one_in(3) ? ike_deletes() : ike_moves();
+    };
+    faults.before_look = [this] {
+        if (dice_.one_in(8)) host_sends();
     };
     daemon_->model.read_again();
     daemon_->reconciler.take_over();

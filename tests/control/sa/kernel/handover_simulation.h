@@ -41,8 +41,6 @@ namespace sallyport::control::model {
 // What the protocol with the kernel does not prevent today. Left out unless a test asks for it.
 enum class KnownGap : uint8_t {
     none,
-    // The kernel sends for the host between XFRM_MSG_GETSA and the reservation after it.
-    host_sends_between_look_and_reservation,
     // An SA was added again with older counters, and the kernel serves it before they are raised.
     kernel_serves_before_counters_are_raised,
     // An SA was added again with older counters, and the message that told the last numbers of the
@@ -60,6 +58,7 @@ enum class Mistake : uint8_t {
     written_back_too_early,     // before the worker has let go
     last_counters_forgotten,    // of a state that goes
     kernel_left_behind,         // a state that no worker takes keeps its old counters
+    kernel_looks_quiet,         // what it sends between a look and a reservation is not seen
 };
 
 struct Options {
