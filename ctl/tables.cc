@@ -164,6 +164,11 @@ std::string format_status(const json::value& result) {
     for (const auto& [name, text] : lines) {
         out += std::string(name) + std::string(20 - name.size(), ' ') + text + "\n";
     }
+    const json::value* not_published = find(result, "not_published");
+    if (not_published != nullptr && *not_published != json::value("")) {
+        out += "DEGRADED            earlier policies are in force than xfrm has: " +
+               text_of(*not_published) + "\n";
+    }
     const json::value* notes = find(result, "notes");
     if (notes != nullptr && notes->is_array()) {
         for (const json::value& note : notes->get_array()) {

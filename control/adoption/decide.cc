@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "control/adoption/coarse.h"
 #include "control/adoption/inbound_selectors.h"
 #include "control/adoption/owners.h"
 #include "control/adoption/policies.h"
@@ -32,15 +33,18 @@ constexpr uint8_t kOwnModeKernel = 0xff;
 constexpr size_t kPassingOnMax = 256;
 
 // A list of SPD entries; of two with the same selector the first decides, so the second is waste.
-class EntryList {
+class ClaimList {
   public:
-    void add(const SpdEntry& entry) {
-        if (known_.insert(selector_key(entry)).second) entries_.push_back(entry);
+    void add(const SpdEntry& entry, uint32_t party) {
+        if (!known_.insert(selector_key(entry)).second) return;
+        claims_.push_back({.entry = entry, .party = party});
     }
-    std::vector<SpdEntry> take() { return std::move(entries_); }
+    // Where the next one would stand.
+    [[nodiscard]] size_t size() const { return claims_.size(); }
+    [[nodiscard]] std::span<const Claim> claims() const { return claims_; }
 
   private:
-    std::vector<SpdEntry> entries_;
+    std::vector<Claim> claims_;
     std::set<SelectorKey> known_;
 };
 
@@ -84,7 +88,6 @@ class Decider {
         read_policies(policies);
         make_outbound_list();
         make_inbound_list();
-        numbers_.end();
         decide_sas();
         choose_owners();
         return std::move(out_);
@@ -97,7 +100,9 @@ class Decider {
     void read_policy(JudgedPolicy&& judged);
     void make_outbound_list();
     void make_inbound_list();
-    void add_config_policies(EntryList& list, SpdDirection direction);
+    void add_config_policies(ClaimList& list, SpdDirection direction);
+    uint32_t party_of(const Row& row);
+    void leave_to_kernel(std::span<const Region> regions, std::span<const size_t> places);
 
     // ---- SAs ----
     void decide_sas();
@@ -124,6 +129,7 @@ class Decider {
     std::vector<Row> inbound_rows_;
     std::optional<InboundSelectors> inbound_selectors_;  // of inbound_rows_
     std::vector<std::vector<Member>> members_;           // by group
+    std::map<std::pair<IpAddress, IpAddress>, uint32_t> parties_;
 
     Adoption out_;
 };
@@ -194,12 +200,26 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     rows.push_back(std::move(row));
 }
 
+// Whose entries these are where there is no room for all: those of one peer, however many children
+// it has, are one party's. Filters are one party too.
+uint32_t Decider::party_of(const Row& row) {
+    std::pair<IpAddress, IpAddress> ends;
+    const xfrm::KernelPolicy& policy = *row.judged.policy;
+    if (!policy.templates.empty()) {
+        const xfrm::Template& wanted = policy.templates.front();
+        ends = std::minmax(wanted.source, wanted.destination);
+    }
+    return parties_.try_emplace(ends, static_cast<uint32_t>(parties_.size())).first->second;
+}
+
 void Decider::make_outbound_list() {
-    EntryList list;
+    ClaimList list;
     std::vector<const SpdEntry*> passing_on;
+    std::vector<size_t> places;
     for (const Row& row : outbound_rows_) {
         const SpdEntry& entry = row.judged.entry;
-        list.add(entry);
+        places.push_back(list.size());
+        list.add(entry, party_of(row));
         if (row.judged.exact() && row.template_class) {
             TemplateClass& its_class = outbound_classes_[*row.template_class];
             const auto hands_over = [&](const SpdEntry* other) { return overlap(*other, entry); };
@@ -210,46 +230,85 @@ void Decider::make_outbound_list() {
         }
         if (row.judged.may_pass_on) passing_on.push_back(&entry);
     }
+    add_config_policies(list, SpdDirection::outbound);
+    const auto regions = regions_of(list.claims(), setup_.entries_max);
+    leave_to_kernel(regions, places);
     for (const Row& row : outbound_rows_) {
         std::string& reason = out_.policies[row.view].reason;
         if (row.template_class && reason.empty()) {
             reason = outbound_classes_[*row.template_class].obstacle;
         }
     }
-    add_config_policies(list, SpdDirection::outbound);
-    out_.outbound = list.take();
+    for (const Region& region : regions) {
+        out_.left_open.push_back({.source = region.source, .destination = region.destination});
+    }
+    out_.outbound = with_regions(list.claims(), regions, SpdDirection::outbound, beyond_capacity_);
+}
+
+// What stands behind a region and shares packets with it: the kernel may send by an SA of its
+// group, so no worker does. `places`: of the rows, in the list.
+void Decider::leave_to_kernel(std::span<const Region> regions, std::span<const size_t> places) {
+    for (size_t i = 0; i < places.size() && !regions.empty(); ++i) {
+        const Row& row = outbound_rows_[i];
+        const SpdEntry& entry = row.judged.entry;
+        const auto takes_some = [&](const Region& region) {
+            return region.hides_some_of(entry, places[i]);
+        };
+        const auto region = std::ranges::find_if(regions, takes_some);
+        if (region == regions.end()) continue;
+        if (row.template_class) {
+            std::string& obstacle = outbound_classes_[*row.template_class].obstacle;
+            if (obstacle.empty()) obstacle = region->reason;
+        } else if (region->hides(entry, places[i])) {
+            std::string& reason = out_.policies[row.view].reason;
+            if (reason.empty()) reason = region->reason;
+        }
+    }
 }
 
 void Decider::make_inbound_list() {
     // A `fwd` policy that allows vouches for an `in` policy with the same selector.
-    EntryList list;
-    std::vector<const SpdEntry*> behind;
+    ClaimList list;
+    std::vector<const Row*> behind;
+    std::vector<std::pair<const Row*, size_t>> places;
+    const auto add = [&](const Row& row) {
+        places.emplace_back(&row, list.size());
+        list.add(row.judged.entry, party_of(row));
+    };
     for (const Row& row : inbound_rows_) {
         // Those of an xfrm interface say nothing about what arrives by a port.
         if (row.judged.policy->if_id != 0) continue;
-        const SpdEntry& entry = row.judged.entry;
-        if (entry.action != SpdAction::bypass) {
-            list.add(entry);
+        if (row.judged.entry.action != SpdAction::bypass) {
+            add(row);
         } else if (row.judged.exact()) {
             if (row.judged.policy->row.direction == xfrm::PolicyDirection::forward) {
-                list.add(entry);
+                add(row);
             } else {
-                behind.push_back(&entry);
+                behind.push_back(&row);
             }
         }
     }
-    for (const SpdEntry* entry : behind) list.add(*entry);
+    for (const Row* row : behind) add(*row);
     add_config_policies(list, SpdDirection::inbound);
-    out_.inbound = list.take();
+    const auto regions = regions_of(list.claims(), setup_.entries_max);
+    for (const auto& [row, place] : places) {
+        std::string& reason = out_.policies[row->view].reason;
+        const auto hides = [&](const Region& region) {
+            return region.hides(row->judged.entry, place);
+        };
+        const auto region = std::ranges::find_if(regions, hides);
+        if (region != regions.end() && reason.empty()) reason = region->reason;
+    }
+    out_.inbound = with_regions(list.claims(), regions, SpdDirection::inbound, beyond_capacity_);
     inbound_selectors_.emplace(inbound_rows_);
 }
 
-void Decider::add_config_policies(EntryList& list, SpdDirection direction) {
+void Decider::add_config_policies(ClaimList& list, SpdDirection direction) {
     for (SpdEntry entry : spd_entries(setup_.policies, direction)) {
         std::string unused;
         entry.policy =
             number({.mode = kOwnModeConfig, .own = kConfigOwn + to_index(entry.policy)}, 0, unused);
-        list.add(entry);
+        list.add(entry, Claim::kConfiguration);
     }
 }
 

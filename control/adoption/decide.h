@@ -23,9 +23,11 @@
 //   in, fwd, template    PROTECT: cleartext that it may cover does not enter
 //   in, fwd, block       DISCARD
 //   in, fwd, allow       none: what nothing else lets in stays out
-// An `out` policy of an xfrm interface is PROTECT in its group, which no worker serves;
-// if_id_by_group tells the kernel's path which interface it is. Its `in` and `fwd` policies apply
-// to that interface only, not to what arrives by a port.
+// Entries that one address pair, or the maps, have no room for become coarse (coarse.h): PROTECT
+// that the kernel decides, and no worker sends with an SA of theirs. An `out` policy of an xfrm
+// interface is PROTECT in its group, which no worker serves; if_id_by_group tells the kernel's path
+// which interface it is. Its `in` and `fwd` policies apply to that interface only, not to what
+// arrives by a port.
 //
 // The kernel asks `in` for packets to the host and `fwd` for what it forwards; here is one list,
 // and XDP forwards what it lets in. So an `in` policy that allows and has no `fwd` twin stands
@@ -65,7 +67,9 @@
 // AF_UNSPEC, ALIGN4 (an AH matter) and ICMP (workers are stricter: they look at the packet alone)
 // change nothing; the others keep the SA with the kernel.
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <span>
@@ -86,6 +90,9 @@ struct AdoptionSetup {
     std::span<const IpAddress> local_addresses;
     std::span<const config::Policy> policies;  // of the configuration: BYPASS and DISCARD
     std::span<const crypto::Suite> suites = crypto::suites();  // that workers speak
+    // Entries of a direction; where there are more, those of the largest peers are left to the
+    // kernel in the large (coarse.h).
+    size_t entries_max = std::numeric_limits<size_t>::max();
 };
 
 struct SaDecision {
@@ -109,6 +116,13 @@ struct PolicyView {
     std::string reason;  // why its traffic is left to the kernel, if it is
 };
 
+// Packets from and to these addresses, outbound.
+struct AddressPair {
+    IpPrefix source;
+    IpPrefix destination;
+    friend bool operator==(const AddressPair&, const AddressPair&) = default;
+};
+
 struct Adoption {
     std::vector<SpdEntry> outbound;  // SPD order
     std::vector<SpdEntry> inbound;
@@ -116,8 +130,11 @@ struct Adoption {
     std::vector<PolicyView> policies;
     uint32_t group_count = 0;
     std::vector<uint32_t> if_id_by_group;  // 0: none
+    // Left to the kernel as a whole: what none of its policies covers there is not meant to leave.
+    std::vector<AddressPair> left_open;
 };
 
+// Asks `numbers` between its begin() and its commit() or roll_back(), which are the caller's.
 // Uses capacity for one group more than there are: that of the policies beyond it, which the
 // kernel serves.
 Adoption decide_adoption(const std::map<xfrm::SaName, xfrm::KernelSa>& states,

@@ -17,54 +17,54 @@ uint64_t with_policy(uint64_t policies, uint32_t index) {
 }  // namespace
 
 void GroupNumbers::begin() {
-    previous_ = std::move(groups_);
-    groups_.clear();
-    new_.clear();
+    roll_back();
+    ++round_;
+}
+
+GroupNumbers::Group& GroupNumbers::keep(Group& before, const Name& name, uint64_t policies) {
+    before.kept = round_;
+    return groups_.emplace(name, Group{.number = before.number, .policies = policies})
+        .first->second;
 }
 
 void GroupNumbers::note(const Name& name, uint32_t policy) {
-    auto group = groups_.find(name);
-    if (group == groups_.end()) {
-        auto known = previous_.extract(name);
-        if (!known) {
-            uint64_t& policies = new_[name];
-            policies = with_policy(policies, policy);
-            return;
-        }
-        known.mapped().policies = 0;
-        group = groups_.insert(std::move(known)).position;
+    if (const auto group = groups_.find(name); group != groups_.end()) {
+        group->second.policies = with_policy(group->second.policies, policy);
+        return;
     }
-    group->second.policies = with_policy(group->second.policies, policy);
+    if (const auto known = committed_.find(name); known != committed_.end()) {
+        keep(known->second, name, with_policy(0, policy));
+        return;
+    }
+    uint64_t& policies = new_[name];
+    policies = with_policy(policies, policy);
 }
 
-GroupNumbers::Groups::iterator GroupNumbers::predecessor(const Name& name, uint64_t policies) {
+GroupNumbers::Group* GroupNumbers::predecessor(const Name& name, uint64_t policies) {
     Name any_spi = name;
     any_spi.spi = {};
-    for (auto it = previous_.lower_bound(any_spi); it != previous_.end(); ++it) {
+    for (auto it = committed_.lower_bound(any_spi); it != committed_.end(); ++it) {
         Name rest = it->first;
         rest.spi = {};
         if (rest != any_spi) break;
-        if (it->second.policies == policies) return it;
+        if (it->second.kept != round_ && it->second.policies == policies) return &it->second;
     }
-    return previous_.end();
+    return nullptr;
 }
 
 std::optional<PolicyId> GroupNumbers::number(const Name& name) {
     if (const auto known = groups_.find(name); known != groups_.end()) {
         return PolicyId{known->second.number};
     }
-    if (auto known = previous_.extract(name)) {
-        known.mapped().policies = 0;
-        return PolicyId{groups_.insert(std::move(known)).position->second.number};
+    const auto known = committed_.find(name);
+    if (known != committed_.end() && known->second.kept != round_) {
+        return PolicyId{keep(known->second, name, 0).number};
     }
     uint64_t policies = 0;
     if (const auto noted = new_.find(name); noted != new_.end()) {
         policies = noted->second;
-        if (const auto before = predecessor(name, policies); before != previous_.end()) {
-            const uint32_t kept = before->second.number;
-            previous_.erase(before);
-            groups_.emplace(name, Group{.number = kept, .policies = policies});
-            return PolicyId{kept};
+        if (Group* before = predecessor(name, policies)) {
+            return PolicyId{keep(*before, name, policies).number};
         }
     }
     uint32_t number = 0;
@@ -76,13 +76,32 @@ std::optional<PolicyId> GroupNumbers::number(const Name& name) {
     } else {
         return std::nullopt;
     }
+    given_.push_back(number);
     groups_.emplace(name, Group{.number = number, .policies = policies});
     return PolicyId{number};
 }
 
-void GroupNumbers::end() {
-    for (const auto& [name, group] : previous_) free_.push_back(group.number);
-    previous_.clear();
+void GroupNumbers::commit() {
+    for (const auto& [name, group] : committed_) {
+        if (group.kept != round_) resting_.push_back(group.number);
+    }
+    committed_ = std::move(groups_);
+    groups_.clear();
+    new_.clear();
+    given_.clear();
+}
+
+void GroupNumbers::roll_back() {
+    // Nobody has seen them: they need no rest.
+    free_.insert(free_.begin(), given_.begin(), given_.end());
+    groups_.clear();
+    new_.clear();
+    given_.clear();
+}
+
+void GroupNumbers::rested() {
+    free_.insert(free_.end(), resting_.begin(), resting_.end());
+    resting_.clear();
 }
 
 }  // namespace sallyport::control

@@ -9,6 +9,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
@@ -19,6 +20,12 @@ namespace sallyport::control {
 // A template may name the SPI of its SA, which is another one after each rekey: when all policies
 // of a group, and no others, name another SPI than in the round before, the number stays with them.
 // An IKE daemon changes them one after another; a round in between sees two groups.
+//
+//   begin(), number() ... ---> commit()      what was asked for is in force; names that were not
+//                       |                    lose their number, which rests
+//                       +----> roll_back()   as before begin(): nothing was given or taken away
+//   rested()                                 no worker reads an SPD any more in which resting
+//                                            numbers stand for what they were: they may be given
 class GroupNumbers {
   public:
     struct Name {
@@ -33,15 +40,16 @@ class GroupNumbers {
         friend auto operator<=>(const Name&, const Name&) = default;
     };
     explicit GroupNumbers(uint32_t capacity) : capacity_(capacity) {}
-    // Starts a round; names that were not asked for until the next end() lose their number, which
-    // is not given away before the next round.
+    // Starts a round, from what was committed last.
     void begin();
     // `policy` (its index, each once) is of group `name`. Before the numbers of the round are asked
     // for; not needed for groups whose templates never name an SPI.
     void note(const Name& name, uint32_t policy);
-    // nullopt: more than `capacity` groups.
+    // nullopt: more than `capacity` groups, with the numbers at rest.
     std::optional<PolicyId> number(const Name& name);
-    void end();
+    void commit();
+    void roll_back();
+    void rested();
     [[nodiscard]] uint32_t upper_bound() const { return upper_bound_; }  // numbers are below it
     [[nodiscard]] uint32_t capacity() const { return capacity_; }
 
@@ -49,17 +57,22 @@ class GroupNumbers {
     struct Group {
         uint32_t number = 0;
         uint64_t policies = 0;  // noted, see with_policy()
+        uint64_t kept = 0;      // of committed_: in this round somebody has its number
     };
     using Groups = std::map<Name, Group>;
-    // Of the round before, without a successor of its name, with the same policies.
-    Groups::iterator predecessor(const Name& name, uint64_t policies);
+    // Of the round before, not kept under its own name, with the same policies.
+    Group* predecessor(const Name& name, uint64_t policies);
+    Group& keep(Group& before, const Name& name, uint64_t policies);
 
     uint32_t capacity_;
     uint32_t upper_bound_ = 0;
-    Groups groups_;
-    Groups previous_;
+    uint64_t round_ = 0;
+    Groups committed_;
+    Groups groups_;                 // of the round
     std::map<Name, uint64_t> new_;  // noted, without a number yet: their policies
-    std::deque<uint32_t> free_;     // longest free first
+    std::vector<uint32_t> given_;   // in the round
+    std::vector<uint32_t> resting_;
+    std::deque<uint32_t> free_;  // longest free first
 };
 
 }  // namespace sallyport::control

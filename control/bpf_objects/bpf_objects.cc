@@ -487,13 +487,19 @@ std::expected<void, std::string> BpfObjects::remove_owner(Spi spi,
 std::expected<void, std::string> BpfObjects::publish_spd(
     const CompiledSpd& outbound, const CompiledSpd& inbound,
     std::span<const std::vector<WorkerId>> owners_by_policy,
-    std::span<const uint32_t> if_id_by_policy) {
+    std::span<const uint32_t> if_id_by_policy, const std::function<void()>& switched) {
     // Without our interface nobody counts: in register mode if_ids are those of others, and many.
     const auto counted = impl_->interface ? if_id_by_policy : std::span<const uint32_t>{};
     if (auto added = impl_->if_id_counters.add(counted); !added) return added;
-    auto published = impl_->spd.publish(outbound, inbound, owners_by_policy, if_id_by_policy);
+    auto published =
+        impl_->spd.publish(outbound, inbound, owners_by_policy, if_id_by_policy, switched);
     if (published) impl_->if_id_counters.keep_only(counted);
     return published;
+}
+
+double BpfObjects::spd_share_of_room(const CompiledSpd& outbound,
+                                     const CompiledSpd& inbound) const {
+    return impl_->spd.share_of_room(outbound, inbound);
 }
 
 std::vector<IfIdTraffic> BpfObjects::if_id_traffic() const {

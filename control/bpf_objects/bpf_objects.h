@@ -25,6 +25,7 @@
 #include <array>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -195,10 +196,14 @@ class BpfObjects {
     // kernel in register mode.
     // `if_id_by_policy[PolicyId]`: the if_id of the kernel's SAs that serve a PROTECT policy while
     // it has no owners; 0 or out of range: none.
+    // `switched`: called right after the switch, before the wait.
     std::expected<void, std::string> publish_spd(
         const CompiledSpd& outbound, const CompiledSpd& inbound,
         std::span<const std::vector<WorkerId>> owners_by_policy,
-        std::span<const uint32_t> if_id_by_policy = {});
+        std::span<const uint32_t> if_id_by_policy = {}, const std::function<void()>& switched = {});
+    // Of the kinds of rows that these need, the one with least room: how much of it, 1 is all.
+    [[nodiscard]] double spd_share_of_room(const CompiledSpd& outbound,
+                                           const CompiledSpd& inbound) const;
 
     // Other owners for the SPD in use, in place: only entries whose owners differ are written, so
     // that an SA that comes or goes costs one map write for each entry of its policy. Returns how

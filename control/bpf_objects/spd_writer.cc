@@ -97,23 +97,29 @@ SpdWriter::SpdWriter(const SharedMaps& maps, const Limits& limits)
       active_fd_(maps.fd("spd_active")),
       limits_(limits) {}
 
+std::array<SpdWriter::Need, 3> SpdWriter::needs_of(const CompiledSpd& outbound,
+                                                   const CompiledSpd& inbound) const {
+    return {{{"destination rows", outbound.destinations.size() + inbound.destinations.size(),
+              limits_.spd_destinations},
+             {"source rows", outbound.sources.size() + inbound.sources.size(), limits_.spd_sources},
+             {"entries", outbound.entries.size() + inbound.entries.size(), limits_.spd_entries}}};
+}
+
+double SpdWriter::share_of_room(const CompiledSpd& outbound, const CompiledSpd& inbound) const {
+    double most = 0;
+    for (const Need& need : needs_of(outbound, inbound)) {
+        most = std::max(most, static_cast<double>(need.rows) / static_cast<double>(need.room));
+    }
+    return most;
+}
+
 std::expected<void, std::string> SpdWriter::check_room(const CompiledSpd& outbound,
                                                        const CompiledSpd& inbound) const {
-    const struct {
-        const char* what;
-        size_t needed;
-        size_t room;
-    } rows[] = {
-        {"destination rows", outbound.destinations.size() + inbound.destinations.size(),
-         limits_.spd_destinations},
-        {"source rows", outbound.sources.size() + inbound.sources.size(), limits_.spd_sources},
-        {"entries", outbound.entries.size() + inbound.entries.size(), limits_.spd_entries},
-    };
-    for (const auto& row : rows) {
-        if (row.needed > row.room) {
-            return std::unexpected("the policies compile to " + std::to_string(row.needed) + " " +
-                                   row.what + " and the XDP maps have room for " +
-                                   std::to_string(row.room) +
+    for (const Need& need : needs_of(outbound, inbound)) {
+        if (need.rows > need.room) {
+            return std::unexpected("the policies compile to " + std::to_string(need.rows) + " " +
+                                   need.what + " and the XDP maps have room for " +
+                                   std::to_string(need.room) +
                                    ": use fewer policies or fewer prefixes in them");
         }
     }
@@ -174,7 +180,8 @@ void SpdWriter::erase(const Rows& rows) const {
 std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
                                                     const CompiledSpd& inbound,
                                                     std::span<const std::vector<WorkerId>> owners,
-                                                    std::span<const uint32_t> if_ids) {
+                                                    std::span<const uint32_t> if_ids,
+                                                    const std::function<void()>& switched) {
     if (auto room = check_room(outbound, inbound); !room) return room;
     if (auto checked = check_owners(owners); !checked) return checked;
 
@@ -201,6 +208,7 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
     }
 
     generation_ = next;
+    if (switched) switched();
     wait_for_programs();
     erase(rows_);
     rows_ = std::move(rows);

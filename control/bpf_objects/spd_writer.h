@@ -8,8 +8,11 @@
 // still be reading it. Deleting earlier would not only miss: with a row gone, a shorter prefix
 // would answer in its place.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,7 +31,11 @@ class SpdWriter {
     std::expected<void, std::string> publish(const CompiledSpd& outbound,
                                              const CompiledSpd& inbound,
                                              std::span<const std::vector<WorkerId>> owners,
-                                             std::span<const uint32_t> if_ids = {});
+                                             std::span<const uint32_t> if_ids = {},
+                                             const std::function<void()>& switched = {});
+    // See BpfObjects::spd_share_of_room().
+    [[nodiscard]] double share_of_room(const CompiledSpd& outbound,
+                                       const CompiledSpd& inbound) const;
 
     // See BpfObjects::update_owners().
     std::expected<size_t, std::string> update_owners(std::span<const std::vector<WorkerId>> owners);
@@ -39,6 +46,13 @@ class SpdWriter {
         std::vector<sp_lpm_key> destinations;
         std::vector<sp_lpm_key> sources;
     };
+    struct Need {
+        const char* what;
+        size_t rows;
+        size_t room;
+    };
+    [[nodiscard]] std::array<Need, 3> needs_of(const CompiledSpd& outbound,
+                                               const CompiledSpd& inbound) const;
     std::expected<void, std::string> check_room(const CompiledSpd& outbound,
                                                 const CompiledSpd& inbound) const;
     std::expected<void, std::string> write(const CompiledSpd& spd, uint32_t direction,

@@ -50,6 +50,7 @@ Rows status_object(const Appliance& appliance, const Log& log, std::chrono::seco
                         {"policies", config.policies.size() + counts.policies},
                         {"sas", counts.sas},
                         {"sas_with_kernel", counts.sas_with_kernel},
+                        {"not_published", counts.not_published},
                         {"frames",
                          {{"total", frames.total},
                           {"pool", frames.pool},

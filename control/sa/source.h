@@ -96,6 +96,7 @@ struct SourceCounts {
     size_t policies = 0;  // beside those of the configuration
     size_t sas = 0;
     size_t sas_with_kernel = 0;  // of them: no worker serves them
+    std::string not_published;   // why earlier policies are in force than xfrm has; empty: are not
 };
 
 class SaSource {

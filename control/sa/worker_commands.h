@@ -58,6 +58,8 @@ class WorkerCommands {
     void when_taken(std::function<void()> then);
     // How many SPDs and next hops are here because workers read them, or will.
     [[nodiscard]] size_t held() const { return spds_.size() + next_hops_.size(); }
+    // Some worker reads an SPD that is not the latest, or has not said yet that it does not.
+    [[nodiscard]] bool some_read_earlier_spds() const { return spds_.size() > 1; }
     [[nodiscard]] size_t worker_count() const { return waiting_.size(); }
 
   private:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -26,7 +27,8 @@ auto identity(const PolicyRow& row) {
     const PolicySelector& s = row.selector;
     return std::tuple(row.direction, s.source.address.family, s.source.address.bytes, s.source.bits,
                       s.destination.address.bytes, s.destination.bits, s.protocol, s.source_port,
-                      s.source_port_mask, s.destination_port, s.destination_port_mask, s.ifindex);
+                      s.source_port_mask, s.destination_port, s.destination_port_mask, s.ifindex,
+                      s.user);
 }
 using Identity = decltype(identity(PolicyRow{}));
 
@@ -229,6 +231,59 @@ std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAdd
                  {.source = host_prefix(source),
                   .destination = host_prefix(destination),
                   .protocol = IPPROTO_ESP});
+    }
+    return rows.take();
+}
+
+namespace {
+
+// nullopt: they have nothing in common.
+std::optional<IpPrefix> both(const IpPrefix& a, const IpPrefix& b) {
+    if (a.contains(b)) return b;
+    if (b.contains(a)) return a;
+    return std::nullopt;
+}
+
+// The kernel sees no marks of connections here: a BYPASS that asks for one does not open, a DISCARD
+// holds for all.
+bool holds_without_mark(const config::Policy& policy) {
+    return !policy.ct_mark || policy.action != config::SpdAction::bypass;
+}
+
+}  // namespace
+
+std::expected<std::vector<PolicyRow>, std::string> left_open_rows(
+    std::span<const LeftOpen> left_open, std::span<const config::Policy> policies) {
+    constexpr uint32_t kUser = 0x53500000;
+    RowList rows;
+    uint32_t priority = kGuardPriorityLast;
+    for (const config::Policy& policy : policies) {
+        if (!holds_without_mark(policy)) continue;
+        ++priority;
+        const PolicyAction action =
+            policy.action == config::SpdAction::bypass ? PolicyAction::allow : PolicyAction::block;
+        for (const LeftOpen& open : left_open) {
+            for (const IpPrefix& local : policy.local) {
+                for (const IpPrefix& remote : policy.remote) {
+                    const auto source = both(open.source, local);
+                    const auto destination = both(open.destination, remote);
+                    if (!source || !destination) continue;
+                    for (PolicySelector row : outbound_selectors(policy, *source, *destination)) {
+                        row.user = kUser;
+                        rows.add(PolicyDirection::out, action, priority, row);
+                    }
+                    if (rows.size() > kGuardRowsMax) {
+                        return std::unexpected("more than " + std::to_string(kGuardRowsMax) +
+                                               " xfrm policies");
+                    }
+                }
+            }
+        }
+    }
+    ++priority;
+    for (const LeftOpen& open : left_open) {
+        rows.add(PolicyDirection::out, PolicyAction::block, priority,
+                 {.source = open.source, .destination = open.destination, .user = kUser});
     }
     return rows.take();
 }

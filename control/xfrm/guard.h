@@ -48,6 +48,8 @@ namespace sallyport::xfrm {
 
 // Policies of IKE daemons have much larger numbers, so ours decide first.
 inline constexpr uint32_t kGuardPriorityFirst = 20000;
+// And much smaller ones than this, from where on ours decide last (left_open_rows()).
+inline constexpr uint32_t kGuardPriorityLast = 0xfff00000;
 // More than that is refused at the start: the kernel walks its policies one by one where they do
 // not fit its tables.
 inline constexpr size_t kGuardRowsMax = 200000;
@@ -70,6 +72,19 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
 // packets of workers' SAs (source, destination) pass where they take the kernel path and a wide
 // policy of the IKE daemon would cover them too.
 std::vector<PolicyRow> outer_esp_rows(std::span<const std::pair<IpAddress, IpAddress>> tunnels);
+
+// Addresses whose packets XDP leaves to the kernel as a whole, outbound.
+struct LeftOpen {
+    IpPrefix source;
+    IpPrefix destination;
+};
+
+// For the same gateway, where nothing has to be blocked but this: what none of the IKE daemon's
+// policies covers of the packets that are left to the kernel as a whole meets here what the SPD
+// would have said, the policies of the configuration and the end of the list. Behind all others,
+// and different from all that others may install. Fails when there would be too many.
+std::expected<std::vector<PolicyRow>, std::string> left_open_rows(
+    std::span<const LeftOpen> left_open, std::span<const config::Policy> policies);
 
 class PolicyGuard {
   public:

@@ -109,7 +109,8 @@ std::expected<PolicySelector, std::string> from_linux_selector(const xfrm_select
                           .source_port_mask = Be16::from_raw(from.sport_mask).host(),
                           .destination_port = Be16::from_raw(from.dport).host(),
                           .destination_port_mask = Be16::from_raw(from.dport_mask).host(),
-                          .ifindex = static_cast<uint32_t>(from.ifindex)};
+                          .ifindex = static_cast<uint32_t>(from.ifindex),
+                          .user = from.user};
 }
 
 xfrm_selector linux_selector(const PolicySelector& selector) {
@@ -125,6 +126,7 @@ xfrm_selector linux_selector(const PolicySelector& selector) {
     out.dport = Be16(selector.destination_port).raw();
     out.dport_mask = Be16(selector.destination_port_mask).raw();
     out.ifindex = static_cast<int>(selector.ifindex);
+    out.user = selector.user;
     return out;
 }
 

@@ -124,6 +124,8 @@ struct PolicySelector {
     uint16_t destination_port = 0;
     uint16_t destination_port_mask = 0;
     uint32_t ifindex = 0;  // of the device that the route leads to; 0: any
+    // No packet is compared with it, but the kernel takes policies for different ones by it.
+    uint32_t user = 0;
 
     friend bool operator==(const PolicySelector&, const PolicySelector&) = default;
 };

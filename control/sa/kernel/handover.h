@@ -155,6 +155,8 @@ class Handover {
 
     // Those that were tried and left to the kernel: why.
     [[nodiscard]] const std::map<xfrm::SaName, std::string>& kept() const { return kept_; }
+    // It was not tried, and stays with the kernel.
+    void keep(const xfrm::SaName& name, const char* reason) { kept_[name] = reason; }
     // They may be tried again: those that came or went, and those that found no room.
     void forget_kept(const xfrm::RegisterChanges& changes);
 

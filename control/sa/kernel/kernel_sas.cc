@@ -12,6 +12,13 @@ namespace sallyport::control {
 
 using ErrorCode = boost::system::error_code;
 
+namespace {
+
+// Of a direction: with fewer all may as well be the kernel's.
+constexpr size_t kEntriesLeast = 16;
+
+}  // namespace
+
 KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config,
                      Setup setup, const crypto::Aead& aead, xfrm::PolicyGuard& guard,
                      WorkerCommands& commands)
@@ -26,8 +33,10 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
                 {.forgotten = [this](const xfrm::KernelSa& last) { remember(memory_, last); },
                  .overheard = [this] { on_overheard(); }}),
       steering_(log),
+      kernel_path_(guard),
       workers_(commands),
       notices_(log),
+      commands_(commands),
       around_{.kernel = register_,
               .steering = steering_,
               .workers = workers_,
@@ -42,7 +51,7 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       handover_(around_, {slots_, memory_, feedback_, pacer_}, aead,
                 {.mtu = setup_.mtu, .device = config.device}),
       reconciler_(around_, slots_, handover_),
-      publication_(guard, commands, notices_) {}
+      publication_(kernel_path_, commands, notices_, {.policies = config.policies}) {}
 
 KernelSas::~KernelSas() = default;
 
@@ -61,12 +70,12 @@ SourceNeeds KernelSas::needs() const {
 
 std::expected<void, std::string> KernelSas::open(bpf_objects::BpfObjects& bpf) {
     steering_.open(bpf);
-    publication_.open(bpf);
+    programs_.open(bpf);
+    publication_.open(programs_);
     if (auto opened = register_.open(); !opened) return opened;
     readable_.emplace(context_, dup(register_.fd()));
     if (auto read = register_.read_again(); !read) return read;
-    Adoption now = decide();
-    return publication_.publish(std::move(now), slots_, groups_.upper_bound());
+    return publish({});
 }
 
 void KernelSas::start() {
@@ -146,12 +155,38 @@ void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
     }
 }
 
-Adoption KernelSas::decide() {
+// What has no room is left to the kernel in the large, more of it until the rest has.
+std::expected<Publication::Draft, std::string> KernelSas::decide() {
     if (auto addresses = local_addresses()) local_addresses_ = std::move(*addresses);
-    return decide_adoption(
-        register_.mirror(),
-        {.cpus = setup_.cpus, .local_addresses = local_addresses_, .policies = config_.policies},
-        groups_);
+    AdoptionSetup setup{
+        .cpus = setup_.cpus, .local_addresses = local_addresses_, .policies = config_.policies};
+    for (;;) {
+        auto draft = publication_.draft(decide_adoption(register_.mirror(), setup, groups_));
+        if (draft) return std::move(*draft);
+        if (setup.entries_max == 0) return std::unexpected(draft.error().text);
+        // Each try asks for less than the one before, whatever it is told.
+        setup.entries_max = std::min(draft.error().entries_fit, setup.entries_max / 2);
+        if (setup.entries_max < kEntriesLeast) setup.entries_max = 0;
+    }
+}
+
+std::expected<void, std::string> KernelSas::publish(const xfrm::RegisterChanges& changes) {
+    if (!commands_.some_read_earlier_spds()) groups_.rested();
+    auto draft = decide();
+    std::expected<void, std::string> done;
+    if (draft) {
+        const auto plan = reconciler_.plan(draft->adoption.sas, changes, groups_.upper_bound());
+        done = publication_.publish(std::move(*draft), plan.owners, plan.outer);
+        if (done) {
+            groups_.commit();
+            reconciler_.carry_out(plan, publication_.adoption().sas, changes);
+            return {};
+        }
+    } else {
+        done = std::unexpected(draft.error());
+    }
+    groups_.roll_back();
+    return done;
 }
 
 void KernelSas::round() {
@@ -159,16 +194,32 @@ void KernelSas::round() {
     if (changes_.resync && !read_again_due_) return read_again();
     xfrm::RegisterChanges changes = std::exchange(changes_, {});
     changes_.used = std::move(changes.used);  // overheard: the next look is theirs
-    Adoption now = decide();
+    changes.added.merge(unpublished_.added);
+    changes.removed.merge(unpublished_.removed);
+    unpublished_ = {};
     steering_.name_marked(register_.mirror().states());
-    const std::vector<Slot*> leaving = reconciler_.prepare(now.sas, changes);
-    if (const auto published = publication_.publish(std::move(now), slots_, groups_.upper_bound());
-        !published) {
-        log_.error("the policies in xfrm cannot be used, the earlier ones stay: " +
-                   published.error());
+    if (const auto published = publish(changes); !published) {
+        publication_failed(std::move(changes), published.error());
+    } else if (!std::exchange(not_published_, {}).empty()) {
+        retry_in_ = kRetryFirst;
+        log_.info("the policies in xfrm are in force again as they are there");
     }
-    reconciler_.complete(leaving);
     go_on();
+}
+
+// What was published last stays in force, but for the SAs that have gone.
+void KernelSas::publication_failed(xfrm::RegisterChanges changes, const std::string& why) {
+    const auto plan = reconciler_.plan_without_publication(changes, groups_.upper_bound());
+    if (const auto kept = publication_.keep(plan.owners); !kept) log_.error(kept.error());
+    reconciler_.carry_out(plan);
+    unpublished_ = std::move(changes);
+    if (not_published_.empty()) {
+        log_.error("the policies in xfrm cannot be used, the earlier ones stay until they can: " +
+                   why);
+    }
+    not_published_ = why;
+    next_round_.in(retry_in_);
+    retry_in_ = std::min(2 * retry_in_, kRetryLast);
 }
 
 void KernelSas::go_on() {
@@ -236,7 +287,8 @@ SourceCounts KernelSas::counts() const {
     const size_t sas = register_.mirror().states().size();
     return {.policies = register_.mirror().policies().size(),
             .sas = sas,
-            .sas_with_kernel = sas - std::min(sas, adopted)};
+            .sas_with_kernel = sas - std::min(sas, adopted),
+            .not_published = not_published_};
 }
 
 std::string KernelSas::inventory() const {

@@ -9,7 +9,8 @@
 //     +---- Handover: reservations; Feedback: counters, limits, requests to rekey
 //
 // Here are the timers, the readiness of the socket, and the order of a round; what an SA goes
-// through is in handover.h.
+// through is in handover.h. A round is a transaction: what was decided is in force as a whole, with
+// the numbers of its groups, or nothing of it is and the next round tries again (publication.h).
 //
 // Owner: control thread.
 
@@ -51,6 +52,11 @@ class KernelSas final : public SaSource {
     // than a round with many SAs, else they are lost; longer, and packet memory is kept for nothing
     // where none comes.
     static constexpr uint32_t kHoldMs = 200;
+    // After a publication that failed the next try comes this much later, ever later up to the
+    // second; a change of the register is one too. Shorter, and a machine in trouble has more of
+    // it; longer, and the policies of before are in force that much longer.
+    static constexpr std::chrono::milliseconds kRetryFirst{100};
+    static constexpr std::chrono::milliseconds kRetryLast{10'000};
 
     struct Setup {
         std::vector<uint16_t> cpus;  // of the workers
@@ -88,7 +94,9 @@ class KernelSas final : public SaSource {
     void round();
     void go_on();
     void on_tick();
-    [[nodiscard]] Adoption decide();
+    [[nodiscard]] std::expected<Publication::Draft, std::string> decide();
+    std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
+    void publication_failed(xfrm::RegisterChanges changes, const std::string& why);
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
 
     Log& log_;
@@ -97,6 +105,9 @@ class KernelSas final : public SaSource {
     boost::asio::io_context& context_;
     bool stopped_ = false;
     bool read_again_due_ = false;
+    xfrm::RegisterChanges unpublished_;  // of rounds that failed
+    std::string not_published_;          // why the last one failed
+    std::chrono::milliseconds retry_in_ = kRetryFirst;
     uint32_t ticks_ = 0;
     Later next_round_;
     Later next_step_;
@@ -107,10 +118,13 @@ class KernelSas final : public SaSource {
     xfrm::RegisterChanges changes_;
     KernelRegister register_;
     OwnerSteering steering_;
+    BpfPrograms programs_;
+    GuardedPath kernel_path_;
     WorkersByCommand workers_;
     SystemClock clock_;
     KernelRandom random_;
     LogNotices notices_;
+    WorkerCommands& commands_;
     Surroundings around_;
 
     // what is known of SAs, and who works on it

@@ -89,6 +89,23 @@ void OwnerSteering::name_marked(const std::map<xfrm::SaName, xfrm::KernelSa>& st
     marked_ = std::move(marked);
 }
 
+double BpfPrograms::share_of_room(const CompiledSpd& outbound, const CompiledSpd& inbound) const {
+    return bpf_->spd_share_of_room(outbound, inbound);
+}
+
+std::expected<void, std::string> BpfPrograms::publish(const PublishedSpd& spd,
+                                                      const GroupOwners& owners,
+                                                      std::span<const uint32_t> if_ids,
+                                                      const std::function<void()>& switched) {
+    return bpf_->publish_spd(spd.outbound, spd.inbound, owners, if_ids, switched);
+}
+
+std::expected<void, std::string> BpfPrograms::update_owners(const GroupOwners& owners) {
+    auto done = bpf_->update_owners(owners);
+    if (!done) return std::unexpected(done.error());
+    return {};
+}
+
 std::chrono::steady_clock::time_point SystemClock::now() const {
     return std::chrono::steady_clock::now();
 }

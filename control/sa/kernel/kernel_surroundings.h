@@ -9,11 +9,14 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
+#include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/surroundings.h"
 #include "control/sa/worker_commands.h"
 #include "control/xfrm/mirror.h"
@@ -74,6 +77,34 @@ class OwnerSteering final : public Steering {
     Log& log_;
     bpf_objects::BpfObjects* bpf_ = nullptr;
     std::set<std::pair<Spi, IpAddress>> marked_;
+};
+
+// The BPF maps.
+class BpfPrograms final : public Programs {
+  public:
+    // `bpf` outlives the use of this object.
+    void open(bpf_objects::BpfObjects& bpf) { bpf_ = &bpf; }
+
+    [[nodiscard]] double share_of_room(const CompiledSpd& outbound,
+                                       const CompiledSpd& inbound) const override;
+    std::expected<void, std::string> publish(const PublishedSpd& spd, const GroupOwners& owners,
+                                             std::span<const uint32_t> if_ids,
+                                             const std::function<void()>& switched) override;
+    std::expected<void, std::string> update_owners(const GroupOwners& owners) override;
+
+  private:
+    bpf_objects::BpfObjects* bpf_ = nullptr;
+};
+
+class GuardedPath final : public KernelPath {
+  public:
+    explicit GuardedPath(xfrm::PolicyGuard& guard) : guard_(guard) {}
+    std::expected<void, std::string> replace(std::vector<xfrm::PolicyRow> rows) override {
+        return guard_.replace(std::move(rows));
+    }
+
+  private:
+    xfrm::PolicyGuard& guard_;
 };
 
 class WorkersByCommand final : public Commands {

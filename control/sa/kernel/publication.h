@@ -4,16 +4,33 @@
 // The policies of the register on their way to the programs and the workers: compiled and written
 // when they change; otherwise only who owns them is.
 //
+// A transaction:
+//   draft()     compiles what was decided, and fails where it has no room. Nothing has changed.
+//   publish()   map writes beside what is in use; one more switches; workers are told; then it is
+//               what adoption() says. On error nothing has changed: the earlier adoption is in
+//               force, for programs, workers and SAs.
+//   keep()      the earlier adoption, by those of its SAs that are left.
+//
+// What the kernel must know of a publication, that some of its packets end with it (Adoption::
+// left_open) and that outer packets pass, it learns before.
+//
 // Owner: control thread.
 
+#include <cstddef>
+#include <cstdint>
 #include <expected>
+#include <functional>
+#include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "config/config.h"
 #include "control/adoption/decide.h"
-#include "control/bpf_objects/bpf_objects.h"
+#include "control/policy/compile.h"
+#include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/slot_table.h"
 #include "control/sa/kernel/surroundings.h"
 #include "control/sa/worker_commands.h"
@@ -21,35 +38,75 @@
 
 namespace sallyport::control {
 
+// The XDP programs, as far as policies go; see bpf_objects::BpfObjects. Each fails without having
+// changed what is in use.
+class Programs {
+  public:
+    // Of all rows that `outbound` and `inbound` need, the largest share of the room there is.
+    [[nodiscard]] virtual double share_of_room(const CompiledSpd& outbound,
+                                               const CompiledSpd& inbound) const = 0;
+    // `switched`: called when the programs use it, and before it is waited for those that do not.
+    virtual std::expected<void, std::string> publish(const PublishedSpd& spd,
+                                                     const GroupOwners& owners,
+                                                     std::span<const uint32_t> if_ids,
+                                                     const std::function<void()>& switched) = 0;
+    virtual std::expected<void, std::string> update_owners(const GroupOwners& owners) = 0;
+
+  protected:
+    ~Programs() = default;
+};
+
+// The kernel's own policies that stand in for ours, see xfrm::PolicyGuard.
+class KernelPath {
+  public:
+    virtual std::expected<void, std::string> replace(std::vector<xfrm::PolicyRow> rows) = 0;
+
+  protected:
+    ~KernelPath() = default;
+};
+
 class Publication {
   public:
-    Publication(xfrm::PolicyGuard& guard, WorkerCommands& commands, Notices& notices)
-        : guard_(guard), commands_(commands), notices_(notices) {}
-    // `bpf` outlives the use of this object.
-    void open(bpf_objects::BpfObjects& bpf) { bpf_ = &bpf; }
+    struct Setup {
+        std::span<const config::Policy> policies;  // of the configuration; outlive the object
+    };
+    Publication(KernelPath& kernel_path, WorkerCommands& commands, Notices& notices, Setup setup)
+        : kernel_path_(kernel_path), commands_(commands), notices_(notices), setup_(setup) {}
+    // `programs` outlives the use of this object.
+    void open(Programs& programs) { programs_ = &programs; }
 
-    // `group_count`: numbers of groups are below it. Their owners are those that have a name in
-    // `slots`. On error the earlier policies stay, and the next call tries again.
-    std::expected<void, std::string> publish(Adoption now, const SlotTable& slots,
-                                             uint32_t group_count);
-    // What was decided last.
+    struct Draft {
+        Adoption adoption;
+        std::optional<PublishedSpd> spd;  // nullopt: that in use
+    };
+    struct Misfit {
+        std::string text;
+        size_t entries_fit = 0;  // as many of a direction may
+    };
+    // Fails where there is no room for all of it.
+    [[nodiscard]] std::expected<Draft, Misfit> draft(Adoption now) const;
+    // `owners`: of its groups. `outer`: of tunnels whose SAs workers have, source and destination.
+    std::expected<void, std::string> publish(Draft draft, GroupOwners owners,
+                                             const OuterPairs& outer);
+    // Only the owners are others: those that are left of what is in force.
+    std::expected<void, std::string> keep(GroupOwners owners);
+
+    // What is in force.
     [[nodiscard]] const Adoption& adoption() const { return adoption_; }
 
   private:
-    using Owners = std::vector<std::vector<WorkerId>>;
-    [[nodiscard]] static Owners owners_of(const SlotTable& slots, uint32_t group_count);
-    std::expected<void, std::string> publish_policies(const Owners& owners);
-    void let_outer_packets_pass(const SlotTable& slots);
+    std::expected<void, std::string> tell_kernel(const Adoption& now, const OuterPairs& outer,
+                                                 const Spd& spd);
 
-    xfrm::PolicyGuard& guard_;
+    KernelPath& kernel_path_;
     WorkerCommands& commands_;
     Notices& notices_;
-    bpf_objects::BpfObjects* bpf_ = nullptr;
+    Setup setup_;
+    Programs* programs_ = nullptr;
     Adoption adoption_;
-    const Spd* spd_ = nullptr;  // published last
-    Owners owners_;             // published last
-    bool policies_due_ = true;
-    std::set<std::pair<IpAddress, IpAddress>> outer_pairs_;  // that `guard_` lets pass
+    const Spd* spd_ = nullptr;  // published last; null: none yet
+    GroupOwners owners_;        // published last
+    std::vector<xfrm::PolicyRow> kernel_rows_;
 };
 
 }  // namespace sallyport::control

@@ -2,45 +2,113 @@
 #include "control/sa/kernel/reconcile.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "bpf/abi.h"
+
 namespace sallyport::control {
 
-std::vector<Slot*> Reconciler::prepare(const Decisions& now, const xfrm::RegisterChanges& changes) {
-    handover_.forget_kept(changes);
-    std::vector<Slot*> leaving = take_leave(now, changes);
-    refresh(now);
-    if (taking_over_) steer(now);
-    find_behind(now);
-    return leaving;
+namespace {
+
+// Was tried, and nothing has changed since.
+bool is_kept(const Handover& handover, const xfrm::SaName& name,
+             const xfrm::RegisterChanges& changes) {
+    const auto kept = handover.kept().find(name);
+    return kept != handover.kept().end() && kept->second != Handover::kNoRoom &&
+           !changes.added.contains(name) && !changes.removed.contains(name);
+}
+
+}  // namespace
+
+// The state that the slot was made from.
+bool Reconciler::has_gone(const Slot& slot, const xfrm::RegisterChanges& changes) const {
+    const xfrm::KernelSa* state = around_.kernel.find(slot.name);
+    if (state == nullptr || changes.removed.contains(slot.name)) return true;
+    return changes.added.contains(slot.name) &&
+           !(same_key(slot, *state) && state->source == slot.source && state->esn == slot.esn &&
+             state->replay.window == slot.replay.window);
 }
 
 bool Reconciler::stays(const Slot& slot, const Decisions& now,
                        const xfrm::RegisterChanges& changes) const {
-    const xfrm::KernelSa* state = around_.kernel.find(slot.name);
     const auto decision = now.find(slot.name);
-    if (state == nullptr || decision == now.end() || !decision->second.adopted() ||
-        changes.removed.contains(slot.name) ||
+    if (decision == now.end() || !decision->second.adopted() || has_gone(slot, changes) ||
         decision->second.direction != slot.decision.direction ||
         decision->second.owner != slot.decision.owner) {
         return false;
     }
     // Inbound packets find their SA by the SPI.
-    if (slot.outbound() != nullptr && decision->second.group != slot.decision.group) return false;
-    return !changes.added.contains(slot.name) ||
-           (same_key(slot, *state) && state->source == slot.source && state->esn == slot.esn &&
-            state->replay.window == slot.replay.window);
+    return slot.outbound() == nullptr || decision->second.group == slot.decision.group;
 }
 
-std::vector<Slot*> Reconciler::take_leave(const Decisions& now,
-                                          const xfrm::RegisterChanges& changes) {
-    std::vector<Slot*> leaving;
+Reconciler::Plan Reconciler::plan(const Decisions& now, const xfrm::RegisterChanges& changes,
+                                  uint32_t group_count) const {
+    Plan plan;
     for (const auto& [name, slot] : slots_.by_name()) {
-        if (!stays(*slot, now, changes)) leaving.push_back(slot);
+        if (!stays(*slot, now, changes)) plan.leaving.push_back(slot);
     }
-    for (Slot* slot : leaving) slots_.leave(*slot);
-    return leaving;
+    for (const auto& [name, decision] : now) {
+        if (!taking_over_ || !decision.adopted() || is_kept(handover_, name, changes)) continue;
+        const Slot* slot = slots_.find(name);
+        if (slot != nullptr && stays(*slot, now, changes)) continue;
+        // Those that leave keep their place until the worker has let go.
+        const bool has_room = plan.coming.size() < slots_.room();
+        (has_room ? plan.coming : plan.no_room).push_back(name);
+    }
+    name_owners(plan, &now, group_count);
+    return plan;
+}
+
+Reconciler::Plan Reconciler::plan_without_publication(const xfrm::RegisterChanges& changes,
+                                                      uint32_t group_count) const {
+    Plan plan;
+    for (const auto& [name, slot] : slots_.by_name()) {
+        if (has_gone(*slot, changes)) plan.leaving.push_back(slot);
+    }
+    name_owners(plan, nullptr, group_count);
+    return plan;
+}
+
+void Reconciler::name_owners(Plan& plan, const Decisions* now, uint32_t group_count) const {
+    std::vector<std::set<WorkerId>> owners(group_count);
+    const std::set<const Slot*> leaving(plan.leaving.begin(), plan.leaving.end());
+    for (const auto& [name, slot] : slots_.by_name()) {
+        if (slot->outbound() == nullptr || leaving.contains(slot)) continue;
+        owners[to_index(slot->decision.group)].insert(slot->owner());
+        plan.outer.emplace(slot->source, name.destination);
+    }
+    for (const xfrm::SaName& name : plan.coming) {
+        const SaDecision& decision = now->at(name);
+        if (decision.direction != xfrm::StateDirection::outbound) continue;
+        owners[to_index(decision.group)].insert(decision.owner);
+        plan.outer.emplace(around_.kernel.find(name)->source, name.destination);
+    }
+    for (const std::set<WorkerId>& workers : owners) {
+        plan.owners.emplace_back(workers.begin(), workers.end());
+        if (workers.size() > SP_OWNERS_MAX) plan.owners.back().resize(SP_OWNERS_MAX);
+    }
+}
+
+void Reconciler::carry_out(const Plan& plan, const Decisions& now,
+                           const xfrm::RegisterChanges& changes) {
+    handover_.forget_kept(changes);
+    for (Slot* slot : plan.leaving) slots_.leave(*slot);
+    refresh(now);
+    steer(plan, now);
+    const Names behind = behind_in_kernel(now);
+    for (Slot* slot : plan.leaving) handover_.retire(*slot);
+    for (const auto& [name, direction] : behind) handover_.raise_in_kernel(name, direction);
+    const auto steered_at = around_.clock.now();
+    for (const auto& [name, slot] : slots_.by_name()) {
+        if (!slot->steered_at) slot->steered_at = steered_at;
+    }
+}
+
+void Reconciler::carry_out(const Plan& plan) {
+    for (Slot* slot : plan.leaving) slots_.leave(*slot);
+    for (Slot* slot : plan.leaving) handover_.retire(*slot);
 }
 
 void Reconciler::refresh(const Decisions& now) {
@@ -57,41 +125,30 @@ void Reconciler::refresh(const Decisions& now) {
     }
 }
 
-void Reconciler::steer(const Decisions& now) {
+void Reconciler::steer(const Plan& plan, const Decisions& now) {
     std::set<PolicyId> served;
     for (const auto& [name, slot] : slots_.by_name()) {
         if (slot->outbound() != nullptr && slot->phase == Phase::installed) {
             served.insert(slot->decision.group);
         }
     }
-    for (const auto& [name, decision] : now) {
-        if (!decision.adopted() || slots_.find(name) != nullptr ||
-            handover_.kept().contains(name)) {
-            continue;
-        }
+    for (const xfrm::SaName& name : plan.coming) {
+        const SaDecision& decision = now.at(name);
         handover_.steer(*around_.kernel.find(name), decision, served.contains(decision.group));
     }
+    for (const xfrm::SaName& name : plan.no_room) handover_.keep(name, Handover::kNoRoom);
 }
 
-void Reconciler::find_behind(const Decisions& now) {
-    behind_.clear();
+// Without a slot, and the kernel's counters are behind.
+Reconciler::Names Reconciler::behind_in_kernel(const Decisions& now) const {
+    Names behind;
     for (const auto& [name, decision] : now) {
         if (slots_.find(name) == nullptr &&
             handover_.is_behind(*around_.kernel.find(name), decision.direction)) {
-            behind_.emplace_back(name, decision.direction);
+            behind.emplace_back(name, decision.direction);
         }
     }
-}
-
-void Reconciler::complete(const std::vector<Slot*>& leaving) {
-    for (Slot* slot : leaving) handover_.retire(*slot);
-    for (const auto& [name, direction] : std::exchange(behind_, {})) {
-        handover_.raise_in_kernel(name, direction);
-    }
-    const auto steered_at = around_.clock.now();
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (!slot->steered_at) slot->steered_at = steered_at;
-    }
+    return behind;
 }
 
 bool Reconciler::go_on() {

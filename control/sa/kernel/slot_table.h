@@ -27,6 +27,8 @@ class SlotTable {
     explicit SlotTable(size_t capacity) : capacity_(capacity) {}
 
     [[nodiscard]] bool full() const { return count_ >= capacity_; }
+    // For so many more.
+    [[nodiscard]] size_t room() const { return capacity_ - count_; }
     // `name` is free.
     Slot& create(const xfrm::SaName& name, const SequenceMemory::Name& memory_name);
     // It gives up its name.

@@ -634,27 +634,34 @@ TEST(Adoption, EarlierPoliciesCutSelectorsDown) {
 
 // ---- numbers -----------------------------------------------------------------------------------
 
-TEST(GroupNumbers, KeepTheirPlaceAndAreFreedAfterTheRound) {
+GroupNumbers::Name numbered(uint32_t reqid) {
+    return {.reqid = reqid};
+}
+
+TEST(GroupNumbers, KeepTheirPlaceAndRestBeforeTheyAreGivenAgain) {
     GroupNumbers numbers(3);
-    const auto name = [](uint32_t reqid) { return GroupNumbers::Name{.reqid = reqid}; };
     numbers.begin();
-    const auto first = numbers.number(name(1));
-    const auto second = numbers.number(name(2));
-    EXPECT_EQ(numbers.number(name(1)), first);
+    const auto first = numbers.number(numbered(1));
+    const auto second = numbers.number(numbered(2));
+    EXPECT_EQ(numbers.number(numbered(1)), first);
     EXPECT_NE(first, second);
-    numbers.end();
+    numbers.commit();
     numbers.begin();
-    EXPECT_EQ(numbers.number(name(2)), second);
-    const auto third = numbers.number(name(3));
+    EXPECT_EQ(numbers.number(numbered(2)), second);
+    const auto third = numbers.number(numbered(3));
     ASSERT_TRUE(third);
-    EXPECT_NE(*third, *first);  // 1 is not forgotten before the end of the round
-    EXPECT_EQ(numbers.number(name(4)), std::nullopt);
-    numbers.end();
+    EXPECT_NE(*third, *first);  // 1 is not forgotten before it is published
+    EXPECT_EQ(numbers.number(numbered(4)), std::nullopt);
+    numbers.commit();
     numbers.begin();
-    EXPECT_EQ(numbers.number(name(4)), first);
-    EXPECT_EQ(numbers.number(name(3)), third);
-    EXPECT_EQ(numbers.number(name(2)), second);
-    numbers.end();
+    EXPECT_EQ(numbers.number(numbered(4)), std::nullopt) << "a worker may still read what 1 was";
+    EXPECT_EQ(numbers.number(numbered(3)), third);
+    EXPECT_EQ(numbers.number(numbered(2)), second);
+    numbers.commit();
+    numbers.rested();
+    numbers.begin();
+    EXPECT_EQ(numbers.number(numbered(4)), first);
+    numbers.commit();
     EXPECT_EQ(numbers.upper_bound(), 3u);
 }
 
@@ -667,7 +674,7 @@ TEST(GroupNumbers, AnotherSpiKeepsTheNumberWhenAllItsPoliciesNameIt) {
         for (const auto& [spi, index] : policies) numbers.note(name(spi), index);
         std::vector<std::optional<PolicyId>> given;
         for (const auto& [spi, index] : policies) given.push_back(numbers.number(name(spi)));
-        numbers.end();
+        numbers.commit();
         return given;
     };
     const auto first = round({{5, 1}, {5, 9}}).front();
@@ -681,6 +688,28 @@ TEST(GroupNumbers, AnotherSpiKeepsTheNumberWhenAllItsPoliciesNameIt) {
     const auto swapped = round({{10, 1}, {9, 17}});
     EXPECT_EQ(swapped[0], both[1]);  // one that stays keeps its own
     EXPECT_EQ(swapped[1], both[0]);
+}
+
+TEST(GroupNumbers, WhatIsNotPublishedHasNeverBeen) {
+    GroupNumbers numbers(3);
+    numbers.begin();
+    const auto first = numbers.number(numbered(1));
+    const auto second = numbers.number(numbered(2));
+    numbers.commit();
+    for (int i = 0; i < 5; ++i) {
+        numbers.begin();
+        EXPECT_EQ(numbers.number(numbered(2)), second);
+        const auto third = numbers.number(numbered(3));
+        EXPECT_NE(third, first) << "what is in force says it is 1";
+        numbers.begin();  // decided again, in another way
+        EXPECT_EQ(numbers.number(numbered(3)), third);
+        numbers.roll_back();
+    }
+    numbers.begin();
+    EXPECT_EQ(numbers.number(numbered(1)), first);
+    EXPECT_EQ(numbers.number(numbered(2)), second);
+    EXPECT_TRUE(numbers.number(numbered(4)));
+    numbers.commit();
 }
 
 TEST(Adoption, WithoutAnyCapacityTheKernelServesAll) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -58,6 +59,7 @@ class Register {
     std::vector<uint16_t> cpus = {0, 1};
     std::vector<IpAddress> local = {address("192.0.2.1")};
     std::vector<config::Policy> config;
+    size_t entries_max = std::numeric_limits<size_t>::max();
     std::map<xfrm::SaName, xfrm::KernelSa> states;
     std::map<uint32_t, xfrm::KernelPolicy> policies;
 
@@ -119,10 +121,17 @@ class Register {
         });
     }
 
+    // And takes it over: no worker reads what was before.
     Adoption decide(GroupNumbers& numbers) const {
-        return decide_adoption(states, policies,
-                               {.cpus = cpus, .local_addresses = local, .policies = config},
-                               numbers);
+        Adoption decided = decide_adoption(states, policies,
+                                           {.cpus = cpus,
+                                            .local_addresses = local,
+                                            .policies = config,
+                                            .entries_max = entries_max},
+                                           numbers);
+        numbers.commit();
+        numbers.rested();
+        return decided;
     }
     Adoption decide() const {
         GroupNumbers numbers(1024);

@@ -408,6 +408,62 @@ TEST_F(XfrmKernel, GuardRefusesAPolicyOfAnotherProgram) {
     });
 }
 
+config::Policy of_config(config::SpdAction action, const char* local, const char* remote) {
+    config::Policy policy = protect(local, remote);
+    policy.action = action;
+    return policy;
+}
+
+// What is left to the kernel as a whole ends as the SPD would: behind all others, and no program's
+// policy is taken for one of ours.
+TEST_F(XfrmKernel, WhatIsLeftOpenEndsAsTheSpdWould) {
+    in_new_namespace([&] {
+        auto guard = PolicyGuard::install({});
+        ASSERT_TRUE(guard) << guard.error();
+        std::vector<config::Policy> policies = {
+            of_config(config::SpdAction::discard, "10.1.0.0/16", "10.2.0.9/32"),
+            of_config(config::SpdAction::bypass, "10.1.0.0/16", "10.2.0.0/16"),
+            of_config(config::SpdAction::bypass, "10.1.0.0/16", "10.0.0.0/8"),
+            of_config(config::SpdAction::bypass, "10.9.0.0/16", "10.2.0.0/16")};
+        policies[2].ct_mark = 1;
+        policies[2].ct_mark_mask = 1;
+        const LeftOpen open[] = {
+            {*parse_ip_prefix("10.1.0.0/24"), *parse_ip_prefix("10.2.0.0/24")},
+            {*parse_ip_prefix("10.1.0.0/24"), *parse_ip_prefix("10.7.0.0/24")}};
+        auto rows = left_open_rows(open, policies);
+        ASSERT_TRUE(rows) << rows.error();
+        struct Expected {
+            const char* destination;
+            PolicyAction action;
+        };
+        const Expected expected[] = {{"10.2.0.9/32", PolicyAction::block},
+                                     {"10.2.0.0/24", PolicyAction::allow},
+                                     {"10.7.0.0/24", PolicyAction::block}};
+        // The block for 10.2.0.0/24 would never be asked behind the allow: one selector, one row.
+        ASSERT_EQ(rows->size(), std::size(expected));
+        for (size_t i = 0; i < rows->size(); ++i) {
+            EXPECT_EQ(to_string((*rows)[i].selector.source), "10.1.0.0/24");
+            EXPECT_EQ(to_string((*rows)[i].selector.destination), expected[i].destination);
+            EXPECT_EQ((*rows)[i].action, expected[i].action);
+            EXPECT_EQ((*rows)[i].direction, PolicyDirection::out);
+        }
+        const auto done = guard->replace(*rows);
+        ASSERT_TRUE(done) << done.error();
+        // A daemon adds one with the same selector, and replaces and deletes its own alone.
+        const std::string selector = "src 10.1.0.0/24 dst 10.7.0.0/24 dir out";
+        EXPECT_TRUE(succeeds("ip xfrm policy add " + selector + " priority 1000"));
+        EXPECT_TRUE(guard->replace(*rows)) << "beside it";
+        std::string shown = output_of("ip xfrm policy");
+        EXPECT_TRUE(shown.contains("priority 1000")) << shown;
+        EXPECT_TRUE(succeeds("ip xfrm policy delete " + selector));
+        shown = output_of("ip xfrm policy");
+        EXPECT_FALSE(shown.contains("priority 1000")) << shown;
+        EXPECT_TRUE(shown.contains("action block priority 4293918724")) << shown;
+        ASSERT_TRUE(guard->replace({}));
+        EXPECT_EQ(output_of("ip xfrm policy"), "");
+    });
+}
+
 // The guest's cases have the interface at work; what a kernel without it says can be seen here too.
 TEST_F(XfrmKernel, InterfaceIsMadeTakenOverAndRemovedOrSaidToBeMissing) {
     in_new_namespace([&] {

@@ -493,14 +493,12 @@ void Simulation::control_round() {
     for (const xfrm::SaName& name : changes.used) {
         if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
     }
-    const std::vector<Slot*> leaving = daemon_->reconciler.prepare(decide(), changes);
+    const Reconciler::Decisions now = decide();
+    const auto plan = daemon_->reconciler.plan(now, changes, to_index(kPolicy) + 1);
     const bool was_steered = !owners_.empty();
-    owners_.clear();
-    for (const auto& [name, slot] : daemon_->slots.by_name()) {
-        if (slot->outbound() != nullptr) owners_.push_back(slot->owner());
-    }
+    owners_ = plan.owners[to_index(kPolicy)];
     if (!was_steered && !owners_.empty()) owners_since_ = now_;
-    daemon_->reconciler.complete(leaving);
+    daemon_->reconciler.carry_out(plan, now, changes);
     daemon_->reconciler.go_on();
 }
 
