@@ -10,6 +10,9 @@
 #include <type_traits>
 #include <variant>
 
+#include "dataplane/base/ids.h"
+#include "dataplane/base/ip.h"
+
 namespace sallyport {
 
 struct InboundSa;
@@ -47,6 +50,15 @@ struct ReplaceInbound {
     InboundSa* sa = nullptr;
 };
 
+// The kernel has accepted numbers of the SA up to `last`: they count as received. By its name, so
+// that nothing is asked of an SA that found no place.
+struct SkipReplay {
+    SaId id{};
+    Spi spi{};
+    IpAddress destination;
+    uint64_t last = 0;
+};
+
 // More sequence numbers for an SA that is installed.
 struct ExtendSequence {
     OutboundSa* sa = nullptr;
@@ -68,8 +80,8 @@ struct PublishNextHops {
 
 using Command =
     std::variant<command::InstallInbound, command::InstallOutbound, command::RetireInbound,
-                 command::RetireOutbound, command::ReplaceInbound, command::ExtendSequence,
-                 command::PublishSpd, command::PublishNextHops>;
+                 command::RetireOutbound, command::ReplaceInbound, command::SkipReplay,
+                 command::ExtendSequence, command::PublishSpd, command::PublishNextHops>;
 static_assert(std::is_trivially_copyable_v<Command> && sizeof(Command) <= 64);
 
 }  // namespace sallyport

@@ -93,6 +93,16 @@ class ReplayWindow {
         return ReplayVerdict::fresh;
     }
 
+    // Another has accepted numbers up to `last` meanwhile: all of them count as received.
+    void skip(uint64_t last) {
+        if (last >= top_) return init(words_, window_, last);
+        if (window_ == 0) return;
+        const uint64_t first = top_ >= window_ ? top_ - window_ + 1 : 0;
+        for (uint64_t sequence = first; sequence <= last; ++sequence) {
+            word(sequence) |= bit(sequence);
+        }
+    }
+
     // Highest number that was authenticated (or given to init()). Any thread: commit() is the one
     // place that raises it, after the ICV, and the store is whole, so a reader is never ahead.
     [[nodiscard]] uint64_t top() const { return __atomic_load_n(&top_, __ATOMIC_RELAXED); }

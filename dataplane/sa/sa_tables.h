@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "bpf/abi.h"
@@ -43,6 +44,13 @@ class Sad {
                 return slot.sa;
             }
         }
+    }
+
+    [[nodiscard]] InboundSa* find(Spi spi, const IpAddress& destination) const {
+        const Be32 wire_spi(to_index(spi));
+        const uint32_t word = destination.last_word();
+        return find(hint(wire_spi, word), wire_spi, destination.family,
+                    std::as_bytes(std::span(destination.bytes)).data(), word);
     }
 
     // False: full, or an SA with this SPI and destination is there already.

@@ -313,6 +313,10 @@ struct Worker::Impl {
         answer_retired(order.old);
         new_inbound = true;
     }
+    void apply(const command::SkipReplay& order) {
+        InboundSa* sa = sad.find(order.spi, order.destination);
+        if (sa != nullptr && sa->id == order.id) sa->replay.skip(order.last);
+    }
     void apply(const command::ExtendSequence& order) {
         order.sa->reserve(order.reserved, order.low_water);
         order.sa->raise_sequence(order.next_at_least);

@@ -116,8 +116,23 @@ void Handover::install_inbound(Slot& slot, InboundSide& side, const xfrm::Kernel
     if (!made) return keep_with_kernel(slot, made.error());
     side.sa = std::move(*made);
     side.written_top = state.replay.top;
+    side.catch_up_due = true;
     slot.phase = Phase::installed;
     around_.workers.send(slot.owner(), command::InstallInbound{side.sa.get()});
+}
+
+void Handover::catch_up(Slot& slot) {
+    InboundSide* side = slot.inbound();
+    if (side == nullptr || slot.phase != Phase::installed || !side->catch_up_due) return;
+    const auto state = around_.kernel.get(slot.name);
+    if (!state || !same_key(slot, *state)) return;
+    side->catch_up_due = false;
+    if (state->replay.top <= side->written_top) return;
+    side->written_top = state->replay.top;
+    around_.workers.send(slot.owner(), command::SkipReplay{.id = slot.id,
+                                                           .spi = slot.name.spi,
+                                                           .destination = slot.name.destination,
+                                                           .last = state->replay.top});
 }
 
 OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm::KernelSa& state,

@@ -16,8 +16,9 @@
 //   4. reserve  outbound: XFRM_MSG_NEWAE puts the kernel's counter *above* the numbers that the
 //               worker may use, so that the kernel can go on at once, by itself, if we die; then it
 //               is read again: what the kernel has sent meanwhile is not the worker's
-//   5. install  the worker runs what it holds. Inbound, the state is read once more, for what was
-//               on its way for longer than it should have been
+//   5. install  the worker runs what it holds
+//   6. look     inbound, the state is read once more at the next tick, for what was on its way for
+//               longer than kSettle (a guest whose CPU was taken away)
 // Back to the kernel it goes the other way round: the worker gives it up (retire), its counters are
 // written, inbound frames are steered to the kernel. The kernel's counter is never put down again:
 // only a reservation writes it, after a look at what the kernel has sent; the rest is usage alone
@@ -68,7 +69,9 @@
 // -----------------------
 // The window starts with everything up to the kernel's top counted as seen; the top that is written
 // back was authenticated by the worker. Between two writings (a second at most) a crash leaves the
-// kernel with an older top: packets that arrived in that second could then be replayed, once.
+// kernel with an older top: packets that arrived in that second could then be replayed, once. What
+// the kernel accepts of an SA that a worker has, longer than kSettle after it was steered, can be
+// replayed to the worker until the look of step 6.
 //
 // Owner: control thread.
 
@@ -121,6 +124,9 @@ class Handover {
     void steer(const xfrm::KernelSa& state, const SaDecision& decision, bool group_is_served);
     // Takes a step with one that is steered, if it is time: read, reserve, install.
     void go_on(Slot& slot);
+    // Inbound, once, some time after it was installed: what the kernel has accepted since it was
+    // read counts as received.
+    void catch_up(Slot& slot);
     // Of an inbound SA that is installed, to those of its decision.
     void change_selectors(Slot& slot, const xfrm::KernelSa& state);
 

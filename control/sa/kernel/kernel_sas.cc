@@ -232,6 +232,7 @@ void KernelSas::on_tick() {
     look_at_used(std::exchange(changes_.used, {}));
     for (const auto& [name, slot] : slots_.by_name()) {
         if (slot->phase != Phase::installed) continue;
+        handover_.catch_up(*slot);
         handover_.extend_if_low(*slot);
         if (feedback) feedback_.write_counters(*slot);
         feedback_.check_limits(*slot);

@@ -34,6 +34,7 @@ struct InboundSide {
     InboundSaPtr sa;           // since it was installed
     InboundSaPtr before;       // being replaced by `sa`
     uint64_t written_top = 0;  // of the window, in the kernel's state
+    bool catch_up_due = false;
 
     // While a replacement is on its way to the worker, the one before counts.
     [[nodiscard]] const InboundSa* counting() const { return before ? before.get() : sa.get(); }

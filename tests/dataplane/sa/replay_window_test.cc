@@ -291,6 +291,29 @@ TEST(TakeOver, OtherSizeKeepsTheTopAndCountsAllBelowAsReceived) {
 }
 
 // The kernel has received packets with the same SA meanwhile: its top is the higher one.
+// Above, at and below the top, in windows that are full, half full and new.
+TEST(ReplayWindow, WhatIsSkippedCountsAsReceived) {
+    for (const uint32_t size : {0u, 32u, 64u, 65u, 128u}) {
+        for (uint64_t top = 0; top < 300; top += 7) {
+            for (uint64_t last = 0; last < 400; last += 3) {
+                Window made(size);
+                ReplayWindow& window = made.window;
+                for (uint64_t sequence = 1; sequence <= top; sequence += 2) window.commit(sequence);
+                std::vector<ReplayVerdict> before;
+                for (uint64_t n = 0; n < 500; ++n) before.push_back(window.would_accept(n));
+                const uint64_t top_before = window.top();
+                window.skip(last);
+                ASSERT_EQ(window.top(), std::max(top_before, last));
+                for (uint64_t n = 0; n < 500 && size != 0; ++n) {
+                    const bool fresh = window.would_accept(n) == ReplayVerdict::fresh;
+                    ASSERT_EQ(fresh, n > last && before[n] == ReplayVerdict::fresh)
+                        << size << " " << top << " " << last << " " << n;
+                }
+            }
+        }
+    }
+}
+
 TEST(TakeOver, AHigherTopStands) {
     for (const uint32_t after : {64u, 128u}) {
         Window old(64, 10);

@@ -171,6 +171,35 @@ TEST_F(WorkerTest, ReplaceInboundKeepsReplayStateAndCounters) {
     EXPECT_EQ(third.packets.read(), 6u);
 }
 
+TEST_F(WorkerTest, WhatTheKernelHasAcceptedIsSkipped) {
+    start(0, 0);
+    TestSa sa;
+    InboundSa& in = makes_.make_inbound(sa);
+    submit(command::InstallInbound{&in});
+    wire_->send(arrivals(sa, {5}));
+    ASSERT_TRUE(waits_for_kept(1));
+    const command::SkipReplay skip{
+        .id = in.id, .spi = Spi{sa.spi}, .destination = in.outer_destination, .last = 3};
+    command::SkipReplay of_another = skip;
+    of_another.id = SaId{to_index(in.id) + 1};
+    of_another.last = 100;
+    command::SkipReplay of_nobody = skip;
+    of_nobody.spi = Spi{sa.spi + 1};
+    submit(of_another);
+    submit(of_nobody);
+    submit(skip);
+    // The worker has taken commands when it answers one.
+    TestSa other = sa;
+    other.destination = "198.51.100.7";
+    InboundSa& marker = makes_.make_inbound(other);
+    submit(command::RetireInbound{&marker});
+    ASSERT_TRUE(next_event());
+    wire_->send(arrivals(sa, {1, 3, 4, 6}));
+    ASSERT_TRUE(waits_for_kept(3));
+    EXPECT_EQ(kept_numbers(1), (Numbers{4, 6}));
+    EXPECT_EQ(dropped(DropReason::replayed), 2u);
+}
+
 TEST_F(WorkerTest, ExtendRaisesNumbers) {
     start(0, 0);
     publish_spd();

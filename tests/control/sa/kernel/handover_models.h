@@ -455,11 +455,7 @@ class WorkerModel {
         if (arrivals.empty()) return;
         const Arrival arrival = arrivals.front();
         arrivals.pop_front();
-        const IpAddress& destination = arrival.name.destination;
-        const Be32 spi(to_index(arrival.name.spi));
-        InboundSa* sa =
-            sad_.find(sad_.hint(spi, destination.last_word()), spi, destination.family,
-                      std::as_bytes(std::span(destination.bytes)).data(), destination.last_word());
+        InboundSa* sa = sad_.find(arrival.name.spi, arrival.name.destination);
         if (sa == nullptr) {
             if (arrivals.size() < kHeldMax) arrivals.push_back(arrival);
             return;
@@ -506,6 +502,10 @@ class WorkerModel {
         if (!sad_.replace(order.old, order.sa)) return retired(order.sa);
         order.sa->take_over(*order.old);
         retired(order.old);
+    }
+    void apply(const command::SkipReplay& order) {
+        InboundSa* sa = sad_.find(order.spi, order.destination);
+        if (sa != nullptr && sa->id == order.id) sa->replay.skip(order.last);
     }
     void apply(const command::ExtendSequence& order) {
         if (!is_alive(order.sa)) return;

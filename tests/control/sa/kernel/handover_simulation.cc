@@ -514,6 +514,7 @@ void Simulation::tick(bool feedback) {
     for (auto& worker : workers_) worker->flush();
     for (const auto& [name, slot] : daemon_->slots.by_name()) {
         if (slot->phase != Phase::installed) continue;
+        daemon_->handover.catch_up(*slot);
         daemon_->handover.extend_if_low(*slot);
         if (feedback) daemon_->feedback.write_counters(*slot);
         daemon_->feedback.check_limits(*slot);

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+// Single steps of the hand-over, one after another by hand. Their orders and their failures are in
+// handover_simulation_test.cc.
+
+#include "control/sa/kernel/handover.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "control/sa/kernel/reconcile.h"
+#include "tests/control/sa/kernel/handover_models.h"
+
+namespace sallyport::control {
+namespace {
+
+using model::State;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using xfrm::StateDirection;
+
+struct Steered final : Steering {
+    std::expected<void, std::string> insert(const xfrm::SaName& name, WorkerId) override {
+        names.insert(name);
+        return {};
+    }
+    void remove(const xfrm::SaName& name) override { names.erase(name); }
+    std::set<xfrm::SaName> names;
+};
+struct Sent final : Commands {
+    void send(WorkerId, const Command& command) override { all.push_back(command); }
+    template <typename T>
+    [[nodiscard]] std::vector<T> of() const {
+        std::vector<T> out;
+        for (const Command& one : all) {
+            if (const T* found = std::get_if<T>(&one)) out.push_back(*found);
+        }
+        return out;
+    }
+    std::vector<Command> all;
+};
+struct Time final : Clock {
+    [[nodiscard]] std::chrono::steady_clock::time_point now() const override { return at; }
+    [[nodiscard]] uint64_t seconds() const override { return 1; }
+    std::chrono::steady_clock::time_point at{std::chrono::hours(1)};
+};
+struct NoMask final : Random {
+    std::expected<uint64_t, std::string> bits() override { return 0; }
+};
+struct Said final : Notices {
+    void warning(const std::string& text) override { warnings.push_back(text); }
+    void error(const std::string& text) override { errors.push_back(text); }
+    std::vector<std::string> warnings;
+    std::vector<std::string> errors;
+};
+
+// A gateway with one worker, which does at once what it is told.
+class HandoverTest : public ::testing::Test {
+  protected:
+    HandoverTest() {
+        registered_.forgotten = [this](const xfrm::KernelSa& last) { remember(memory_, last); };
+        registered_.faults.failed = [](const xfrm::SaName&) {};
+        reconciler_.take_over();
+    }
+
+    static xfrm::SaName name(bool outbound, uint32_t number = 0) {
+        xfrm::SaName out;
+        out.spi = Spi{(outbound ? 0x1000u : 0x2000u) + number};
+        out.destination.bytes = {192, 0, 2, 1};
+        return out;
+    }
+    State& add(bool outbound, uint64_t used = 0) {
+        State state;
+        state.name = name(outbound);
+        state.source.bytes = {192, 0, 2, 9};
+        state.key = ++keys_;
+        state.outbound = outbound;
+        (outbound ? state.sent : state.top) = used;
+        kernel_.add(state);
+        return kernel_.states.at(state.name);
+    }
+    Slot& slot(bool outbound) {
+        Slot* found = slots_.find(name(outbound));
+        EXPECT_NE(found, nullptr);
+        return *found;
+    }
+    OutboundSa& sender() { return *slot(true).outbound()->sa; }
+
+    // As KernelSas::round(), when all messages have been heard, and then what follows it.
+    void round() {
+        while (!kernel_.notices.empty()) registered_.hear_one();
+        const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
+        for (const xfrm::SaName& used : changes.used) {
+            if (Slot* found = slots_.find(used)) handover_.kernel_used(*found);
+        }
+        Reconciler::Decisions now;
+        for (const auto& [known, state] : registered_.known()) {
+            SaDecision decision;
+            decision.direction =
+                to_index(known.spi) < 0x2000 ? StateDirection::outbound : StateDirection::inbound;
+            decision.suite = crypto::find_suite("aes-gcm-16-128");
+            decision.selectors.resize(1);
+            now.emplace(known, std::move(decision));
+        }
+        reconciler_.complete(reconciler_.prepare(now, changes));
+        time_.at += Handover::kSettle;
+        reconciler_.go_on();
+        obey();
+    }
+    // As KernelSas::on_tick(), each second.
+    void tick() {
+        time_.at += seconds(1);
+        for (const auto& [known, each] : slots_.by_name()) {
+            if (each->phase != Phase::installed) continue;
+            handover_.catch_up(*each);
+            handover_.extend_if_low(*each);
+            feedback_.write_counters(*each);
+            feedback_.check_limits(*each);
+        }
+        feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
+        obey();
+    }
+    void obey() {
+        for (; obeyed_ < sent_.all.size(); ++obeyed_) {
+            const Command command = sent_.all[obeyed_];
+            if (const auto* more = std::get_if<command::ExtendSequence>(&command)) {
+                more->sa->reserve(more->reserved, more->low_water);
+                more->sa->raise_sequence(more->next_at_least);
+            } else if (const auto* out = std::get_if<command::RetireOutbound>(&command)) {
+                handover_.take(event::OutboundRetired{.id = out->sa->id, .sa = out->sa});
+            } else if (const auto* in = std::get_if<command::RetireInbound>(&command)) {
+                handover_.take(event::InboundRetired{.id = in->sa->id, .sa = in->sa});
+            }
+        }
+    }
+    // What the worker and the kernel itself send. The worker asks for more when it is low.
+    void worker_sends(uint64_t count) {
+        OutboundSa& sa = sender();
+        wire_.sent(sa.salt, sa.sequence_next.read(), count, "a worker");
+        sa.sequence_next.set(sa.sequence_next.read() + count);
+        sa.packets.add(count);
+        if (sa.sequence_next.read() < sa.sequence_low_water) return;
+        handover_.take(event::SequenceLow{.id = sa.id, .next = sa.sequence_next.read()});
+        obey();
+    }
+    void kernel_sends(uint64_t count = 1) {
+        kernel_.send(kernel_.states.at(name(true)), count, "the kernel");
+    }
+    void TearDown() override { EXPECT_EQ(judge_.verdict().value_or(""), ""); }
+
+    crypto::Aead aead_ = *crypto::Aead::create();
+    model::Judge judge_;
+    model::Wire wire_{judge_};
+    model::Kernel kernel_{judge_, wire_};
+    model::Dice dice_{1};
+    model::RegisterModel registered_{kernel_, dice_};
+    Steered steered_;
+    Sent sent_;
+    size_t obeyed_ = 0;
+    Time time_;
+    NoMask mask_;
+    Said said_;
+    Surroundings around_{.kernel = registered_,
+                         .steering = steered_,
+                         .workers = sent_,
+                         .clock = time_,
+                         .random = mask_,
+                         .notices = said_,
+                         .another_round = [](milliseconds) {}};
+    SlotTable slots_{8};
+    SequenceMemory memory_;
+    RekeyPacer pacer_{1};
+    Feedback feedback_{around_, pacer_};
+    Handover handover_{around_, {slots_, memory_, feedback_, pacer_}, aead_, {}};
+    Reconciler reconciler_{around_, slots_, handover_};
+    model::KeyNumber keys_ = 0;
+};
+
+// ---- reservations ------------------------------------------------------------------------------
+
+TEST_F(HandoverTest, AFreshSaBeginsWithOne) {
+    add(true);
+    round();
+    EXPECT_EQ(sender().sequence_next.read(), 1u);
+    EXPECT_EQ(kernel_.states.at(name(true)).sent + 1, sender().sequence_reserved);
+}
+
+TEST_F(HandoverTest, WhatTheKernelSendsMeanwhileIsNotTheWorkers) {
+    State& state = add(true, 100);
+    bool sends = true;
+    registered_.faults.before_write = [&] {
+        if (std::exchange(sends, false)) kernel_.send(state, 7, "the kernel, meanwhile");
+    };
+    round();
+    EXPECT_GE(sender().sequence_next.read(), 108u);
+    EXPECT_EQ(kernel_.states.at(name(true)).sent + 1, sender().sequence_reserved);
+    worker_sends(1000);
+    kernel_sends(1000);
+}
+
+TEST_F(HandoverTest, AKernelThatSendsTooMuchMeanwhileIsAskedAgain) {
+    State& state = add(true);
+    int looks = 0;
+    registered_.faults.before_write = [&] {
+        if (++looks < 3) kernel_.send(state, 10'000, "the kernel, meanwhile");
+    };
+    round();
+    EXPECT_EQ(looks, 3);
+    worker_sends(1000);
+    kernel_sends(1000);
+}
+
+TEST_F(HandoverTest, AKernelThatNeverLeavesRoomKeepsTheSa) {
+    State& state = add(true);
+    registered_.faults.before_write = [&] { kernel_.send(state, 10'000, "the kernel, meanwhile"); };
+    round();
+    EXPECT_EQ(slots_.size(), 0u);
+    EXPECT_NE(handover_.kept().at(name(true)).find("the kernel itself sends"), std::string::npos);
+}
+
+// ---- inbound -----------------------------------------------------------------------------------
+
+TEST_F(HandoverTest, WhatTheKernelAcceptsLateIsNotAcceptedAgain) {
+    State& state = add(false, 5);
+    round();
+    kernel_.receive(state, 9);
+    EXPECT_EQ(sent_.of<command::SkipReplay>().size(), 0u);
+    tick();
+    tick();
+    const auto skips = sent_.of<command::SkipReplay>();
+    ASSERT_EQ(skips.size(), 1u) << "once";
+    EXPECT_EQ(skips[0].last, 9u);
+    EXPECT_EQ(skips[0].id, slot(false).id);
+}
+
+TEST_F(HandoverTest, NothingIsSkippedWhereTheKernelAcceptsNothing) {
+    add(false, 5);
+    round();
+    tick();
+    EXPECT_EQ(sent_.of<command::SkipReplay>().size(), 0u);
+}
+
+}  // namespace
+}  // namespace sallyport::control
