@@ -147,6 +147,19 @@ TEST(SequenceBlocks, LowWaterIsNeverBehindTheEndOfTheReservation) {
         << "nothing is left to ask for";
 }
 
+TEST(SequenceBlocks, AreWhatAnSaSendsInTenSeconds) {
+    using std::chrono::seconds;
+    EXPECT_EQ(sequence_block(false, 0, seconds(1)), kSequenceBlockMin32);
+    EXPECT_EQ(sequence_block(false, 0, seconds(0)), kSequenceBlockMin32);
+    EXPECT_EQ(sequence_block(false, 50'000, seconds(1)), 500'000u);
+    EXPECT_EQ(sequence_block(false, 500'000, seconds(10)), 500'000u);
+    EXPECT_EQ(sequence_block(false, 100, seconds(0)), 1'000'000u) << "a millisecond at least";
+    EXPECT_EQ(sequence_block(false, kSequenceEnd32, seconds(1)), kSequenceBlockMax32);
+    EXPECT_EQ(sequence_block(true, 1, seconds(1)), kSequenceBlockEsn);
+    EXPECT_EQ(sequence_block(true, 20'000'000, seconds(1)), 200'000'000u);
+    EXPECT_EQ(sequence_block(true, ~uint64_t{0}, seconds(1)), kSequenceBlockMaxEsn);
+}
+
 TEST(SequenceBlocks, LowWaterBehindTheReservationIsCutBySaMemory) {
     const auto aead = crypto::Aead::create();
     ASSERT_TRUE(aead) << aead.error();

@@ -165,7 +165,7 @@ void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::Kern
     // Drawn for each SA that is built: see "Never a nonce twice".
     const auto mask = around_.random.bits();
     if (!mask) return keep_with_kernel(slot, mask.error());
-    const auto range = reserve(slot, state);
+    const auto range = reserve(slot, state, first_block(state));
     if (!range) {
         return keep_with_kernel(slot,
                                 "sequence numbers cannot be reserved in it: " + range.error());
@@ -173,7 +173,7 @@ void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::Kern
     auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, *range, *mask));
     if (!made) return keep_with_kernel(slot, made.error());
     side.sa = std::move(*made);
-    side.told = range->end;
+    note_told(side, *range, range->first);
     slot.phase = Phase::installed;
     around_.workers.send(slot.owner(), command::InstallOutbound{side.sa.get()});
     if (range->first > 1) ask_rekey(slot);  // another sender has used the key
@@ -218,13 +218,14 @@ std::expected<xfrm::KernelSa, std::string> Handover::look_again(const Slot& slot
 // Numbers that nobody has used and the kernel will not. They begin above what is used when another
 // sender has used some since: see "Never a nonce twice".
 std::expected<SequenceRange, std::string> Handover::reserve(Slot& slot,
-                                                            const xfrm::KernelSa& looked_at) {
+                                                            const xfrm::KernelSa& looked_at,
+                                                            uint64_t size) {
     OutboundSide& side = *slot.outbound();
     uint64_t first = next_unused(slot, looked_at);
     xfrm::Usage usage = looked_at.usage;
     for (int attempt = 0; attempt < kReserveAttempts; ++attempt) {
         if (first >= sequence_end(slot.esn)) break;
-        const SequenceRange block = next_block(first, slot.esn);
+        const SequenceRange block = next_block(first, slot.esn, size);
         xfrm::Replay replay = looked_at.replay;
         replay.sent = block.end - 1;
         side.attempted = block.end;
@@ -246,12 +247,37 @@ std::expected<SequenceRange, std::string> Handover::reserve(Slot& slot,
     return std::unexpected("the kernel itself sends with it all the time");
 }
 
+// Of an SA that a worker has not had yet: what it has sent since it was made is known, unless it is
+// new, when all numbers are there.
+uint64_t Handover::first_block(const xfrm::KernelSa& state) const {
+    if (!used_by_kernel(state)) return sequence_block(state.esn);
+    const uint64_t now = around_.clock.seconds();
+    const uint64_t age = now - std::min(now, state.usage.add_time);
+    return sequence_block(state.esn, state.usage.packets,
+                          std::chrono::seconds(std::max(age, uint64_t{1})));
+}
+
+// By what it has sent since it was told of numbers last.
+uint64_t Handover::further_block(const Slot& slot, const OutboundSide& side) const {
+    const uint64_t next = side.sa->sequence_next.read();
+    return sequence_block(slot.esn, next - std::min(next, side.told_at),
+                          around_.clock.now() - side.told_when);
+}
+
+void Handover::note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const {
+    side.told = range.end;
+    side.block = range.end - range.first;
+    side.told_at = next;
+    side.told_when = around_.clock.now();
+    side.extension_due = false;
+}
+
 void Handover::extend_if_low(Slot& slot) {
     OutboundSide* side = slot.outbound();
     if (side == nullptr || slot.phase != Phase::installed) return;
     const uint64_t next = side->sa->sequence_next.read();
     const uint64_t left = side->told - std::min(next, side->told);
-    if (left < sequence_left_min(slot.esn)) side->extension_due = true;
+    if (left < side->block / 4) side->extension_due = true;
     if (side->extension_due) extend(slot);
 }
 
@@ -271,8 +297,7 @@ void Handover::extend(Slot& slot) {
 // the worker goes on in it at once, because a peer does not accept what is far below the last.
 void Handover::tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range) {
     const uint64_t next_at_least = range.first == side.told ? 0 : range.first;
-    side.told = range.end;
-    side.extension_due = false;
+    note_told(side, range, std::max(next_at_least, side.sa->sequence_next.read()));
     around_.workers.send(
         slot.owner(), command::ExtendSequence{.sa = side.sa.get(),
                                               .reserved = range.end,
@@ -314,13 +339,38 @@ void Handover::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& sta
         return ask_rekey(slot, RekeyPacer::When::always);
     }
     const bool sent_before = kernel_has_sent(slot, side, state);
-    const auto range = reserve(slot, state);
-    if (!range) return;  // tried again
+    if (sent_before && host_uses(state)) return leave_to_kernel(slot);
+    const auto range = reserve(slot, state, further_block(slot, side));
+    if (!range) {  // tried again
+        if (sent_before) note_round(slot, state);
+        return;
+    }
     tell_range(slot, side, *range);
-    if (sent_before || range->first > first) note_kernel_sends(slot, state);
+    if (sent_before || range->first > first) note_round(slot, state);
 }
 
-void Handover::note_kernel_sends(Slot& slot, const xfrm::KernelSa& state) {
+bool Handover::host_uses(const xfrm::KernelSa& state) const {
+    const auto found = rounds_.find(tunnel_of(state));
+    return found != rounds_.end() && found->second.count >= kRoundsMax &&
+           around_.clock.now() - found->second.since <= RekeyPacer::kPause;
+}
+
+// It stays in place until its policy has another owner.
+void Handover::leave_to_kernel(Slot& slot) {
+    if (!kept_.emplace(slot.name, kHostUsesIt).second) return;
+    around_.notices.warning(to_text(slot.name) + ": " + kHostUsesIt +
+                            " again and again: it and its successors stay with the kernel for a "
+                            "while; route such traffic into " +
+                            setup_.device);
+    around_.another_round(kSoon);
+}
+
+void Handover::note_round(Slot& slot, const xfrm::KernelSa& state) {
+    const auto now = around_.clock.now();
+    std::erase_if(rounds_,
+                  [now](const auto& each) { return now - each.second.since > RekeyPacer::kPause; });
+    Rounds& rounds = rounds_.try_emplace(tunnel_of(state), Rounds{.since = now}).first->second;
+    ++rounds.count;
     slot.base = without_ours(slot, state.usage);
     ask_rekey(slot);
     if (std::exchange(slot.used_warned, true)) return;
@@ -346,7 +396,7 @@ xfrm::Replay Handover::raised(const xfrm::KernelSa& state,
     const SequenceMemory::State used = memory_.find(name);
     if (direction != StateDirection::inbound && used.outbound_next > next_of(replay)) {
         const uint64_t first = std::min(used.outbound_next, sequence_end(state.esn));
-        replay.sent = next_block(first, state.esn).end - 1;
+        replay.sent = next_block(first, state.esn, sequence_block(state.esn, 0, {})).end - 1;
     }
     // What a worker has accepted is known when it has let go; numbers to send were reserved before.
     if (direction != StateDirection::outbound && !slots_.is_leaving(name)) {

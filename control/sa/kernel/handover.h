@@ -65,6 +65,14 @@
 // expiry), what the kernel has used since it spoke last is not known. The simulation shows them by
 // name (KnownGap).
 //
+// A kernel that sends too
+// -----------------------
+// Where the kernel sends for the host with an SA that a worker has, its numbers are above the
+// worker's, and a peer takes what is far below the last for a replay. The worker goes on above: a
+// round, which costs what was on the wire and a block of numbers. After kRoundsMax rounds of one
+// tunnel within RekeyPacer::kPause the SA goes back to the kernel, and its successors stay there
+// until that has passed: with one sender nothing is lost, and no numbers are.
+//
 // Replay (RFC 4303 3.4.3)
 // -----------------------
 // The window starts with everything up to the kernel's top counted as seen; the top that is written
@@ -79,6 +87,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/rekey_pacer.h"
@@ -105,6 +114,10 @@ class Handover {
     static constexpr uint64_t kSegmentBytesMin = 8;
     // So often is a reservation done again that leaves too little.
     static constexpr int kReserveAttempts = 4;
+    // The first is for a route that is not there yet, the second for its successor; more cost
+    // transit packets.
+    static constexpr unsigned kRoundsMax = 2;
+    static constexpr const char* kHostUsesIt = "traffic of this host uses it";
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 
     struct Setup {
@@ -161,6 +174,8 @@ class Handover {
 
     // Those that were tried and left to the kernel: why.
     [[nodiscard]] const std::map<xfrm::SaName, std::string>& kept() const { return kept_; }
+    // Of an outbound state: see "A kernel that sends too".
+    [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const;
     // It was not tried, and stays with the kernel.
     void keep(const xfrm::SaName& name, const char* reason) { kept_[name] = reason; }
     // They may be tried again: those that came or went, and those that found no room.
@@ -177,14 +192,19 @@ class Handover {
                                                            const xfrm::KernelSa& state,
                                                            const SequenceRange& range,
                                                            uint64_t iv_mask) const;
-    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at);
+    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at,
+                                                      uint64_t size);
+    [[nodiscard]] uint64_t first_block(const xfrm::KernelSa& state) const;
+    [[nodiscard]] uint64_t further_block(const Slot& slot, const OutboundSide& side) const;
+    void note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const;
     std::expected<xfrm::KernelSa, std::string> look_again(const Slot& slot, uint64_t written);
     void install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state);
     void install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
     [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
                                        const xfrm::KernelSa& state) const;
     void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
-    void note_kernel_sends(Slot& slot, const xfrm::KernelSa& state);
+    void note_round(Slot& slot, const xfrm::KernelSa& state);
+    void leave_to_kernel(Slot& slot);
     void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     void steer_away(const Slot& slot);
@@ -201,6 +221,16 @@ class Handover {
     const crypto::Aead& aead_;
     Setup setup_;
     std::map<xfrm::SaName, std::string> kept_;
+    // Tunnels, by addresses and reqid: the SAs of one follow each other.
+    using Tunnel = std::tuple<IpAddress, IpAddress, uint32_t>;
+    static Tunnel tunnel_of(const xfrm::KernelSa& state) {
+        return {state.source, state.name.destination, state.reqid};
+    }
+    struct Rounds {
+        std::chrono::steady_clock::time_point since;
+        unsigned count = 0;
+    };
+    std::map<Tunnel, Rounds> rounds_;
 };
 
 }  // namespace sallyport::control

@@ -35,6 +35,7 @@ bool Reconciler::stays(const Slot& slot, const Decisions& now,
                        const xfrm::RegisterChanges& changes) const {
     const auto decision = now.find(slot.name);
     if (decision == now.end() || !decision->second.adopted() || has_gone(slot, changes) ||
+        is_kept(handover_, slot.name, changes) ||
         decision->second.direction != slot.decision.direction ||
         decision->second.owner != slot.decision.owner) {
         return false;
@@ -53,6 +54,11 @@ Reconciler::Plan Reconciler::plan(const Decisions& now, const xfrm::RegisterChan
         if (!taking_over_ || !decision.adopted() || is_kept(handover_, name, changes)) continue;
         const Slot* slot = slots_.find(name);
         if (slot != nullptr && stays(*slot, now, changes)) continue;
+        if (decision.direction == xfrm::StateDirection::outbound &&
+            handover_.host_uses(*around_.kernel.find(name))) {
+            plan.used_by_host.push_back(name);
+            continue;
+        }
         // Those that leave keep their place until the worker has let go.
         const bool has_room = plan.coming.size() < slots_.room();
         (has_room ? plan.coming : plan.no_room).push_back(name);
@@ -137,6 +143,9 @@ void Reconciler::steer(const Plan& plan, const Decisions& now) {
         handover_.steer(*around_.kernel.find(name), decision, served.contains(decision.group));
     }
     for (const xfrm::SaName& name : plan.no_room) handover_.keep(name, Handover::kNoRoom);
+    for (const xfrm::SaName& name : plan.used_by_host) {
+        handover_.keep(name, Handover::kHostUsesIt);
+    }
 }
 
 // Without a slot, and the kernel's counters are behind.

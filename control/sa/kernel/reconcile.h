@@ -42,9 +42,10 @@ class Reconciler {
     struct Plan {
         std::vector<Slot*> leaving;
         std::vector<xfrm::SaName> coming;
-        std::vector<xfrm::SaName> no_room;  // would come
-        GroupOwners owners;                 // of outbound SAs that stay or come
-        OuterPairs outer;                   // of the same
+        std::vector<xfrm::SaName> no_room;       // would come
+        std::vector<xfrm::SaName> used_by_host;  // the same
+        GroupOwners owners;                      // of outbound SAs that stay or come
+        OuterPairs outer;                        // of the same
     };
     // Until take_over() no SA comes. `group_count`: numbers of groups are below it.
     [[nodiscard]] Plan plan(const Decisions& now, const xfrm::RegisterChanges& changes,

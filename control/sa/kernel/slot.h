@@ -27,6 +27,9 @@ struct OutboundSide {
     uint64_t reserved = 1;   // first number that is not reserved in the kernel
     uint64_t attempted = 1;  // the same, where the answer may have been lost
     uint64_t told = 1;       // and what the worker knows of it
+    uint64_t block = 0;      // how many it was told of last
+    uint64_t told_at = 1;    // the number that it was at then
+    std::chrono::steady_clock::time_point told_when;
     bool extension_due = false;
 };
 

@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -44,8 +46,9 @@ struct Sent final : Commands {
 };
 struct Time final : Clock {
     [[nodiscard]] std::chrono::steady_clock::time_point now() const override { return at; }
-    [[nodiscard]] uint64_t seconds() const override { return 1; }
+    [[nodiscard]] uint64_t seconds() const override { return of_day; }
     std::chrono::steady_clock::time_point at{std::chrono::hours(1)};
+    uint64_t of_day = 1;
 };
 struct NoMask final : Random {
     std::expected<uint64_t, std::string> bits() override { return 0; }
@@ -105,7 +108,8 @@ class HandoverTest : public ::testing::Test {
             decision.selectors.resize(1);
             now.emplace(known, std::move(decision));
         }
-        reconciler_.complete(reconciler_.prepare(now, changes));
+        reconciler_.carry_out(reconciler_.plan(now, changes, 1), now, changes);
+        obey();
         time_.at += Handover::kSettle;
         reconciler_.go_on();
         obey();
@@ -219,6 +223,96 @@ TEST_F(HandoverTest, AKernelThatNeverLeavesRoomKeepsTheSa) {
     round();
     EXPECT_EQ(slots_.size(), 0u);
     EXPECT_NE(handover_.kept().at(name(true)).find("the kernel itself sends"), std::string::npos);
+}
+
+// ---- traffic of the host on a worker's SA ------------------------------------------------------
+
+TEST_F(HandoverTest, AfterTwoRoundsTheKernelHasTheSa) {
+    State& state = add(true);
+    round();
+    uint64_t moved = 0;
+    for (int i = 0; i < 100 && slots_.find(name(true)) != nullptr; ++i) {
+        worker_sends(3);
+        kernel_sends();
+        moved = state.sent;
+        round();
+    }
+    EXPECT_EQ(slots_.size(), 0u);
+    EXPECT_EQ(handover_.kept().at(name(true)), Handover::kHostUsesIt);
+    EXPECT_EQ(said_.warnings.size(), 2u);
+    size_t jumps = 0;
+    for (const auto& more : sent_.of<command::ExtendSequence>()) jumps += more.next_at_least > 0;
+    EXPECT_EQ(jumps, Handover::kRoundsMax);
+    EXPECT_LE(moved, kSequenceBlock32 + 3 * kSequenceBlockMin32);
+    EXPECT_LE(state.sent, moved) << "on the way back nothing is used up";
+    kernel_sends(1000);
+}
+
+TEST_F(HandoverTest, SuccessorsStayWithTheKernelForAWhile) {
+    add(true);
+    round();
+    for (unsigned i = 0; i < Handover::kRoundsMax; ++i) {
+        kernel_sends();
+        round();
+        kernel_.remove(name(true));
+        add(true);  // rekeyed
+        round();
+    }
+    EXPECT_EQ(slots_.size(), 0u);
+    EXPECT_EQ(handover_.kept().at(name(true)), Handover::kHostUsesIt);
+    time_.at += RekeyPacer::kPause + seconds(1);
+    kernel_.remove(name(true));
+    add(true);
+    round();
+    EXPECT_NE(sender().spi.host(), 0u);
+    EXPECT_TRUE(handover_.kept().empty());
+}
+
+TEST_F(HandoverTest, OtherTunnelsAreNotKept) {
+    add(true);
+    round();
+    for (int i = 0; i < 5; ++i) {
+        kernel_sends();
+        round();
+    }
+    kernel_.remove(name(true));
+    State other;
+    other.name = name(true);
+    other.source.bytes = {192, 0, 2, 8};
+    other.key = ++keys_;
+    other.outbound = true;
+    kernel_.add(other);
+    round();
+    EXPECT_NE(sender().spi.host(), 0u);
+}
+
+// ---- how many numbers are reserved -------------------------------------------------------------
+
+TEST_F(HandoverTest, ABlockIsWhatTheSaSendsInTenSeconds) {
+    State& state = add(true);
+    round();
+    EXPECT_EQ(state.sent, kSequenceBlock32) << "new: all numbers are there";
+    time_.at += seconds(5);
+    worker_sends(600'000);
+    const uint64_t in_ten_seconds = 1'200'000;
+    EXPECT_NEAR(static_cast<double>(state.sent - kSequenceBlock32), in_ten_seconds, 5'000);
+    // Slow from now on, and half way the next block is asked for.
+    time_.at += seconds(3600);
+    uint64_t before = state.sent;
+    while (state.sent == before) worker_sends(100'000);
+    EXPECT_EQ(state.sent - before, kSequenceBlockMin32);
+    // As fast as nothing is.
+    before = state.sent;
+    while (state.sent == before) worker_sends(100'000);
+    EXPECT_EQ(state.sent - before, kSequenceBlockMax32);
+}
+
+TEST_F(HandoverTest, OneThatComesBackHasABlockByWhatItHasSent) {
+    State& state = add(true, 5'000'000);
+    state.packets = 5'000'000;
+    time_.of_day = 100;  // and it was made at 0
+    round();
+    EXPECT_EQ(state.sent, 5'000'000 + 500'000);
 }
 
 // ---- inbound -----------------------------------------------------------------------------------
