@@ -245,8 +245,13 @@ SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 44, "abi");
 struct sp_spd_active {
     __u32 generation;
     __u32 enabled; /* 0: no SPD yet, everything that needs one is dropped (no_policy) */
+    /* CLOCK_MONOTONIC. From then on BYPASS is not believed and the kernel forwards its packets, by
+       its policies of today; PROTECT and DISCARD hold as they are. The lease is extended only while
+       somebody makes sure that the SPD is what the kernel has. Written in one piece. */
+    __u64 bypass_until_ns;
 };
-SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 8, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_spd_active) == 16, "abi");
+#define SP_BYPASS_FOREVER 0xffffffffffffffffull /* the SPD is the configuration's own */
 
 /* ---- the xfrm interface --------------------------------------------------------------------- */
 

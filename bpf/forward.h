@@ -106,12 +106,25 @@ static __always_inline int sp_rewrite(struct xdp_md* ctx, const struct bpf_fib_l
     return 1;
 }
 
+/* BYPASS of the SPD in use may be believed: abi.h, sp_spd_active. */
+static __always_inline int sp_bypass_holds(void) {
+    struct sp_spd_active* active;
+    __u32 zero = 0;
+    __u64 until;
+
+    active = bpf_map_lookup_elem(&spd_active, &zero);
+    if (!active) return 0;
+    until = *(const volatile __u64*)&active->bypass_until_ns;
+    return until == SP_BYPASS_FOREVER || bpf_ktime_get_ns() < until;
+}
+
 /* RFC 4301 5.1: whatever leaves through an unprotected port is what the outbound SPD lets leave in
    clear. Packets from elsewhere than a protected port have not met it yet: one tunnel's traffic
-   must not continue in clear towards another. */
+   must not continue in clear towards another. `by_kernel`: set where only the kernel may say so. */
 static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct xdp_md* ctx,
                                                               struct sp_packet* packet, __u32 port,
-                                                              enum sp_origin origin) {
+                                                              enum sp_origin origin,
+                                                              int* by_kernel) {
     struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
     enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
@@ -123,7 +136,9 @@ static __always_inline enum sp_drop_reason sp_refuse_in_clear(struct xdp_md* ctx
     entry = sp_spd_entry_of(packet, SP_SPD_OUTBOUND, &reason);
     if (!entry) return reason;
     if (entry->action == SP_SPD_PROTECT) return SP_DROP_protect_in_clear;
-    return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
+    if (entry->action != SP_SPD_BYPASS) return SP_DROP_policy_discard;
+    *by_kernel = !sp_bypass_holds();
+    return SP_DROP_none;
 }
 
 /* What the ports on both ends of the way ask of the connection. ESP of our own has none. */
@@ -147,6 +162,7 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     struct bpf_fib_lookup fib;
     enum sp_ct_verdict verdict;
     enum sp_drop_reason reason;
+    int by_kernel = 0;
     __u32* port;
     long result;
     int resolved;
@@ -179,13 +195,13 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
 
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
     if (port) {
-        reason = sp_refuse_in_clear(ctx, packet, *port, origin);
+        reason = sp_refuse_in_clear(ctx, packet, *port, origin, &by_kernel);
         if (reason) return sp_drop(reason);
     }
     verdict = sp_connection_verdict(ctx, packet, port, origin);
     if (verdict == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);
     if (!port) return sp_pass();
-    if (!resolved || verdict == SP_CT_TO_KERNEL)
+    if (!resolved || by_kernel || verdict == SP_CT_TO_KERNEL)
         return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
     if (!sp_rewrite(ctx, &fib, packet->family, origin)) return sp_drop(SP_DROP_truncated);
     return sp_redirect(*port);
@@ -196,6 +212,7 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
                                                 enum sp_origin origin) {
     struct bpf_fib_lookup fib;
     enum sp_drop_reason reason;
+    int by_kernel = 0; /* it is anyway */
     __u32* port;
     long result = sp_fib_lookup(ctx, packet, 0, &fib);
 
@@ -204,7 +221,7 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
                                                                    : sp_pass();
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
     if (port) {
-        reason = sp_refuse_in_clear(ctx, packet, *port, origin);
+        reason = sp_refuse_in_clear(ctx, packet, *port, origin, &by_kernel);
         if (reason) return sp_drop(reason);
     }
     if (sp_connection_verdict(ctx, packet, port, origin) == SP_CT_REFUSED)

@@ -53,14 +53,15 @@ static __always_inline int sp_steer(struct xdp_md* ctx, __u32 worker) {
 /*
  * Cleartext that a BYPASS policy lets through. In register mode the kernel's policies change
  * without us, and a copy of them that nobody keeps is worth nothing: once the daemon is gone (its
- * first socket is), a new tunnel's traffic would pass here by an old BYPASS. So the kernel, which
- * looks at its policies of today, forwards it; PROTECT and DISCARD are believed as they are.
+ * first socket is) or does not extend its lease, a new tunnel's traffic would pass here by an old
+ * BYPASS. So the kernel, which looks at its policies of today, forwards it; PROTECT and DISCARD are
+ * believed as they are.
  */
 static __always_inline int sp_bypass(struct xdp_md* ctx, struct sp_packet* packet,
                                      enum sp_origin origin) {
     __u32 first = 0;
 
-    if (tune.register_mode && !bpf_map_lookup_elem(&xsks, &first))
+    if (tune.register_mode && (!sp_bypass_holds() || !bpf_map_lookup_elem(&xsks, &first)))
         return sp_forward_by_kernel(ctx, packet, origin);
     return sp_forward_spread(ctx, packet, origin);
 }

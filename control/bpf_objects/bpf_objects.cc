@@ -497,6 +497,10 @@ std::expected<void, std::string> BpfObjects::publish_spd(
     return published;
 }
 
+std::expected<void, std::string> BpfObjects::set_bypass_until(uint64_t monotonic_ns) {
+    return impl_->spd.set_bypass_until(monotonic_ns);
+}
+
 double BpfObjects::spd_share_of_room(const CompiledSpd& outbound,
                                      const CompiledSpd& inbound) const {
     return impl_->spd.share_of_room(outbound, inbound);

@@ -201,6 +201,9 @@ class BpfObjects {
         const CompiledSpd& outbound, const CompiledSpd& inbound,
         std::span<const std::vector<WorkerId>> owners_by_policy,
         std::span<const uint32_t> if_id_by_policy = {}, const std::function<void()>& switched = {});
+    // BYPASS is believed until then (CLOCK_MONOTONIC), by this SPD and later ones; before it is
+    // called for ever.
+    std::expected<void, std::string> set_bypass_until(uint64_t monotonic_ns);
     // Of the kinds of rows that these need, the one with least room: how much of it, 1 is all.
     [[nodiscard]] double spd_share_of_room(const CompiledSpd& outbound,
                                            const CompiledSpd& inbound) const;

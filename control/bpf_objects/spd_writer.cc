@@ -171,6 +171,22 @@ std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32
     return {};
 }
 
+// Programs read two words of it, each written in one piece, and either may be of before.
+bool SpdWriter::use(uint32_t generation, uint64_t bypass_until_ns) const {
+    const uint32_t zero = 0;
+    const sp_spd_active active{
+        .generation = generation, .enabled = 1, .bypass_until_ns = bypass_until_ns};
+    return bpf_map_update_elem(active_fd_, &zero, &active, BPF_ANY) == 0;
+}
+
+std::expected<void, std::string> SpdWriter::set_bypass_until(uint64_t monotonic_ns) {
+    if (generation_ != 0 && !use(generation_, monotonic_ns)) {
+        return std::unexpected(map_error("spd_active"));
+    }
+    bypass_until_ns_ = monotonic_ns;
+    return {};
+}
+
 void SpdWriter::erase(const Rows& rows) const {
     // Destinations first: without its class a source row is never looked up.
     for (const sp_lpm_key& key : rows.destinations) bpf_map_delete_elem(destinations_fd_, &key);
@@ -195,13 +211,7 @@ std::expected<void, std::string> SpdWriter::publish(const CompiledSpd& outbound,
         // Nobody encrypts by an inbound entry.
         written = write(inbound, SP_SPD_INBOUND, next, half + outbound_entries, {}, if_ids, rows);
     }
-    if (written) {
-        const uint32_t zero = 0;
-        const sp_spd_active active{.generation = next, .enabled = 1};
-        if (bpf_map_update_elem(active_fd_, &zero, &active, BPF_ANY) != 0) {
-            written = std::unexpected(map_error("spd_active"));
-        }
-    }
+    if (written && !use(next, bypass_until_ns_)) written = std::unexpected(map_error("spd_active"));
     if (!written) {
         erase(rows);
         return written;

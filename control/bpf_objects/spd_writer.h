@@ -33,6 +33,8 @@ class SpdWriter {
                                              std::span<const std::vector<WorkerId>> owners,
                                              std::span<const uint32_t> if_ids = {},
                                              const std::function<void()>& switched = {});
+    // See BpfObjects::set_bypass_until().
+    std::expected<void, std::string> set_bypass_until(uint64_t monotonic_ns);
     // See BpfObjects::spd_share_of_room().
     [[nodiscard]] double share_of_room(const CompiledSpd& outbound,
                                        const CompiledSpd& inbound) const;
@@ -59,6 +61,7 @@ class SpdWriter {
                                            uint32_t generation, uint32_t first_entry,
                                            std::span<const std::vector<WorkerId>> owners,
                                            std::span<const uint32_t> if_ids, Rows& rows) const;
+    [[nodiscard]] bool use(uint32_t generation, uint64_t bypass_until_ns) const;
     void erase(const Rows& rows) const;
     [[nodiscard]] uint32_t first_entry(uint32_t generation) const {
         return (generation & 1) * limits_.spd_entries;
@@ -70,6 +73,7 @@ class SpdWriter {
     int active_fd_;
     Limits limits_;
     uint32_t generation_ = 0;  // in use; 0: none yet
+    uint64_t bypass_until_ns_ = SP_BYPASS_FOREVER;
     Rows rows_;                // of the generation in use
 };
 

@@ -51,6 +51,7 @@ Rows status_object(const Appliance& appliance, const Log& log, std::chrono::seco
                         {"sas", counts.sas},
                         {"sas_with_kernel", counts.sas_with_kernel},
                         {"not_published", counts.not_published},
+                        {"bypass_lapses", counts.bypass_lapses},
                         {"frames",
                          {{"total", frames.total},
                           {"pool", frames.pool},

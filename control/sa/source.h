@@ -97,6 +97,7 @@ struct SourceCounts {
     size_t sas = 0;
     size_t sas_with_kernel = 0;  // of them: no worker serves them
     std::string not_published;   // why earlier policies are in force than xfrm has; empty: are not
+    uint64_t bypass_lapses = 0;  // how often BYPASS was left to the kernel for want of our time
 };
 
 class SaSource {

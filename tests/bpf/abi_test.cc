@@ -68,6 +68,7 @@ const Member kMembers[] = {
     SP_MEMBER(sp_if_id_counters, out_bytes),
     SP_MEMBER(sp_spd_active, generation),
     SP_MEMBER(sp_spd_active, enabled),
+    SP_MEMBER(sp_spd_active, bypass_until_ns),
     SP_MEMBER(sp_egress_rule, family),
     SP_MEMBER(sp_egress_rule, protocol),
     SP_MEMBER(sp_egress_rule, src_bits),

@@ -125,6 +125,10 @@ TEST_F(EgressRoute, what_leaves_an_unprotected_port_in_clear_meets_the_outbound_
     drop("no policy", inner4("192.0.2.200", kTransit), SP_DROP_no_policy);
     drop("no policy v6", inner6("2001:db8:1::2", kTransit), SP_DROP_no_policy);
     forward("BYPASS", inner4("192.0.2.3", kTransit), inner4("192.0.2.3", kToPeer, 63));
+    rig.set_bypass_until(1);
+    pass("BYPASS that is not believed", inner4("192.0.2.3", kTransit));
+    drop("PROTECT all the same", inner4("192.0.2.2", kTransit), SP_DROP_protect_in_clear);
+    rig.set_bypass_until(SP_BYPASS_FOREVER);
     forward("our own ESP", outer4("192.0.2.2", kOriginated), outer4("192.0.2.2", kToPeer));
     forward("towards a protected port", inner4("10.1.0.10", kTransit),
             inner4("10.1.0.10", kToHost, 63));

@@ -481,6 +481,10 @@ void Rig::disable_spd() {
     bpf_map_update_elem(maps_.fd("spd_active"), &zero, &active, BPF_ANY);
 }
 
+void Rig::set_bypass_until(uint64_t monotonic_ns) {
+    if (const auto done = spd_->set_bypass_until(monotonic_ns); !done) give_up(done.error());
+}
+
 void Rig::remove_tx_port(uint32_t port) {
     if (bpf_map_delete_elem(maps_.fd("tx_ports"), &port) != 0) give_up("cannot write tx_ports");
 }

@@ -134,6 +134,8 @@ class Rig {
     // How many entries were written.
     size_t update_owners(const std::vector<std::vector<WorkerId>>& owners);
     void disable_spd();
+    // BYPASS is believed until then, CLOCK_MONOTONIC.
+    void set_bypass_until(uint64_t monotonic_ns);
     void remove_tx_port(uint32_t port);
     void restore_tx_port(uint32_t port);
     size_t count_rows(const char* lpm_map) const;

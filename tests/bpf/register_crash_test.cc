@@ -23,6 +23,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 
 #include "control/bpf_objects/bpf_objects.h"
@@ -42,6 +43,7 @@ constexpr packet::Mac kWanMac = {0x02, 0, 0, 0, 1, 1};
 constexpr packet::Mac kLanMac = {0x02, 0, 0, 0, 2, 1};
 constexpr uint32_t kSpi = 0x7a01c301;
 constexpr int kFrames = 5;
+constexpr uint64_t kLeaseNs = 500'000'000;
 
 void run(const std::string& command) {
     ASSERT_EQ(std::system(command.c_str()), 0) << command;
@@ -149,7 +151,7 @@ class RegisterCrash : public ::testing::Test {
                 {.inbound_sas = 64, .spd_destinations = 64, .spd_sources = 64, .spd_entries = 64});
             std::vector<FileDescriptor> sockets;
             const char answer = objects && become_gateway(*objects, sockets) ? 'y' : 'n';
-            if (write(ready[1], &answer, 1) == 1) pause();
+            if (write(ready[1], &answer, 1) == 1) keep_lease(*objects);
             _exit(1);
         }
         char answer = 0;
@@ -157,6 +159,32 @@ class RegisterCrash : public ::testing::Test {
         close(ready[0]);
         close(ready[1]);
         ASSERT_EQ(answer, 'y');
+    }
+    // As control does, for as long as it runs.
+    [[noreturn]] static void keep_lease(BpfObjects& objects) {
+        for (;;) {
+            timespec now{};
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            const uint64_t ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 +
+                                static_cast<uint64_t>(now.tv_nsec);
+            if (!objects.set_bypass_until(ns + kLeaseNs)) _exit(1);
+            usleep(10'000);
+        }
+    }
+    // Stops, and waits until nothing that it said last holds any more.
+    void stop_daemon() {
+        kill(daemon, SIGSTOP);
+        int status = 0;
+        ASSERT_EQ(waitpid(daemon, &status, WUNTRACED), daemon);
+        timespec over{};
+        clock_gettime(CLOCK_MONOTONIC, &over);
+        over.tv_nsec += static_cast<long>(kLeaseNs);
+        if (over.tv_nsec >= 1'000'000'000) {
+            over.tv_nsec -= 1'000'000'000;
+            ++over.tv_sec;
+        }
+        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &over, nullptr) != 0) {
+        }
     }
     void kill_daemon() {
         kill(daemon, SIGKILL);
@@ -314,6 +342,16 @@ TEST_F(RegisterCrash, BYPASS_follows_the_kernels_policies_of_today) {
     protect_in_kernel("10.2.7.0/24");
     send_out("10.2.7.9");
     EXPECT_EQ(left_in_clear("10.2.7.9"), 0) << "a new tunnel's traffic left by an old BYPASS";
+    EXPECT_GE(acquired(), 1);
+}
+
+// It lives, its sockets too, but it hears of nothing.
+TEST_F(RegisterCrash, BYPASS_of_a_daemon_that_stands_still_is_the_kernels) {
+    stop_daemon();
+    protect_in_kernel("10.2.7.0/24");
+    send_out("10.2.7.9");
+    EXPECT_EQ(left_in_clear("10.2.7.9"), 0) << "a trap policy's traffic left by an old BYPASS";
+    EXPECT_EQ(counters("lan0", 1).redirected, 0u);
     EXPECT_GE(acquired(), 1);
 }
 

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <thread>
 
+#include <ctime>
+
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
@@ -72,6 +74,12 @@ sp_egress_rule deny_udp(uint8_t family, uint16_t port) {
     rule.dst_port_lo = port;
     rule.dst_port_hi = port;
     return rule;
+}
+
+uint64_t monotonic_ns() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
 class RegisterMode : public ::testing::Test {
@@ -306,6 +314,22 @@ TEST_P(RegisterModeInbound, the_check_of_cleartext_outlives_the_daemon) {
          SP_DROP_egress_denied);
 }
 
+TEST_P(RegisterModeInbound, BYPASS_is_the_kernels_without_a_lease) {
+    const Instance alive = load();
+    const auto in = [](uint8_t ttl = 64, const Link& link = {}) {
+        return eth(ip4({.src = "10.4.0.9", .dst = kHost4, .ttl = ttl}, tcp({.dst = 80})), link);
+    };
+    rig.set_bypass_until(1);
+    pass(alive, "over", in());
+    drop(alive, "PROTECT", eth(ip4({.src = "10.2.0.9", .dst = kHost4}, icmp())),
+         SP_DROP_cleartext_for_protect);
+    rig.set_bypass_until(SP_BYPASS_FOREVER);
+    const Bytes frame = in();
+    rig.check(alive,
+              {"believed", frame,
+               redirected(kWan, frame.size(), in(63, {.dst = kLanHostMac, .src = kLanMac}))});
+}
+
 // ---- outbound
 // ------------------------------------------------------------------------------------
 
@@ -430,6 +454,40 @@ TEST_F(RegisterModeOutbound, BYPASS_is_the_kernels_without_the_daemon) {
 
 // ---- owners in place
 // -----------------------------------------------------------------------------
+
+// A daemon that lives and does not say that BYPASS still holds.
+TEST_F(RegisterModeOutbound, BYPASS_is_the_kernels_without_a_lease) {
+    rig.set_rules(kWan, {deny_udp(AF_INET, 25), deny_udp(AF_INET6, 25)});
+    const Instance alive = load();
+    const Instance not_of_xfrm = rig.load(Program::steer_protected, kLan, {});
+    const Bytes frame = v4("192.0.2.2", icmp());
+    const Row believed{
+        "believed", frame,
+        redirected(kLan, frame.size(),
+                   v4("192.0.2.2", icmp(), 63, {.dst = kWanPeerMac, .src = kWanMac}))};
+    const Bytes to_worker = v4("10.2.0.9", icmp());
+    for (const uint64_t over : {uint64_t{0}, uint64_t{1}, monotonic_ns()}) {
+        rig.set_bypass_until(over);
+        pass(alive, "v4", frame);
+        pass(alive, "v6", v6("2001:db8:1::2", icmp6()));
+        drop(alive, "egress filter", v4("192.0.2.2", udp({.dst = 25})), SP_DROP_egress_denied);
+        drop(alive, "DISCARD", v4("10.2.6.9", icmp()), SP_DROP_policy_discard);
+        rig.check(alive, {"PROTECT", to_worker, steered(kLan, to_worker.size(), 0, 1)});
+        rig.check(not_of_xfrm, believed);
+    }
+    for (const uint64_t long_time :
+         {monotonic_ns() + 3'600'000'000'000u, uint64_t{SP_BYPASS_FOREVER}}) {
+        rig.set_bypass_until(long_time);
+        rig.check(alive, believed);
+        // The next SPD has the lease of this one.
+        rig.publish(outbound_entries(), inbound_entries(), kOwners);
+        rig.check(alive, believed);
+    }
+    rig.set_bypass_until(0);
+    rig.publish(outbound_entries(), inbound_entries(), kOwners);
+    pass(alive, "v4", frame);
+    rig.set_bypass_until(SP_BYPASS_FOREVER);
+}
 
 TEST_F(RegisterModeOutbound, owners_change_in_place) {
     const Instance program = load();

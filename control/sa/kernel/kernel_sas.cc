@@ -12,13 +12,6 @@ namespace sallyport::control {
 
 using ErrorCode = boost::system::error_code;
 
-namespace {
-
-// Of a direction: with fewer all may as well be the kernel's.
-constexpr size_t kEntriesLeast = 16;
-
-}  // namespace
-
 KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config,
                      Setup setup, const crypto::Aead& aead, xfrm::PolicyGuard& guard,
                      WorkerCommands& commands)
@@ -36,7 +29,6 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       kernel_path_(guard),
       workers_(commands),
       notices_(log),
-      commands_(commands),
       around_{.kernel = register_,
               .steering = steering_,
               .workers = workers_,
@@ -51,7 +43,10 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       handover_(around_, {slots_, memory_, feedback_, pacer_}, aead,
                 {.mtu = setup_.mtu, .device = config.device}),
       reconciler_(around_, slots_, handover_),
-      publication_(kernel_path_, commands, notices_, {.policies = config.policies}) {}
+      publication_(kernel_path_, commands, notices_, {.policies = config.policies}),
+      lease_(clock_, notices_),
+      rounds_(around_, {groups_, reconciler_, publication_, lease_, commands},
+              [this](size_t entries_max) { return decide(entries_max); }) {}
 
 KernelSas::~KernelSas() = default;
 
@@ -72,10 +67,11 @@ std::expected<void, std::string> KernelSas::open(bpf_objects::BpfObjects& bpf) {
     steering_.open(bpf);
     programs_.open(bpf);
     publication_.open(programs_);
+    lease_.open(programs_);
     if (auto opened = register_.open(); !opened) return opened;
     readable_.emplace(context_, dup(register_.fd()));
     if (auto read = register_.read_again(); !read) return read;
-    return publish({});
+    return rounds_.run({});
 }
 
 void KernelSas::start() {
@@ -120,6 +116,7 @@ void KernelSas::on_readable() {
     const auto received = register_.receive();
     if (!received) log_.warning("the register of SAs is read again: " + received.error());
     if (!received || changes_.resync) return read_again();
+    rounds_.heard(changes_);
     // The kernel says so for every other packet of an SA that it serves itself: no reason to
     // decide about all of them anew.
     look_at_used(std::exchange(changes_.used, {}));
@@ -127,7 +124,14 @@ void KernelSas::on_readable() {
     if (!changes_.empty()) next_round_.in(kCoalesce);
 }
 
+// Of what has been said, all is heard.
+void KernelSas::listen_to_the_end() {
+    on_readable();
+    if (!read_again_due_) rounds_.in_step(changes_);
+}
+
 void KernelSas::read_again() {
+    lease_.take_away();
     const auto read = register_.read_again();
     read_again_due_ = !read.has_value();
     if (!read) {
@@ -143,6 +147,7 @@ void KernelSas::read_again() {
 // each look would make a round.
 void KernelSas::on_overheard() {
     if (stopped_) return;
+    rounds_.heard(changes_);
     if (changes_.resync || changes_.policies || !changes_.added.empty() ||
         !changes_.removed.empty()) {
         next_round_.in(kCoalesce);
@@ -155,71 +160,36 @@ void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
     }
 }
 
-// What has no room is left to the kernel in the large, more of it until the rest has.
-std::expected<Publication::Draft, std::string> KernelSas::decide() {
+Adoption KernelSas::decide(size_t entries_max) {
     if (auto addresses = local_addresses()) local_addresses_ = std::move(*addresses);
-    AdoptionSetup setup{
-        .cpus = setup_.cpus, .local_addresses = local_addresses_, .policies = config_.policies};
-    for (;;) {
-        auto draft = publication_.draft(decide_adoption(register_.mirror(), setup, groups_));
-        if (draft) return std::move(*draft);
-        if (setup.entries_max == 0) return std::unexpected(draft.error().text);
-        // Each try asks for less than the one before, whatever it is told.
-        setup.entries_max = std::min(draft.error().entries_fit, setup.entries_max / 2);
-        if (setup.entries_max < kEntriesLeast) setup.entries_max = 0;
-    }
-}
-
-std::expected<void, std::string> KernelSas::publish(const xfrm::RegisterChanges& changes) {
-    if (!commands_.some_read_earlier_spds()) groups_.rested();
-    auto draft = decide();
-    std::expected<void, std::string> done;
-    if (draft) {
-        const auto plan = reconciler_.plan(draft->adoption.sas, changes, groups_.upper_bound());
-        done = publication_.publish(std::move(*draft), plan.owners, plan.outer);
-        if (done) {
-            groups_.commit();
-            reconciler_.carry_out(plan, publication_.adoption().sas, changes);
-            return {};
-        }
-    } else {
-        done = std::unexpected(draft.error());
-    }
-    groups_.roll_back();
-    return done;
+    return decide_adoption(register_.mirror(),
+                           {.cpus = setup_.cpus,
+                            .local_addresses = local_addresses_,
+                            .policies = config_.policies,
+                            .entries_max = entries_max},
+                           groups_);
 }
 
 void KernelSas::round() {
     look_at_used(std::exchange(changes_.used, {}));
     if (changes_.resync && !read_again_due_) return read_again();
-    xfrm::RegisterChanges changes = std::exchange(changes_, {});
-    changes_.used = std::move(changes.used);  // overheard: the next look is theirs
-    changes.added.merge(unpublished_.added);
-    changes.removed.merge(unpublished_.removed);
-    unpublished_ = {};
-    steering_.name_marked(register_.mirror().states());
-    if (const auto published = publish(changes); !published) {
-        publication_failed(std::move(changes), published.error());
-    } else if (!std::exchange(not_published_, {}).empty()) {
-        retry_in_ = kRetryFirst;
-        log_.info("the policies in xfrm are in force again as they are there");
-    }
+    run_round();
     go_on();
+    listen_to_the_end();
 }
 
-// What was published last stays in force, but for the SAs that have gone.
-void KernelSas::publication_failed(xfrm::RegisterChanges changes, const std::string& why) {
-    const auto plan = reconciler_.plan_without_publication(changes, groups_.upper_bound());
-    if (const auto kept = publication_.keep(plan.owners); !kept) log_.error(kept.error());
-    reconciler_.carry_out(plan);
-    unpublished_ = std::move(changes);
-    if (not_published_.empty()) {
+void KernelSas::run_round() {
+    xfrm::RegisterChanges changes = std::exchange(changes_, {});
+    changes_.used = std::move(changes.used);  // overheard: the next look is theirs
+    steering_.name_marked(register_.mirror().states());
+    const bool failed_before = !rounds_.not_published().empty();
+    const auto done = rounds_.run(std::move(changes));
+    if (!done && !failed_before) {
         log_.error("the policies in xfrm cannot be used, the earlier ones stay until they can: " +
-                   why);
+                   done.error());
+    } else if (done && failed_before) {
+        log_.info("the policies in xfrm are in force again as they are there");
     }
-    not_published_ = why;
-    next_round_.in(retry_in_);
-    retry_in_ = std::min(2 * retry_in_, kRetryLast);
 }
 
 void KernelSas::go_on() {
@@ -239,6 +209,7 @@ void KernelSas::on_tick() {
     }
     if (feedback) feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
     next_tick_.in(kTick);
+    listen_to_the_end();
 }
 
 void KernelSas::handle(const Event& event) {
@@ -289,7 +260,8 @@ SourceCounts KernelSas::counts() const {
     return {.policies = register_.mirror().policies().size(),
             .sas = sas,
             .sas_with_kernel = sas - std::min(sas, adopted),
-            .not_published = not_published_};
+            .not_published = rounds_.not_published(),
+            .bypass_lapses = lease_.lapses()};
 }
 
 std::string KernelSas::inventory() const {

@@ -9,8 +9,7 @@
 //     +---- Handover: reservations; Feedback: counters, limits, requests to rekey
 //
 // Here are the timers, the readiness of the socket, and the order of a round; what an SA goes
-// through is in handover.h. A round is a transaction: what was decided is in force as a whole, with
-// the numbers of its groups, or nothing of it is and the next round tries again (publication.h).
+// through is in handover.h, and how what was decided comes into force in rounds.h.
 //
 // Owner: control thread.
 
@@ -32,6 +31,7 @@
 #include "control/sa/kernel/later.h"
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
+#include "control/sa/kernel/rounds.h"
 #include "control/sa/source.h"
 
 namespace sallyport::control {
@@ -42,8 +42,9 @@ class KernelSas final : public SaSource {
     // and its policies one after another: shorter, and a child costs several rounds; longer, and
     // its first packets wait that much longer.
     static constexpr std::chrono::milliseconds kCoalesce{2};
-    // Limits in bytes and packets, and the numbers that are left, are looked at this often. Longer,
-    // and an SA carries that much more than its limit; shorter costs a look at every SA each time.
+    // Limits in bytes and packets, and the numbers that are left, are looked at this often, and the
+    // lease of BYPASS is extended. Longer, and an SA carries that much more than its limit; shorter
+    // costs a look at every SA each time.
     static constexpr std::chrono::milliseconds kTick{100};
     // Every so many ticks the kernel is told what workers have used: one message for each busy SA.
     // What arrived since the last time can be replayed once after a crash.
@@ -52,11 +53,6 @@ class KernelSas final : public SaSource {
     // than a round with many SAs, else they are lost; longer, and packet memory is kept for nothing
     // where none comes.
     static constexpr uint32_t kHoldMs = 200;
-    // After a publication that failed the next try comes this much later, ever later up to the
-    // second; a change of the register is one too. Shorter, and a machine in trouble has more of
-    // it; longer, and the policies of before are in force that much longer.
-    static constexpr std::chrono::milliseconds kRetryFirst{100};
-    static constexpr std::chrono::milliseconds kRetryLast{10'000};
 
     struct Setup {
         std::vector<uint16_t> cpus;  // of the workers
@@ -88,15 +84,15 @@ class KernelSas final : public SaSource {
   private:
     void wait_for_changes();
     void on_readable();
+    void listen_to_the_end();
     void read_again();
     void on_overheard();
     void look_at_used(const std::set<xfrm::SaName>& names);
     void round();
     void go_on();
     void on_tick();
-    [[nodiscard]] std::expected<Publication::Draft, std::string> decide();
-    std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
-    void publication_failed(xfrm::RegisterChanges changes, const std::string& why);
+    [[nodiscard]] Adoption decide(size_t entries_max);
+    void run_round();
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
 
     Log& log_;
@@ -105,9 +101,6 @@ class KernelSas final : public SaSource {
     boost::asio::io_context& context_;
     bool stopped_ = false;
     bool read_again_due_ = false;
-    xfrm::RegisterChanges unpublished_;  // of rounds that failed
-    std::string not_published_;          // why the last one failed
-    std::chrono::milliseconds retry_in_ = kRetryFirst;
     uint32_t ticks_ = 0;
     Later next_round_;
     Later next_step_;
@@ -124,7 +117,6 @@ class KernelSas final : public SaSource {
     SystemClock clock_;
     KernelRandom random_;
     LogNotices notices_;
-    WorkerCommands& commands_;
     Surroundings around_;
 
     // what is known of SAs, and who works on it
@@ -137,6 +129,8 @@ class KernelSas final : public SaSource {
     Handover handover_;
     Reconciler reconciler_;
     Publication publication_;
+    BypassLease lease_;
+    Rounds rounds_;
 };
 
 }  // namespace sallyport::control

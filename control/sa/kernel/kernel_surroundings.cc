@@ -106,6 +106,13 @@ std::expected<void, std::string> BpfPrograms::update_owners(const GroupOwners& o
     return {};
 }
 
+// The steady clock is CLOCK_MONOTONIC, as is bpf_ktime_get_ns().
+std::expected<void, std::string> BpfPrograms::set_bypass_until(
+    std::chrono::steady_clock::time_point until) {
+    const auto ns = std::chrono::nanoseconds(until.time_since_epoch()).count();
+    return bpf_->set_bypass_until(static_cast<uint64_t>(ns));
+}
+
 std::chrono::steady_clock::time_point SystemClock::now() const {
     return std::chrono::steady_clock::now();
 }

@@ -5,6 +5,7 @@
 //
 // Owner: control thread.
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <optional>
@@ -91,6 +92,8 @@ class BpfPrograms final : public Programs {
                                              std::span<const uint32_t> if_ids,
                                              const std::function<void()>& switched) override;
     std::expected<void, std::string> update_owners(const GroupOwners& owners) override;
+    std::expected<void, std::string> set_bypass_until(
+        std::chrono::steady_clock::time_point until) override;
 
   private:
     bpf_objects::BpfObjects* bpf_ = nullptr;

@@ -16,6 +16,7 @@
 //
 // Owner: control thread.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <expected>
@@ -51,6 +52,9 @@ class Programs {
                                                      std::span<const uint32_t> if_ids,
                                                      const std::function<void()>& switched) = 0;
     virtual std::expected<void, std::string> update_owners(const GroupOwners& owners) = 0;
+    // BYPASS is believed until then.
+    virtual std::expected<void, std::string> set_bypass_until(
+        std::chrono::steady_clock::time_point until) = 0;
 
   protected:
     ~Programs() = default;

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/sa/kernel/rounds.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace sallyport::control {
+
+namespace {
+
+// Of a direction: with fewer all may as well be the kernel's.
+constexpr size_t kEntriesLeast = 16;
+
+}  // namespace
+
+void Rounds::heard(const xfrm::RegisterChanges& changes) {
+    if (changes.policies || changes.resync) parts_.lease.take_away();
+}
+
+// What has no room is left to the kernel in the large, more of it until the rest has.
+std::expected<Publication::Draft, std::string> Rounds::draft() {
+    size_t entries_max = std::numeric_limits<size_t>::max();
+    for (;;) {
+        auto draft = parts_.publication.draft(decide_(entries_max));
+        if (draft) return std::move(*draft);
+        if (entries_max == 0) return std::unexpected(draft.error().text);
+        // Each try asks for less than the one before, whatever it is told.
+        entries_max = std::min(draft.error().entries_fit, entries_max / 2);
+        if (entries_max < kEntriesLeast) entries_max = 0;
+    }
+}
+
+std::expected<void, std::string> Rounds::publish(const xfrm::RegisterChanges& changes) {
+    if (!parts_.commands.some_read_earlier_spds()) parts_.groups.rested();
+    auto drafted = draft();
+    if (!drafted) return std::unexpected(drafted.error());
+    const auto plan =
+        parts_.reconciler.plan(drafted->adoption.sas, changes, parts_.groups.upper_bound());
+    if (auto done = parts_.publication.publish(std::move(*drafted), plan.owners, plan.outer);
+        !done) {
+        return done;
+    }
+    parts_.groups.commit();
+    parts_.reconciler.carry_out(plan, parts_.publication.adoption().sas, changes);
+    return {};
+}
+
+std::expected<void, std::string> Rounds::run(xfrm::RegisterChanges changes) {
+    changes.added.merge(unpublished_.added);
+    changes.removed.merge(unpublished_.removed);
+    unpublished_ = {};
+    auto done = publish(changes);
+    if (done) {
+        not_published_.clear();
+        retry_in_ = kRetryFirst;
+        return done;
+    }
+    parts_.groups.roll_back();
+    parts_.lease.take_away();
+    not_published_ = done.error();
+    go_on_with_earlier(std::move(changes));
+    around_.another_round(retry_in_);
+    retry_in_ = std::min(2 * retry_in_, kRetryLast);
+    return done;
+}
+
+void Rounds::go_on_with_earlier(xfrm::RegisterChanges changes) {
+    const auto plan =
+        parts_.reconciler.plan_without_publication(changes, parts_.groups.upper_bound());
+    if (const auto kept = parts_.publication.keep(plan.owners); !kept) {
+        around_.notices.error(kept.error());
+    }
+    parts_.reconciler.carry_out(plan);
+    unpublished_ = std::move(changes);
+}
+
+void Rounds::in_step(const xfrm::RegisterChanges& waiting) {
+    if (not_published_.empty() && !waiting.policies && !waiting.resync) parts_.lease.extend();
+}
+
+}  // namespace sallyport::control

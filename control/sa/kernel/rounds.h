@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the register is comes into force, in rounds. Each is a transaction: decided, published and
+// carried out as a whole with the numbers of its groups, or nothing of it, and then it is tried
+// again by itself, later and later, and by the next change of the register.
+//
+//   heard()     a message: BYPASS is not believed any more where it is about policies
+//   run()       a round
+//   in_step()   nothing waits to be heard: what is published is what the register has, if it is
+//
+// Owner: control thread.
+
+#include <chrono>
+#include <cstddef>
+#include <expected>
+#include <functional>
+#include <string>
+
+#include "control/adoption/decide.h"
+#include "control/adoption/groups.h"
+#include "control/sa/kernel/bypass_lease.h"
+#include "control/sa/kernel/publication.h"
+#include "control/sa/kernel/reconcile.h"
+#include "control/sa/kernel/surroundings.h"
+#include "control/sa/worker_commands.h"
+
+namespace sallyport::control {
+
+class Rounds {
+  public:
+    // After a publication that failed the next try comes this much later, ever later up to the
+    // second; a change of the register is one too. Shorter, and a machine in trouble has more of
+    // it; longer, and the policies of before are in force that much longer.
+    static constexpr std::chrono::milliseconds kRetryFirst{100};
+    static constexpr std::chrono::milliseconds kRetryLast{10'000};
+
+    struct Parts {
+        GroupNumbers& groups;
+        Reconciler& reconciler;
+        Publication& publication;
+        BypassLease& lease;
+        WorkerCommands& commands;
+    };
+    // What is to be, with room for so many entries: decide_adoption() of the register.
+    using Decide = std::function<Adoption(size_t entries_max)>;
+    Rounds(const Surroundings& around, const Parts& parts, Decide decide)
+        : around_(around), parts_(parts), decide_(std::move(decide)) {}
+
+    void heard(const xfrm::RegisterChanges& changes);
+    // `changes`: since the last round. On error what was published before stays in force, but for
+    // the SAs that have gone.
+    std::expected<void, std::string> run(xfrm::RegisterChanges changes);
+    // `waiting`: heard, and not yet of a round.
+    void in_step(const xfrm::RegisterChanges& waiting);
+
+    // Why earlier policies are in force than the register has; empty: they are not.
+    [[nodiscard]] const std::string& not_published() const { return not_published_; }
+
+  private:
+    std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
+    std::expected<Publication::Draft, std::string> draft();
+    void go_on_with_earlier(xfrm::RegisterChanges changes);
+
+    const Surroundings& around_;
+    Parts parts_;
+    Decide decide_;
+    xfrm::RegisterChanges unpublished_;  // of rounds that failed
+    std::string not_published_;
+    std::chrono::milliseconds retry_in_ = kRetryFirst;
+};
+
+}  // namespace sallyport::control
