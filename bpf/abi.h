@@ -24,7 +24,8 @@
 #define SP_WORKERS_MAX 64      /* workers of one appliance */
 #define SP_CPUS_MAX 1024       /* possible CPUs that pcpu_num can name */
 #define SP_OWNERS_MAX 16       /* workers that share one policy's outbound SAs */
-#define SP_CELL_ENTRIES_MAX 16 /* SPD entries that can compete for one address pair */
+#define SP_CELL_ENTRIES_MAX 16 /* SPD entries of one cell */
+#define SP_SPD_CLASSES_MAX 16  /* destination classes that one lookup visits */
 #define SP_EGRESS_RULES_MAX 32 /* deny rules of one port */
 #define SP_BYPASS_CPUS_MAX 64  /* CPUs that share the BYPASS traffic of one port */
 
@@ -195,8 +196,12 @@ SP_STATIC_ASSERT(sizeof(struct sp_owner) == 8, "abi");
  *
  *   spd_dst  LPM_TRIE  (table, destination)     -> destination class
  *   spd_src  LPM_TRIE  (destination class, source) -> cell: a run of spd_entries
- *   spd_entries ARRAY: the entries that can match this address pair, in SPD order;
- *                      the first whose protocol and ports match decides; none: no match.
+ *   spd_entries ARRAY: the entries of the class for this source, in SPD order;
+ *                      the first whose protocol and ports match is the class's answer.
+ *
+ * The class of the next wider destination answers too, where an entry of it or above it may come
+ * earlier in the SPD (order_above): the same lookup with a shorter prefix finds it. The earliest
+ * answer decides; none: no match (dataplane/spd/spd.h).
  *
  * `table` names generation, direction and family, so a new SPD is built beside the old one and
  * taken into use by one write to spd_active. Writer: control. Reader: steer programs.
@@ -214,7 +219,14 @@ struct sp_lpm_key {
 };
 SP_STATIC_ASSERT(sizeof(struct sp_lpm_key) == 24, "abi");
 
-/* spd_dst value: __u32 destination class, unique over generations and tables. */
+#define SP_SPD_NO_ORDER 0xffffffffu
+
+struct sp_spd_class {
+    __u32 id;          /* unique over generations and tables */
+    __u32 prefix_bits; /* of its row's key */
+    __u32 order_above; /* of the earliest entry in wider classes; SP_SPD_NO_ORDER: none is asked */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_spd_class) == 12, "abi");
 
 struct sp_spd_cell {
     __u32 first; /* index into spd_entries */
@@ -238,8 +250,9 @@ struct sp_spd_entry {
     __u32 ct_mark;              /* the mark of the packet's connection, where the mask has bits */
     __u32 ct_mark_mask;         /* 0: no selector */
     __u32 if_id;                /* PROTECT without owners: of the kernel's SAs; 0: none */
+    __u32 order;                /* position in the SPD */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 44, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_spd_entry) == 48, "abi");
 
 /* ARRAY spd_active, one element. */
 struct sp_spd_active {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The SPD lookup of abi.h: destination class, cell, first entry whose protocol and ports match.
+ * The SPD lookup of abi.h: destination class, cell, first entry whose protocol and ports match,
+ * and the same in wider classes where one there may come earlier.
  *
- * A function of its own for the verifier (global, verified once), because it holds a loop.
+ * Functions of their own for the verifier (global, each verified once), because each holds a loop.
  */
 #ifndef SP_SPD_H
 #define SP_SPD_H
@@ -17,7 +18,7 @@ struct {
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __uint(max_entries, 1024);
     __type(key, struct sp_lpm_key);
-    __type(value, __u32);
+    __type(value, struct sp_spd_class);
 } spd_dst SEC(".maps");
 
 struct {
@@ -46,28 +47,14 @@ struct {
 /* RFC 4301 7: a later fragment cannot be compared with what this entry selects on. */
 #define SP_SPD_NEEDS_PORTS (-2)
 
-/* Index into spd_entries, or one of the two above. */
-__noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
+/* The answer of one class, as below; *order is that of the entry where there is one. */
+__noinline int sp_spd_find_in_class(struct sp_packet* packet, __u32 class, __u32* order) {
     struct sp_lpm_key key = {};
-    struct sp_spd_active* active;
     struct sp_spd_cell* cell;
-    __u32 zero = 0;
-    __u32* class;
-    __u32 bits;
 
-    if (!packet) return SP_SPD_NO_MATCH;
-    active = bpf_map_lookup_elem(&spd_active, &zero);
-    if (!active || !active->enabled) return SP_SPD_NO_MATCH;
-
-    bits = packet->family == SP_AF_INET ? 32 : 128;
-    key.prefix_bits = 32 + bits;
-    key.table =
-        SP_SPD_TABLE(active->generation, direction, packet->family == SP_AF_INET6 ? 1u : 0u);
-    __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
-    class = bpf_map_lookup_elem(&spd_dst, &key);
-    if (!class) return SP_SPD_NO_MATCH;
-
-    key.table = *class;
+    if (!packet || !order) return SP_SPD_NO_MATCH;
+    key.prefix_bits = 32 + (packet->family == SP_AF_INET ? 32 : 128);
+    key.table = class;
     __builtin_memcpy(key.address, packet->src, sizeof(key.address));
     cell = bpf_map_lookup_elem(&spd_src, &key);
     if (!cell) return SP_SPD_NO_MATCH;
@@ -79,6 +66,7 @@ __noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
         if (i >= cell->count) break;
         entry = bpf_map_lookup_elem(&spd_entries, &index);
         if (!entry) break;
+        *order = entry->order;
         if (entry->protocol) {
             if (!packet->protocol_known) return SP_SPD_NEEDS_PORTS;
             if (entry->protocol != packet->protocol) continue;
@@ -98,6 +86,40 @@ __noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
         return (int)index;
     }
     return SP_SPD_NO_MATCH;
+}
+
+/* Index into spd_entries, or one of the two above. */
+__noinline int sp_spd_find(struct sp_packet* packet, __u32 direction) {
+    struct sp_lpm_key key = {};
+    struct sp_spd_active* active;
+    int best = SP_SPD_NO_MATCH;
+    __u32 best_order = SP_SPD_NO_ORDER;
+    __u32 zero = 0;
+
+    if (!packet) return SP_SPD_NO_MATCH;
+    active = bpf_map_lookup_elem(&spd_active, &zero);
+    if (!active || !active->enabled) return SP_SPD_NO_MATCH;
+
+    key.prefix_bits = 32 + (packet->family == SP_AF_INET ? 32 : 128);
+    key.table =
+        SP_SPD_TABLE(active->generation, direction, packet->family == SP_AF_INET6 ? 1u : 0u);
+    __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
+
+    for (__u32 i = 0; i < SP_SPD_CLASSES_MAX; ++i) {
+        struct sp_spd_class* class = bpf_map_lookup_elem(&spd_dst, &key);
+        __u32 order = SP_SPD_NO_ORDER;
+        int found;
+
+        if (!class) break;
+        found = sp_spd_find_in_class(packet, class->id, &order);
+        if (found != SP_SPD_NO_MATCH && order < best_order) {
+            best = found;
+            best_order = order;
+        }
+        if (best_order <= class->order_above) break;
+        key.prefix_bits = class->prefix_bits - 1;
+    }
+    return best;
 }
 
 /* The entry that decides for the packet, or NULL and the reason why there is none. */

@@ -18,6 +18,7 @@ namespace {
 static_assert(static_cast<int>(SpdAction::protect) == SP_SPD_PROTECT);
 static_assert(static_cast<int>(SpdAction::bypass) == SP_SPD_BYPASS);
 static_assert(static_cast<int>(SpdAction::discard) == SP_SPD_DISCARD);
+static_assert(CompiledSpd::kNone == SP_SPD_NO_ORDER);
 
 std::string map_error(const char* what) {
     return std::string("cannot write ") + what + ": " + std::strerror(errno);
@@ -49,9 +50,12 @@ void put_owners(sp_spd_entry& row, std::span<const std::vector<WorkerId>> owners
     }
 }
 
-sp_spd_entry entry_row(const SpdEntry& entry, std::span<const std::vector<WorkerId>> owners,
+sp_spd_entry entry_row(const CompiledSpd::Candidate& candidate,
+                       std::span<const std::vector<WorkerId>> owners,
                        std::span<const uint32_t> if_ids) {
+    const SpdEntry& entry = candidate.entry;
     sp_spd_entry row{};
+    row.order = candidate.order;
     row.policy = to_index(entry.policy);
     row.action = static_cast<uint8_t>(entry.action);
     row.protocol = entry.protocol;
@@ -162,8 +166,10 @@ std::expected<void, std::string> SpdWriter::write(const CompiledSpd& spd, uint32
         const bool is_v6 = destination.destination.address.family == Family::v6;
         const sp_lpm_key key =
             lpm_key(SP_SPD_TABLE(generation, direction, is_v6 ? 1u : 0u), destination.destination);
-        const uint32_t id = class_id(generation, direction, destination.destination_class);
-        if (bpf_map_update_elem(destinations_fd_, &key, &id, BPF_NOEXIST) != 0) {
+        const sp_spd_class row{.id = class_id(generation, direction, destination.destination_class),
+                               .prefix_bits = key.prefix_bits,
+                               .order_above = destination.order_above};
+        if (bpf_map_update_elem(destinations_fd_, &key, &row, BPF_NOEXIST) != 0) {
             return std::unexpected(map_error("spd_dst"));
         }
         rows.destinations.push_back(key);

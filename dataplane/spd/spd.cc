@@ -42,6 +42,15 @@ class CoverIndex {
         return found;
     }
 
+    // The longest that covers `prefix` and is shorter; null: none.
+    [[nodiscard]] const IpPrefix* next_wider(const IpPrefix& prefix) const {
+        for (auto bits = lengths_.lower_bound(prefix.bits); bits != lengths_.begin();) {
+            const auto found = positions_.find(shortened(prefix, *--bits));
+            if (found != positions_.end()) return &found->first;
+        }
+        return nullptr;
+    }
+
   private:
     std::map<IpPrefix, std::vector<uint32_t>, PrefixLess> positions_;
     std::set<uint8_t> lengths_;
@@ -51,6 +60,45 @@ bool matches_all_packets(const SpdEntry& entry) {
     return entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0;
 }
 
+// What a class needs to know of those above it.
+struct Class {
+    uint32_t number = 0;
+    uint32_t earliest = 0;  // entry that covers the destination
+    size_t entries = 0;     // that cover it
+    uint32_t steps = 1;     // classes that a lookup may visit
+};
+
+std::expected<void, std::string> add_sources(CompiledSpd& compiled, const IpPrefix& destination,
+                                             std::span<const SpdEntry> ordered,
+                                             std::span<const uint32_t> positions) {
+    CoverIndex by_source;
+    for (const uint32_t i : positions) by_source.add(ordered[i].source, i);
+    for (const auto& [source, unused] : by_source.prefixes()) {
+        const auto first = static_cast<uint32_t>(compiled.entries.size());
+        for (const uint32_t i : by_source.covering(source)) {
+            compiled.entries.push_back({.entry = ordered[i], .order = i});
+            if (matches_all_packets(ordered[i])) break;
+        }
+        const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
+        if (count > SP_CELL_ENTRIES_MAX) {
+            return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
+                                   " policies with protocols, ports or marks compete for " +
+                                   to_string(source) + " -> " + to_string(destination) +
+                                   ": merge some of them");
+        }
+        compiled.sources.push_back({.destination_class = compiled.class_count - 1,
+                                    .source = source,
+                                    .cell_first = first,
+                                    .cell_count = count});
+        if (compiled.entries.size() > kSpdRowsMax) {
+            return std::unexpected("the policies overlap so much that their lookup tables pass " +
+                                   std::to_string(kSpdRowsMax) + " rows (at destination " +
+                                   to_string(destination) + "): use fewer or disjoint prefixes");
+        }
+    }
+    return {};
+}
+
 }  // namespace
 
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered) {
@@ -58,45 +106,38 @@ std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> or
     for (uint32_t i = 0; i < ordered.size(); ++i) by_destination.add(ordered[i].destination, i);
 
     CompiledSpd compiled;
-    for (const auto& [destination, unused] : by_destination.prefixes()) {
-        const uint32_t destination_class = compiled.class_count++;
-        compiled.destinations.push_back(
-            {.destination = destination, .destination_class = destination_class});
-
-        CoverIndex by_source;
-        for (const uint32_t i : by_destination.covering(destination)) {
-            by_source.add(ordered[i].source, i);
-        }
-        for (const auto& [source, unused_too] : by_source.prefixes()) {
-            const auto first = static_cast<uint32_t>(compiled.entries.size());
-            for (const uint32_t i : by_source.covering(source)) {
-                compiled.entries.push_back(ordered[i]);
-                if (matches_all_packets(ordered[i])) break;
-            }
-            const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
-            if (count > SP_CELL_ENTRIES_MAX) {
-                return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
-                                       " policies with protocols, ports or marks compete for " +
-                                       to_string(source) + " -> " + to_string(destination) +
-                                       ": merge some of them");
-            }
-            compiled.sources.push_back({.destination_class = destination_class,
-                                        .source = source,
-                                        .cell_first = first,
-                                        .cell_count = count});
-            if (compiled.entries.size() > kSpdRowsMax) {
-                return std::unexpected(
-                    "the policies overlap so much that their lookup tables pass " +
-                    std::to_string(kSpdRowsMax) + " rows (at destination " +
-                    to_string(destination) + "): use fewer or disjoint prefixes");
+    std::map<IpPrefix, Class, PrefixLess> classes;
+    for (const auto& [destination, own] : by_destination.prefixes()) {  // wider ones first
+        Class here{
+            .number = compiled.class_count++, .earliest = own.front(), .entries = own.size()};
+        CompiledSpd::DestinationRow row{.destination = destination,
+                                        .destination_class = here.number};
+        const IpPrefix* wider = by_destination.next_wider(destination);
+        bool alone = wider == nullptr;
+        if (!alone) {
+            const Class& above = classes.at(*wider);
+            here.entries += above.entries;
+            here.earliest = std::min(here.earliest, above.earliest);
+            alone = here.entries <= kAloneEntriesMax || above.steps == SP_SPD_CLASSES_MAX;
+            if (!alone) {
+                here.steps = above.steps + 1;
+                row.above = above.number;
+                row.order_above = above.earliest;
             }
         }
+        compiled.destinations.push_back(row);
+        const auto added = alone ? add_sources(compiled, destination, ordered,
+                                               by_destination.covering(destination))
+                                 : add_sources(compiled, destination, ordered, own);
+        if (!added) return std::unexpected(added.error());
+        classes.emplace(destination, here);
     }
     return compiled;
 }
 
 Spd::Side::Side(const CompiledSpd& compiled) {
-    for (const SpdEntry& entry : compiled.entries) {
+    for (const auto& [entry, order] : compiled.entries) {
+        orders.push_back(order);
         candidates.push_back({.policy = entry.policy,
                               .action = entry.action,
                               .protocol = entry.protocol,
@@ -118,24 +159,30 @@ Spd::Side::Side(const CompiledSpd& compiled) {
         candidates[row.cell_first + row.cell_count - 1].last = true;
         sources[row.destination_class].push_back({.prefix = row.source, .value = row.cell_first});
     }
-    for (const auto& entries : sources) {
+    classes.resize(compiled.class_count);
+    for (const auto& row : compiled.destinations) {
+        classes[row.destination_class].above = row.above;
+        classes[row.destination_class].order_above = row.order_above;
+    }
+    for (size_t number = 0; number < sources.size(); ++number) {
+        const auto& entries = sources[number];
         const auto v4 = flatten_v4(entries);
         const auto v6 = flatten_v6(entries);
-        ClassRow row{.only = {},
-                     .v4_first = static_cast<uint32_t>(v4_sources.size()),
-                     .v4_count = static_cast<uint32_t>(v4.size()),
-                     .v6_first = static_cast<uint32_t>(v6_sources.size()),
-                     .v6_count = static_cast<uint32_t>(v6.size())};
+        ClassRow& row = classes[number];
+        row.v4_first = static_cast<uint32_t>(v4_sources.size());
+        row.v4_count = static_cast<uint32_t>(v4.size());
+        row.v6_first = static_cast<uint32_t>(v6_sources.size());
+        row.v6_count = static_cast<uint32_t>(v6.size());
         if (entries.size() == 1 && entries.front().prefix.address.family == Family::v4 &&
             candidates[entries.front().value].last) {
             const IpPrefix& source = entries.front().prefix;
             row.only = candidates[entries.front().value];
+            row.only_order = orders[entries.front().value];
             row.only_v4_first =
                 load_v4(reinterpret_cast<const std::byte*>(source.address.bytes.data()));
             row.only_v4_last =
                 row.only_v4_first | (source.bits == 0 ? ~0u : (1u << (32 - source.bits)) - 1);
         }
-        classes.push_back(row);
         v4_sources.insert(v4_sources.end(), v4.begin(), v4.end());
         v6_sources.insert(v6_sources.end(), v6.begin(), v6.end());
     }
@@ -144,10 +191,13 @@ Spd::Side::Side(const CompiledSpd& compiled) {
 Spd::Spd(const CompiledSpd& outbound, const CompiledSpd& inbound)
     : outbound_(outbound), inbound_(inbound) {}
 
-const Spd::Candidate* Spd::Side::find(const SpdKey& key) const {
+inline const Spd::ClassRow* Spd::Side::class_of(const SpdKey& key) const {
     const uint32_t destination_class = destinations.lookup(key.family, key.destination);
-    if (destination_class == kPrefixMiss) return nullptr;
-    const ClassRow& row = classes[destination_class];
+    return destination_class == kPrefixMiss ? nullptr : &classes[destination_class];
+}
+
+[[gnu::always_inline]] inline const Spd::Candidate* Spd::Side::run_of(const ClassRow& row,
+                                                                      const SpdKey& key) const {
     uint32_t first = kPrefixMiss;
     if (key.family == Family::v4) {
         const uint32_t source = load_v4(key.source);
@@ -163,32 +213,59 @@ const Spd::Candidate* Spd::Side::find(const SpdKey& key) const {
     return first == kPrefixMiss ? nullptr : &candidates[first];
 }
 
-SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
-    const Side& side = direction == SpdDirection::outbound ? outbound_ : inbound_;
-    const Candidate* candidate = side.find(key);
+// Inlined into the lookup of a class that stands alone: nearly all packets.
+[[gnu::always_inline]] inline Spd::Found Spd::Side::find(const ClassRow& row,
+                                                         const SpdKey& key) const {
+    const Candidate* candidate = run_of(row, key);
     if (candidate == nullptr) return {};
     for (;; ++candidate) {
         if (candidate->protocol != 0 && !key.protocol_known) {
-            return {.kind = SpdVerdict::Kind::ports_unknown};
+            return {.verdict = {.kind = SpdVerdict::Kind::ports_unknown}, .by = candidate};
         }
         if (candidate->protocol == 0 || candidate->protocol == key.protocol) {
-            if (!candidate->has_ports) {
-                return {.kind = SpdVerdict::Kind::matched,
-                        .action = candidate->action,
-                        .policy = candidate->policy};
+            if (candidate->has_ports && !key.ports_known) {
+                return {.verdict = {.kind = SpdVerdict::Kind::ports_unknown}, .by = candidate};
             }
-            if (!key.ports_known) return {.kind = SpdVerdict::Kind::ports_unknown};
-            if (key.source_port >= candidate->source_port_lo &&
-                key.source_port <= candidate->source_port_hi &&
-                key.destination_port >= candidate->destination_port_lo &&
-                key.destination_port <= candidate->destination_port_hi) {
-                return {.kind = SpdVerdict::Kind::matched,
-                        .action = candidate->action,
-                        .policy = candidate->policy};
+            if (!candidate->has_ports || (key.source_port >= candidate->source_port_lo &&
+                                          key.source_port <= candidate->source_port_hi &&
+                                          key.destination_port >= candidate->destination_port_lo &&
+                                          key.destination_port <= candidate->destination_port_hi)) {
+                return {.verdict = {.kind = SpdVerdict::Kind::matched,
+                                    .action = candidate->action,
+                                    .policy = candidate->policy},
+                        .by = candidate};
             }
         }
         if (candidate->last) return {};
     }
+}
+
+uint32_t Spd::Side::order_of(const ClassRow& row, const Candidate* by) const {
+    if (by == nullptr) return CompiledSpd::kNone;
+    return by == &row.only ? row.only_order : orders[static_cast<size_t>(by - candidates.data())];
+}
+
+// The earliest entry of the list decides, whichever class it is in.
+SpdVerdict Spd::Side::find_in_all(const ClassRow* row, const SpdKey& key) const {
+    SpdVerdict verdict;
+    uint32_t order = CompiledSpd::kNone;
+    for (;;) {
+        const Found found = find(*row, key);
+        if (const uint32_t its_order = order_of(*row, found.by); its_order < order) {
+            verdict = found.verdict;
+            order = its_order;
+        }
+        if (order <= row->order_above) return verdict;
+        row = &classes[row->above];
+    }
+}
+
+SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
+    const Side& side = direction == SpdDirection::outbound ? outbound_ : inbound_;
+    const ClassRow* row = side.class_of(key);
+    if (row == nullptr) return {};
+    if (row->order_above == CompiledSpd::kNone) return side.find(*row, key).verdict;
+    return side.find_in_all(row, key);
 }
 
 }  // namespace sallyport

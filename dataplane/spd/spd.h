@@ -3,11 +3,16 @@
 
 // The SPD: an ordered list of entries, compiled for lookup by longest prefix.
 //
-// An ordered list of N entries costs N comparisons per packet. Which entries can match a packet
-// depends only on the longest destination prefix that covers its destination and the longest
-// source prefix that covers its source, so those two lookups lead to a short run of candidates
-// in SPD order (a *cell*), of which protocol and ports pick the first. The compiled form gives
-// the verdict of the ordered list in every case (RFC 4301 4.4.1; the property test proves it).
+// An ordered list of N entries costs N comparisons per packet. Entries with the same destination
+// prefix are a *class*. The longest destination prefix that covers a packet's destination names a
+// class, the longest source prefix in it that covers the source a short run of candidates in SPD
+// order (a *cell*), of which protocol and ports pick the first. Entries with wider destinations
+// compete too: either the class holds them as well and stands alone, or the lookup goes on with the
+// class above it (the next wider destination) until no entry there can come earlier in the list
+// than what was found. Few are held as well, so that one lookup decides; many are not, because
+// rows would be a product: with a thousand sites and a thousand clients whose own side is
+// 0.0.0.0/0 every site would hold every client. The compiled form gives the verdict of the ordered
+// list in every case (RFC 4301 4.4.1; the property test proves it).
 //
 // The same compiled rows go into the BPF maps (bpf/abi.h, "SPD") and into Spd, the form workers
 // read, so both sides of the socket agree by construction.
@@ -50,9 +55,12 @@ struct SpdEntry {
 
 // The compiled rows of one direction. Plain data: what control writes into the BPF maps.
 struct CompiledSpd {
+    static constexpr uint32_t kNone = 0xffffffff;
     struct DestinationRow {
         IpPrefix destination;
-        uint32_t destination_class;  // 0 .. class_count - 1
+        uint32_t destination_class;    // 0 .. class_count - 1
+        uint32_t above = kNone;        // class of the next wider destination; none: it stands alone
+        uint32_t order_above = kNone;  // the earliest entry of all classes above
     };
     struct SourceRow {
         uint32_t destination_class;
@@ -62,17 +70,25 @@ struct CompiledSpd {
     };
     std::vector<DestinationRow> destinations;
     std::vector<SourceRow> sources;
-    std::vector<SpdEntry> entries;  // runs of candidates, each run in SPD order
+    struct Candidate {
+        SpdEntry entry;
+        uint32_t order = 0;  // position in the SPD; compared between classes only
+    };
+    std::vector<Candidate> entries;  // runs of candidates, each run in SPD order
     uint32_t class_count = 0;
 };
+
+// A class holds the entries of wider destinations too where all together are at most this many.
+inline constexpr size_t kAloneEntriesMax = 3;
 
 // Rows a compiled direction may have: bounds memory and the time to write them into BPF maps.
 inline constexpr size_t kSpdRowsMax = 1 << 20;
 
 // `ordered`: SPD order, first match decides. Entries behind one that matches every protocol and
 // port of an address pair can never match there and are left out. Fails, with the prefixes in the
-// text, when more than SP_CELL_ENTRIES_MAX entries compete for one address pair or the result has
-// more than kSpdRowsMax rows.
+// text, when more than SP_CELL_ENTRIES_MAX entries compete in one cell or the result has more than
+// kSpdRowsMax rows. Rows grow with the entries and not with their product, as long as destinations
+// are nested less than SP_SPD_CLASSES_MAX deep.
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered);
 
 // What a lookup needs to know of a packet. Addresses point at 4 or 16 bytes in network order.
@@ -133,6 +149,16 @@ class Spd {
         uint32_t v4_count = 0;
         uint32_t v6_first = 0;
         uint32_t v6_count = 0;
+        uint32_t above = CompiledSpd::kNone;  // as in CompiledSpd
+        uint32_t order_above = CompiledSpd::kNone;
+        uint32_t only_order = 0;
+    };
+    static_assert(sizeof(ClassRow) == 64);
+
+    // What a class says, and by which of its candidates.
+    struct Found {
+        SpdVerdict verdict;
+        const Candidate* by = nullptr;
     };
 
     struct Side {
@@ -141,9 +167,14 @@ class Spd {
         std::vector<RangeV4> v4_sources;
         std::vector<RangeV6> v6_sources;
         std::vector<Candidate> candidates;
+        std::vector<uint32_t> orders;  // of candidates
         explicit Side(const CompiledSpd& compiled);
+        [[nodiscard]] const ClassRow* class_of(const SpdKey& key) const;  // null: none
         // The run of candidates for these addresses; null: none.
-        [[nodiscard]] const Candidate* find(const SpdKey& key) const;
+        [[nodiscard]] const Candidate* run_of(const ClassRow& row, const SpdKey& key) const;
+        [[nodiscard]] Found find(const ClassRow& row, const SpdKey& key) const;
+        [[nodiscard]] uint32_t order_of(const ClassRow& row, const Candidate* by) const;
+        [[nodiscard]] SpdVerdict find_in_all(const ClassRow* row, const SpdKey& key) const;
     };
     Side outbound_;
     Side inbound_;

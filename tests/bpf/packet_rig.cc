@@ -451,8 +451,10 @@ void Rig::set_injector(uint32_t index) {
 void Rig::publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
                   const std::vector<std::vector<WorkerId>>& owners,
                   const std::vector<uint32_t>& if_ids) {
-    const auto published =
-        spd_->publish(compile_rows(outbound), compile_rows(inbound), owners, if_ids);
+    const auto rows_out = compile_spd(outbound);
+    const auto rows_in = compile_spd(inbound);
+    if (!rows_out || !rows_in) give_up(rows_out ? rows_in.error() : rows_out.error());
+    const auto published = spd_->publish(*rows_out, *rows_in, owners, if_ids);
     if (!published) give_up(published.error());
 }
 
@@ -577,38 +579,6 @@ SpdEntry to_port(SpdEntry entry, uint16_t destination_port) {
     entry.destination_port_lo = destination_port;
     entry.destination_port_hi = destination_port;
     return entry;
-}
-
-CompiledSpd compile_rows(const std::vector<SpdEntry>& ordered) {
-    CompiledSpd spd;
-    std::vector<IpPrefix> destinations;
-    for (const SpdEntry& entry : ordered) {
-        if (std::ranges::find(destinations, entry.destination) == destinations.end()) {
-            destinations.push_back(entry.destination);
-        }
-    }
-    for (const IpPrefix& destination : destinations) {
-        const uint32_t destination_class = spd.class_count++;
-        spd.destinations.push_back({destination, destination_class});
-        std::vector<IpPrefix> sources;
-        for (const SpdEntry& entry : ordered) {
-            if (entry.destination.contains(destination) &&
-                std::ranges::find(sources, entry.source) == sources.end()) {
-                sources.push_back(entry.source);
-            }
-        }
-        for (const IpPrefix& source : sources) {
-            const auto first = static_cast<uint32_t>(spd.entries.size());
-            for (const SpdEntry& entry : ordered) {
-                if (entry.destination.contains(destination) && entry.source.contains(source)) {
-                    spd.entries.push_back(entry);
-                }
-            }
-            const auto count = static_cast<uint32_t>(spd.entries.size()) - first;
-            spd.sources.push_back({destination_class, source, first, count});
-        }
-    }
-    return spd;
 }
 
 }  // namespace sallyport::packet

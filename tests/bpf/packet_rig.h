@@ -156,8 +156,5 @@ IpPrefix prefix(const std::string& text);
 SpdEntry entry(uint32_t policy, SpdAction action, const char* source, const char* destination,
                uint8_t protocol = 0);
 SpdEntry to_port(SpdEntry entry, uint16_t destination_port);
-// Rows for a few entries, straight from the definition: for each destination prefix and each source
-// prefix the entries that cover both.
-CompiledSpd compile_rows(const std::vector<SpdEntry>& ordered);
 
 }  // namespace sallyport::packet

@@ -55,7 +55,7 @@ CompiledSpd spd_of(const std::vector<SpdEntry>& entries) {
         const uint32_t number = spd.class_count++;
         spd.destinations.push_back({entry.destination, number});
         spd.sources.push_back({number, entry.source, number, 1});
-        spd.entries.push_back(entry);
+        spd.entries.push_back({.entry = entry});
     }
     return spd;
 }

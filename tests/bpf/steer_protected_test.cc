@@ -3,8 +3,12 @@
 
 #include <linux/bpf.h>
 
+#include <algorithm>
+#include <array>
+#include <random>
 #include <set>
 
+#include "dataplane/spd/spd.h"
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
@@ -410,6 +414,92 @@ TEST_F(SteerProtected, checksum_stays_valid) {
         ASSERT_EQ(rig.verdict(program, other_zero, 0, &out), static_cast<uint32_t>(XDP_REDIRECT));
         ASSERT_EQ(checksum(&out[14], 20), 0) << id;
     }
+}
+
+// Prefixes of a small space with routes, so that many nest.
+IpPrefix random_prefix(std::mt19937& random, Family family) {
+    static constexpr std::array<const char*, 4> kBases4 = {"10.2.3.4", "10.2.3.132", "10.2.131.4",
+                                                           "10.130.3.4"};
+    static constexpr std::array<const char*, 4> kBases6 = {
+        "2001:db8:b:9::4", "2001:db8:b:89::4", "2001:db8:b:9:8000::4", "2001:db8:b:8009::4"};
+    const bool is_v4 = family == Family::v4;
+    const IpPrefix whole{
+        .address = *parse_ip_address((is_v4 ? kBases4 : kBases6)[random() % kBases4.size()]),
+        .bits = static_cast<uint8_t>(is_v4 ? 32 : 128)};
+    return shortened(whole, static_cast<uint8_t>(random() % (whole.bits + 1u)));
+}
+
+// Of the ordered list: the first entry that matches, or that would have to see ports.
+sp_drop_reason reason_by_list(const std::vector<SpdEntry>& ordered, const IpAddress& source,
+                              const IpAddress& destination, bool ports_known, uint16_t port) {
+    for (const SpdEntry& entry : ordered) {
+        if (!entry.source.contains(source) || !entry.destination.contains(destination)) continue;
+        if (entry.protocol != 0 && entry.protocol != IPPROTO_TCP) continue;
+        if (entry.has_ports) {
+            if (!ports_known) return SP_DROP_fragment_without_ports;
+            if (port < entry.destination_port_lo || port > entry.destination_port_hi) continue;
+        }
+        return entry.action == SpdAction::discard ? SP_DROP_policy_discard : SP_DROP_no_sa;
+    }
+    return SP_DROP_no_policy;
+}
+
+// With destinations that nest too deep for one class, and deeper than a lookup visits classes.
+TEST_F(SteerProtected, the_first_entry_of_the_list_decides) {
+    const Instance program = load();
+    std::mt19937 random(5);
+    std::set<sp_drop_reason> seen;
+    size_t chained = 0;
+    for (int round = 0; round < 30; ++round) {
+        std::vector<SpdEntry> ordered;
+        for (uint32_t i = 0; i < 60; ++i) {
+            const Family family = random() % 2 == 0 ? Family::v4 : Family::v6;
+            SpdEntry entry{.policy = PolicyId{100 + i},
+                           .action = random() % 2 == 0 ? SpdAction::discard : SpdAction::protect,
+                           .source = random_prefix(random, family),
+                           .destination = random_prefix(random, family)};
+            if (random() % 2 == 0) entry.protocol = random() % 3 != 0 ? IPPROTO_TCP : IPPROTO_UDP;
+            if (entry.protocol != 0 && random() % 2 == 0) {
+                entry = to_port(entry, static_cast<uint16_t>(random() % 3));
+            }
+            ordered.push_back(entry);
+        }
+        const auto compiled = compile_spd(ordered);
+        if (!compiled) continue;  // too many for one cell
+        chained +=
+            static_cast<size_t>(std::ranges::count_if(compiled->destinations, [](const auto& row) {
+                return row.above != CompiledSpd::kNone;
+            }));
+        rig.publish(ordered, {}, {});
+        for (int probe = 0; probe < 40; ++probe) {
+            const Family family = probe % 2 == 0 ? Family::v4 : Family::v6;
+            const uint8_t all = family == Family::v4 ? 32 : 128;
+            const auto address = [&] {
+                IpPrefix one = random_prefix(random, family);
+                while (one.bits != all) one = random_prefix(random, family);
+                return one.address;
+            };
+            const IpAddress source = address();
+            const IpAddress destination = address();
+            const auto port = static_cast<uint16_t>(random() % 3);
+            const bool later = family == Family::v4 && random() % 4 == 0;
+            const std::string from = to_string(source);
+            const std::string to = to_string(destination);
+            const Upper upper = later ? raw(IPPROTO_TCP, Bytes(24)) : tcp({.src = 9, .dst = port});
+            const Bytes frame = family == Family::v4
+                                    ? eth(ip4({.src = from.c_str(),
+                                               .dst = to.c_str(),
+                                               .offset = static_cast<uint16_t>(later ? 3 : 0)},
+                                              upper))
+                                    : eth(ip6({.src = from.c_str(), .dst = to.c_str()}, upper));
+            const sp_drop_reason reason =
+                reason_by_list(ordered, source, destination, !later, port);
+            seen.insert(reason);
+            drop(program, (from + " -> " + to).c_str(), frame, reason);
+        }
+    }
+    EXPECT_EQ(seen.size(), 4u);
+    EXPECT_GT(chained, 30u);
 }
 
 // A new SPD replaces the old one whole; nothing of the old one is left.

@@ -103,13 +103,13 @@ TEST(PolicyControl, WorkersHaveNoPoliciesWithMarks) {
     ASSERT_TRUE(compiled) << compiled.error();
     // In the rows for XDP both compete, though the first matches every protocol and port.
     ASSERT_EQ(compiled->outbound.entries.size(), 4u);
-    EXPECT_EQ(compiled->outbound.entries[0].policy, PolicyId{0});
-    EXPECT_EQ(compiled->outbound.entries[0].ct_mark, 7u);
-    EXPECT_EQ(compiled->outbound.entries[0].ct_mark_mask, 0xffu);
-    EXPECT_EQ(compiled->outbound.entries[1].policy, PolicyId{1});
-    EXPECT_EQ(compiled->outbound.entries[1].ct_mark_mask, 0u);
+    EXPECT_EQ(compiled->outbound.entries[0].entry.policy, PolicyId{0});
+    EXPECT_EQ(compiled->outbound.entries[0].entry.ct_mark, 7u);
+    EXPECT_EQ(compiled->outbound.entries[0].entry.ct_mark_mask, 0xffu);
+    EXPECT_EQ(compiled->outbound.entries[1].entry.policy, PolicyId{1});
+    EXPECT_EQ(compiled->outbound.entries[1].entry.ct_mark_mask, 0u);
     ASSERT_EQ(compiled->inbound.entries.size(), 4u);
-    EXPECT_EQ(compiled->inbound.entries[0].ct_mark, 7u);
+    EXPECT_EQ(compiled->inbound.entries[0].entry.ct_mark, 7u);
 
     const IpAddress from = *parse_ip_address("10.1.1.7");
     const IpAddress to = *parse_ip_address("10.2.3.4");

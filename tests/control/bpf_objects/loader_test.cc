@@ -502,17 +502,17 @@ TEST_F(Loader, bypass_crosses_the_appliance) {
     spd.class_count = 1;
     spd.destinations.push_back({prefix("192.0.2.0/24"), 0});
     spd.sources.push_back({0, prefix("10.1.0.0/24"), 0, 1});
-    spd.entries.push_back({.policy = PolicyId{0},
-                           .action = SpdAction::bypass,
-                           .source = prefix("10.1.0.0/24"),
-                           .destination = prefix("192.0.2.0/24")});
+    spd.entries.push_back({.entry = {.policy = PolicyId{0},
+                                     .action = SpdAction::bypass,
+                                     .source = prefix("10.1.0.0/24"),
+                                     .destination = prefix("192.0.2.0/24")}});
     ASSERT_TRUE(objects.publish_spd(spd, {}, {}));
     for (int i = 0; i < 5; ++i) send_frame();
     EXPECT_EQ(count_frames(wan, peer_mac, 5), 5u);
     EXPECT_EQ(objects.counters(kLan)->totals.redirected, 5u);
     EXPECT_EQ(objects.counters(kWan)->totals.egress_sent, 5u);
 
-    spd.entries[0].action = SpdAction::protect;
+    spd.entries[0].entry.action = SpdAction::protect;
     ASSERT_TRUE(objects.publish_spd(spd, {}, {}));
     send_frame();
     EXPECT_EQ(count_frames(wan, peer_mac, 1), 0u);

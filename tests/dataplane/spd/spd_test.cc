@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "bpf/abi.h"
@@ -126,13 +127,20 @@ SpdVerdict walk(const std::vector<SpdEntry>& ordered, const IpAddress& source,
     return {};
 }
 
+size_t classes_with_others_above(const CompiledSpd& compiled) {
+    return static_cast<size_t>(std::ranges::count_if(
+        compiled.destinations,
+        [](const CompiledSpd::DestinationRow& row) { return row.above != CompiledSpd::kNone; }));
+}
+
 TEST(ConformanceA6, CompiledSpdEqualsTheOrderedList) {
     std::mt19937 random(2);
     int matched = 0;
     int unknown_ports = 0;
-    for (int round = 0; round < 300; ++round) {
+    size_t chained = 0;
+    for (int round = 0; round < 400; ++round) {
         std::vector<SpdEntry> ordered;
-        const size_t count = 1 + random() % 40;
+        const size_t count = 1 + random() % 80;
         for (uint32_t i = 0; i < count; ++i) {
             const Family family = random() % 2 == 0 ? Family::v4 : Family::v6;
             SpdEntry entry{.policy = PolicyId{i},
@@ -151,6 +159,7 @@ TEST(ConformanceA6, CompiledSpdEqualsTheOrderedList) {
         }
         const auto compiled = compile_spd(ordered);
         if (!compiled) continue;  // too many candidates for one pair: refused, by its own test
+        chained += classes_with_others_above(*compiled);
         const Spd spd(*compiled, CompiledSpd{});
         for (int probe = 0; probe < 400; ++probe) {
             const Family family = random() % 2 == 0 ? Family::v4 : Family::v6;
@@ -175,6 +184,7 @@ TEST(ConformanceA6, CompiledSpdEqualsTheOrderedList) {
     }
     EXPECT_GT(matched, 1000);
     EXPECT_GT(unknown_ports, 50);
+    EXPECT_GT(chained, 200u);
 }
 
 TEST(Spd, TooManyCandidatesForOnePairAreRefusedByName) {
@@ -201,6 +211,70 @@ TEST(Spd, AnEmptyListMatchesNothing) {
     const IpAddress any = address("192.0.2.1");
     const SpdKey key{.family = Family::v4, .source = bytes(any), .destination = bytes(any)};
     EXPECT_EQ(spd.lookup(SpdDirection::inbound, key).kind, SpdVerdict::Kind::no_match);
+}
+
+// Sites with a network each on both sides, and clients that send everything through the gateway:
+// inbound every site is inside the destination of every client. 300 and 300 were 90 600 rows.
+TEST(Spd, SitesAndClientsAreNoProduct) {
+    for (const uint32_t count : {100u, 300u, 3000u}) {
+        std::vector<SpdEntry> ordered;
+        for (uint32_t i = 0; i < count; ++i) {
+            IpPrefix ours{.bits = 24};
+            ours.address.bytes = {10, static_cast<uint8_t>(i >> 8), static_cast<uint8_t>(i), 0};
+            IpPrefix site = ours;
+            site.address.bytes[0] = 11;
+            IpPrefix client = ours;
+            client.bits = 32;
+            client.address.bytes[0] = 12;
+            ordered.push_back({.policy = PolicyId{2 * i}, .source = site, .destination = ours});
+            ordered.push_back({.policy = PolicyId{2 * i + 1},
+                               .source = client,
+                               .destination = prefix("0.0.0.0/0")});
+        }
+        const auto compiled = compile_spd(ordered);
+        ASSERT_TRUE(compiled) << compiled.error();
+        EXPECT_LE(compiled->sources.size(), ordered.size());
+        EXPECT_LE(compiled->entries.size(), ordered.size());
+        EXPECT_EQ(classes_with_others_above(*compiled), count);
+        const Spd spd(*compiled, CompiledSpd{});
+        const IpAddress ours = address("10.0.99.1");
+        for (const auto& [from, policy] :
+             {std::pair{address("11.0.99.7"), 198u}, std::pair{address("12.0.7.0"), 15u}}) {
+            const SpdKey key{
+                .family = Family::v4, .source = bytes(from), .destination = bytes(ours)};
+            EXPECT_EQ(to_index(spd.lookup(SpdDirection::outbound, key).policy), policy);
+        }
+    }
+}
+
+TEST(Spd, DestinationsMayNestDeeperThanALookupVisits) {
+    std::vector<SpdEntry> ordered;
+    for (uint32_t bits = 0; bits <= 128; ++bits) {
+        const IpPrefix nested =
+            shortened(prefix("2001:db8::1/128"), static_cast<uint8_t>(128 - bits));
+        ordered.push_back(
+            {.policy = PolicyId{bits}, .source = prefix("2001:db8::/32"), .destination = nested});
+    }
+    std::ranges::shuffle(ordered, std::mt19937(3));  // the order of the list, not of the lengths
+    const auto compiled = compile_spd(ordered);
+    ASSERT_TRUE(compiled) << compiled.error();
+    std::vector<uint32_t> above(compiled->class_count, CompiledSpd::kNone);
+    for (const auto& row : compiled->destinations) above[row.destination_class] = row.above;
+    for (uint32_t row : above) {
+        size_t visited = 2;
+        for (; row != CompiledSpd::kNone; row = above[row]) ++visited;
+        EXPECT_LE(visited - 1, size_t{SP_SPD_CLASSES_MAX});
+    }
+    const Spd spd(*compiled, CompiledSpd{});
+    const IpAddress source = address("2001:db8::5");
+    for (const char* text : {"2001:db8::1", "2001:db8::", "2001:db8::8000:0:0:1", "::", "8000::"}) {
+        const IpAddress destination = address(text);
+        const SpdKey key{
+            .family = Family::v6, .source = bytes(source), .destination = bytes(destination)};
+        EXPECT_EQ(spd.lookup(SpdDirection::outbound, key).policy,
+                  walk(ordered, source, destination, key).policy)
+            << text;
+    }
 }
 
 TEST(Spd, TenThousandDisjointTunnelsStaySmall) {
