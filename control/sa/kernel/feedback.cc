@@ -54,9 +54,11 @@ void Feedback::write_counters(Slot& slot) {
 
 void Feedback::check_limits(Slot& slot) {
     const xfrm::Limits& limits = slot.limits;
-    if (!limits_volume(limits)) return;
+    const bool used_up = is_used_up(slot);
+    if (!limits_volume(limits) && !used_up) return;
     const xfrm::Usage usage = usage_of(slot, work_of(slot));
-    const bool hard = usage.bytes >= limits.hard_bytes || usage.packets >= limits.hard_packets;
+    const bool hard =
+        used_up || usage.bytes >= limits.hard_bytes || usage.packets >= limits.hard_packets;
     const bool soft = usage.bytes >= limits.soft_bytes || usage.packets >= limits.soft_packets;
     if (hard ? slot.hard_reported : !soft || slot.soft_reported) return;
     const xfrm::KernelSa* state = around_.kernel.find(slot.name);
@@ -73,6 +75,8 @@ void Feedback::check_limits(Slot& slot) {
     }
     slot.expiry_failed = false;
     slot.soft_reported = true;
+    slot.rekey_wanted = RekeyPacer::When::always;  // and asked for again, see Handover
+    slot.rekey_asked_at = around_.clock.now();
     slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
 }
 

@@ -27,7 +27,8 @@ class Feedback {
 
     // Of an SA that is installed: what its worker has done since, into the kernel's state.
     void write_counters(Slot& slot);
-    // Tells the IKE daemon of a limit that was reached; at the hard one the kernel deletes it.
+    // Tells the IKE daemon of a limit that was reached; at the hard one, and when its numbers are
+    // used up, the kernel deletes it: the daemon makes a new one.
     void check_limits(Slot& slot);
     void send_rekey_requests(size_t at_most);
 

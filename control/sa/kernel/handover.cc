@@ -121,11 +121,25 @@ void Handover::install_inbound(Slot& slot, InboundSide& side, const xfrm::Kernel
     around_.workers.send(slot.owner(), command::InstallInbound{side.sa.get()});
 }
 
+void Handover::look_after(Slot& slot) {
+    catch_up(slot);
+    extend_if_low(slot);
+    ask_again(slot);
+}
+
+void Handover::compare(Slot& slot, const xfrm::KernelSa& state) {
+    if (slot.phase != Phase::installed || slot.replaced || !is_another(slot, state)) return;
+    slot.replaced = true;
+    around_.another_round(kSoon);
+}
+
 void Handover::catch_up(Slot& slot) {
     InboundSide* side = slot.inbound();
     if (side == nullptr || slot.phase != Phase::installed || !side->catch_up_due) return;
     const auto state = around_.kernel.get(slot.name);
-    if (!state || !same_key(slot, *state)) return;
+    if (!state) return;
+    compare(slot, *state);
+    if (slot.replaced) return;
     side->catch_up_due = false;
     if (state->replay.top <= side->written_top) return;
     side->written_top = state->replay.top;
@@ -284,13 +298,11 @@ void Handover::extend_if_low(Slot& slot) {
 void Handover::extend(Slot& slot) {
     OutboundSide* side = slot.outbound();
     if (side == nullptr || slot.phase != Phase::installed) return;
-    if (side->told >= sequence_end(slot.esn)) {
-        side->extension_due = false;
-        return ask_rekey(slot, RekeyPacer::When::always);
-    }
     // The kernel tells of its own use late, or not at all where it is a packet now and then.
     const auto state = around_.kernel.get(slot.name);
-    if (state && same_key(slot, *state)) advance(slot, *side, *state);
+    if (!state) return;
+    compare(slot, *state);
+    if (!slot.replaced) advance(slot, *side, *state);
 }
 
 // Where `range` does not follow what the worker has, the kernel has sent in between, or may have:
@@ -309,6 +321,8 @@ void Handover::kernel_used(Slot& slot) {
     if (slot.phase != Phase::installed) return;
     const auto state = around_.kernel.get(slot.name);
     if (!state) return;
+    compare(slot, *state);
+    if (slot.replaced) return;
     if (const InboundSide* side = slot.inbound()) {
         if (state->replay.top <= std::max(side->written_top, work_of(slot).top)) return;
         if (!std::exchange(slot.used_warned, true)) {
@@ -320,9 +334,7 @@ void Handover::kernel_used(Slot& slot) {
         return;
     }
     OutboundSide& side = *slot.outbound();
-    if (same_key(slot, *state) && kernel_has_sent(slot, side, *state)) {
-        advance(slot, side, *state);
-    }
+    if (kernel_has_sent(slot, side, *state)) advance(slot, side, *state);
 }
 
 // With numbers behind those that were asked for; the answer to the last may have been lost.
@@ -335,6 +347,7 @@ bool Handover::kernel_has_sent(const Slot& slot, const OutboundSide& side,
 void Handover::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
     const uint64_t first = next_unused(slot, state);
     if (first >= sequence_end(slot.esn)) {
+        side.nothing_left = true;
         side.extension_due = false;
         return ask_rekey(slot, RekeyPacer::When::always);
     }
@@ -346,6 +359,7 @@ void Handover::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& sta
         return;
     }
     tell_range(slot, side, *range);
+    if (range->end >= sequence_end(slot.esn)) ask_rekey(slot, RekeyPacer::When::always);
     if (sent_before || range->first > first) note_round(slot, state);
 }
 
@@ -381,8 +395,21 @@ void Handover::note_round(Slot& slot, const xfrm::KernelSa& state) {
 }
 
 void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {
-    if (slot.rekey_asked) return;
-    slot.rekey_asked = pacer_.ask(slot.name, slot.decision.group, around_.clock.now(), when);
+    const auto now = around_.clock.now();
+    if (slot.rekey_wanted && (*slot.rekey_wanted == when || when == RekeyPacer::When::paced)) {
+        return;  // ask_again() does
+    }
+    slot.rekey_wanted = when;
+    slot.rekey_asked_at = now;
+    pacer_.ask(slot.name, slot.decision.group, now, when);
+}
+
+// One that is rekeyed goes soon after.
+void Handover::ask_again(Slot& slot) {
+    const auto now = around_.clock.now();
+    if (!slot.rekey_wanted || now - slot.rekey_asked_at < kAskAgain) return;
+    slot.rekey_asked_at = now;
+    pacer_.ask(slot.name, slot.decision.group, now, *slot.rekey_wanted);
 }
 
 // ---- with the kernel ---------------------------------------------------------------------------
@@ -522,8 +549,7 @@ bool Handover::write_back(Slot& slot) {
     const bool done = hand_back(slot);
     // The kernel goes on with it: a second sender under the key.
     if (slot.outbound() != nullptr && slot.phase == Phase::installed && work_of(slot).packets > 0) {
-        slot.rekey_asked = pacer_.ask(slot.name, slot.decision.group, around_.clock.now(),
-                                      RekeyPacer::When::always);
+        ask_rekey(slot, RekeyPacer::When::always);
     }
     return done;
 }
@@ -538,7 +564,7 @@ void Handover::take(const event::SequenceLow& news) {
 }
 
 void Handover::take(const event::SequenceExhausted& news) {
-    if (Slot* slot = slots_.find(news.id)) ask_rekey(*slot);
+    if (Slot* slot = slots_.find(news.id)) ask_rekey(*slot, RekeyPacer::When::always);
 }
 
 void Handover::take(const event::InboundRetired& news) {

@@ -117,6 +117,9 @@ class Handover {
     // The first is for a route that is not there yet, the second for its successor; more cost
     // transit packets.
     static constexpr unsigned kRoundsMax = 2;
+    // A request to rekey that is not obeyed is made again after this. Shorter, and an IKE daemon
+    // whose peer does not answer is asked while it is still at it.
+    static constexpr std::chrono::seconds kAskAgain{30};
     static constexpr const char* kHostUsesIt = "traffic of this host uses it";
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 
@@ -137,19 +140,19 @@ class Handover {
     void steer(const xfrm::KernelSa& state, const SaDecision& decision, bool group_is_served);
     // Takes a step with one that is steered, if it is time: read, reserve, install.
     void go_on(Slot& slot);
-    // Inbound, once, some time after it was installed: what the kernel has accepted since it was
-    // read counts as received.
-    void catch_up(Slot& slot);
+    // Of one that is installed, all kTick: what can have been missed.
+    void look_after(Slot& slot);
     // Of an inbound SA that is installed, to those of its decision.
     void change_selectors(Slot& slot, const xfrm::KernelSa& state);
 
     // --- reservations
-    void extend(Slot& slot);
-    // A worker asks once; where its word was lost the numbers themselves tell.
-    void extend_if_low(Slot& slot);
     // The kernel itself has used a state that a worker serves: outbound, traffic of this host that
     // was not routed into sp0; inbound, packets that came in by a device which is no port.
     void kernel_used(Slot& slot);
+
+    // `state`: as it was read just now, because messages may have been lost. One that was deleted
+    // and added again is removed, and then comes.
+    void compare(Slot& slot, const xfrm::KernelSa& state);
 
     // --- with the kernel
     // The key of a state has been used further than its counters say, as far as is known without
@@ -182,6 +185,13 @@ class Handover {
     void forget_kept(const xfrm::RegisterChanges& changes);
 
   private:
+    // Inbound, once, some time after it was installed: what the kernel has accepted since it was
+    // read counts as received.
+    void catch_up(Slot& slot);
+    void extend(Slot& slot);
+    // A worker asks once; where its word was lost the numbers themselves tell.
+    void extend_if_low(Slot& slot);
+    void ask_again(Slot& slot);
     [[nodiscard]] bool is_settled(const Slot& slot) const;
     [[nodiscard]] xfrm::Replay raised(const xfrm::KernelSa& state,
                                       const std::optional<xfrm::StateDirection>& direction) const;

@@ -140,6 +140,9 @@ void KernelSas::read_again() {
         return;
     }
     changes_.resync = false;
+    for (const auto& [name, slot] : slots_.by_name()) {
+        if (const xfrm::KernelSa* state = register_.find(name)) handover_.compare(*slot, *state);
+    }
     next_round_.in(kCoalesce);
 }
 
@@ -202,8 +205,7 @@ void KernelSas::on_tick() {
     look_at_used(std::exchange(changes_.used, {}));
     for (const auto& [name, slot] : slots_.by_name()) {
         if (slot->phase != Phase::installed) continue;
-        handover_.catch_up(*slot);
-        handover_.extend_if_low(*slot);
+        handover_.look_after(*slot);
         if (feedback) feedback_.write_counters(*slot);
         feedback_.check_limits(*slot);
     }

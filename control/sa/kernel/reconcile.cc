@@ -25,7 +25,7 @@ bool is_kept(const Handover& handover, const xfrm::SaName& name,
 // The state that the slot was made from.
 bool Reconciler::has_gone(const Slot& slot, const xfrm::RegisterChanges& changes) const {
     const xfrm::KernelSa* state = around_.kernel.find(slot.name);
-    if (state == nullptr || changes.removed.contains(slot.name)) return true;
+    if (state == nullptr || slot.replaced || changes.removed.contains(slot.name)) return true;
     return changes.added.contains(slot.name) &&
            !(same_key(slot, *state) && state->source == slot.source && state->esn == slot.esn &&
              state->replay.window == slot.replay.window);

@@ -4,6 +4,7 @@
 namespace sallyport::control {
 
 bool RekeyPacer::ask(const xfrm::SaName& name, PolicyId group, Time now, When when) {
+    if (queued_.contains(name)) return true;
     if (when == When::paced) {
         Pace& pace = paces_[group];
         if (pace.asked == 0 || now - pace.since > kPause) pace = {.since = now};
@@ -11,6 +12,7 @@ bool RekeyPacer::ask(const xfrm::SaName& name, PolicyId group, Time now, When wh
         ++pace.asked;
     }
     queue_.push_back(name);
+    queued_.insert(name);
     return true;
 }
 
@@ -18,6 +20,7 @@ std::optional<xfrm::SaName> RekeyPacer::next() {
     if (queue_.empty()) return std::nullopt;
     const xfrm::SaName name = queue_.front();
     queue_.pop_front();
+    queued_.erase(name);
     return name;
 }
 

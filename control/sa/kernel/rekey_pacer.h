@@ -7,7 +7,7 @@
 // the kernel goes on sending for a group beside the worker, each successor has two senders too:
 // without a limit it would be rekeyed for ever. So a group is asked for a few within kPause; what
 // is about to end (`always`) is asked for whatever was before. The requests leave at most
-// kPerSecond.
+// kPerSecond. One that is not obeyed is made again (Handover::kAskAgain).
 //
 // Owner: control thread.
 
@@ -16,6 +16,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "control/xfrm/values.h"
 #include "dataplane/base/ids.h"
@@ -38,7 +39,7 @@ class RekeyPacer {
     // predecessor.
     explicit RekeyPacer(size_t workers) : asked_max_(2 * (workers + 1)) {}
 
-    // False: the group has been asked for often enough of late.
+    // False: the group has been asked for often enough of late. One that is waiting goes on.
     bool ask(const xfrm::SaName& name, PolicyId group, Time now, When when);
     // In the order in which they were asked for.
     std::optional<xfrm::SaName> next();
@@ -52,6 +53,7 @@ class RekeyPacer {
     size_t asked_max_;
     std::map<PolicyId, Pace> paces_;
     std::deque<xfrm::SaName> queue_;
+    std::set<xfrm::SaName> queued_;  // the same
 };
 
 }  // namespace sallyport::control

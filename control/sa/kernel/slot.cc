@@ -54,6 +54,18 @@ bool same_key(const Slot& slot, const xfrm::KernelSa& state) {
     return digest_of_key(state.key.bytes()) == slot.memory_name.key;
 }
 
+bool is_another(const Slot& slot, const xfrm::KernelSa& state) {
+    if (!same_key(slot, state) || state.usage.add_time > slot.base.add_time) return true;
+    if (const OutboundSide* side = slot.outbound()) return next_of(state.replay) < side->reserved;
+    return state.replay.top < slot.inbound()->written_top;
+}
+
+bool is_used_up(const Slot& slot) {
+    const OutboundSide* side = slot.outbound();
+    return side != nullptr && side->nothing_left && side->sa != nullptr &&
+           side->sa->sequence_next.read() >= side->told;
+}
+
 bool used_by_kernel(const xfrm::KernelSa& state) {
     return state.replay.sent > 0 || state.replay.top > 0 || state.usage.packets > 0;
 }

@@ -14,6 +14,7 @@
 #include <variant>
 
 #include "control/adoption/decide.h"
+#include "control/sa/kernel/rekey_pacer.h"
 #include "control/sa/kernel/sequence_memory.h"
 #include "control/xfrm/values.h"
 #include "dataplane/sa/sa.h"
@@ -31,6 +32,7 @@ struct OutboundSide {
     uint64_t told_at = 1;    // the number that it was at then
     std::chrono::steady_clock::time_point told_when;
     bool extension_due = false;
+    bool nothing_left = false;  // to be reserved
 };
 
 struct InboundSide {
@@ -72,7 +74,11 @@ struct Slot {
     bool soft_reported = false;
     bool hard_reported = false;
     bool expiry_failed = false;  // said once, not at every attempt
-    bool rekey_asked = false;
+    // That it is asked to be rekeyed, and when it was last.
+    std::optional<RekeyPacer::When> rekey_wanted;
+    std::chrono::steady_clock::time_point rekey_asked_at;
+    // The state is another one than was taken over, though nobody said so: see is_another().
+    bool replaced = false;
     bool used_warned = false;
 
     [[nodiscard]] OutboundSide* outbound() { return std::get_if<OutboundSide>(&side); }
@@ -101,6 +107,12 @@ uint64_t next_of(const xfrm::Replay& replay);
 // has no name there, and a fresh one has nothing to remember.
 void remember(SequenceMemory& memory, const xfrm::KernelSa& last);
 bool same_key(const Slot& slot, const xfrm::KernelSa& state);
+// Of an SA that is installed: the state of its key is not the one that was taken over but was added
+// since, because it has numbers below those that were put into that one, or is younger. `state`: as
+// it is now, all that was written is in it.
+bool is_another(const Slot& slot, const xfrm::KernelSa& state);
+// No number is left to send with, and none can be reserved.
+bool is_used_up(const Slot& slot);
 // By one that has counted a packet in either direction.
 bool used_by_kernel(const xfrm::KernelSa& state);
 

@@ -147,6 +147,7 @@ struct State {
     uint64_t packets = 0;
     uint64_t bytes = 0;
     uint64_t arrival = 0;
+    uint64_t add_time = 0;
     uint64_t own = 0;  // last number that the kernel itself has used, or alone knows to be used
     // It came with counters older than those that it had before it was deleted, and nobody has
     // raised them since: until then the kernel itself would repeat numbers.
@@ -168,6 +169,7 @@ inline xfrm::KernelSa to_kernel_sa(const State& state) {
     sa.key = SecretBytes(key_bytes(state.key));
     sa.usage.packets = state.packets;
     sa.usage.bytes = state.bytes;
+    sa.usage.add_time = state.add_time;
     sa.replay = {.window = 64, .sent = state.sent, .top = state.top};
     return sa;
 }
@@ -185,7 +187,7 @@ class Kernel {
     std::deque<Notice> notices;  // on their way to whoever listens
 
     void add(State state) {
-        state.arrival = ++arrivals_;
+        state.arrival = state.add_time = ++arrivals_;
         notices.push_back({Notice::Kind::added, state});
         states.insert_or_assign(state.name, state);
     }
@@ -234,6 +236,7 @@ class Kernel {
         if (update.usage) {
             state.packets = update.usage->packets;
             state.bytes = update.usage->bytes;
+            if (update.usage->add_time != 0) state.add_time = update.usage->add_time;
         }
         if (!update.replay) return true;
         const uint64_t now = state.outbound ? state.sent : state.top;

@@ -45,6 +45,7 @@ struct Simulation::Daemon {
             auto state = model.get(name);
             if (!state) return state;
             if (mistake == Mistake::kernel_looks_quiet) state->usage = {};
+            if (mistake == Mistake::replaced_unnoticed) state->usage.add_time = 0;
             const auto claim = claims.find(name);
             if (claim != claims.end()) {
                 state->replay.sent = std::max(state->replay.sent, claim->second);
@@ -63,6 +64,9 @@ struct Simulation::Daemon {
                 claims[state.name] = update.replay->sent;
                 debts.emplace_back(state.name, update);
                 return {};
+            }
+            if (reserves && mistake == Mistake::replaced_unnoticed) {
+                claims[state.name] = update.replay->sent;
             }
             if (mistake == Mistake::kernel_left_behind && !has_slot(state.name)) return {};
             return model.write_counters(state, update);
@@ -463,10 +467,27 @@ void Simulation::control_misses() {
     if (!daemon_) return;
     const bool loses_numbers =
         std::ranges::any_of(kernel_.notices, [this](const Kernel::Notice& notice) {
-            return notice.kind == Kernel::Notice::Kind::removed && is_behind(notice.state);
+            return notice.kind == Kernel::Notice::Kind::removed && is_behind(notice.state) &&
+                   !is_known(notice.state);
         });
     if (loses_numbers && options_.gap != KnownGap::deletion_is_missed) return;
     daemon_->model.read_again();
+    if (options_.mistake == Mistake::replaced_unnoticed) return;
+    for (const auto& [name, slot] : daemon_->slots.by_name()) {
+        if (const auto* state = daemon_->model.find(name)) daemon_->handover.compare(*slot, *state);
+    }
+}
+
+// What the kernel itself has used of `gone` is known without the message about its deletion.
+bool Simulation::is_known(const State& gone) const {
+    const SequenceMemory::Name name = memory_name_of(to_kernel_sa(gone));
+    const SequenceMemory::State used = daemon_->memory.find(name);
+    uint64_t last = gone.outbound ? used.outbound_next - 1 : used.inbound_top;
+    daemon_->slots.for_each([&](const Slot& slot) {
+        if (slot.memory_name != name || slot.inbound() == nullptr) return;
+        last = std::max({last, work_of(slot).top, slot.inbound()->written_top});
+    });
+    return gone.own <= last;
 }
 
 Reconciler::Decisions Simulation::decide() const {
@@ -514,8 +535,7 @@ void Simulation::tick(bool feedback) {
     for (auto& worker : workers_) worker->flush();
     for (const auto& [name, slot] : daemon_->slots.by_name()) {
         if (slot->phase != Phase::installed) continue;
-        daemon_->handover.catch_up(*slot);
-        daemon_->handover.extend_if_low(*slot);
+        daemon_->handover.look_after(*slot);
         if (feedback) daemon_->feedback.write_counters(*slot);
         daemon_->feedback.check_limits(*slot);
     }

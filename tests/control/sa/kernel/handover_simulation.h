@@ -44,7 +44,7 @@ enum class KnownGap : uint8_t {
     // An SA was added again with older counters, and the kernel serves it before they are raised.
     kernel_serves_before_counters_are_raised,
     // An SA was added again with older counters, and the message that told the last numbers of the
-    // one before is lost: the socket was full.
+    // one before, which the kernel itself had used, is lost: the socket was full.
     deletion_is_missed,
     // Packets of an SA that a worker serves also come in by a device that is no port.
     device_that_is_no_port,
@@ -58,6 +58,7 @@ enum class Mistake : uint8_t {
     written_back_too_early,     // before the worker has let go
     last_counters_forgotten,    // of a state that goes
     kernel_left_behind,         // a state that no worker takes keeps its old counters
+    replaced_unnoticed,         // a state added again whose messages were lost
     kernel_looks_quiet,         // what it sends between a look and a reservation is not seen
 };
 
@@ -124,6 +125,7 @@ class Simulation {
     [[nodiscard]] Reconciler::Decisions decide() const;
     [[nodiscard]] bool kernel_may_serve(const State& state) const;
     [[nodiscard]] bool is_behind(const State& gone) const;
+    [[nodiscard]] bool is_known(const State& gone) const;
     [[nodiscard]] bool some_are_behind() const;
     State* some_state(bool outbound);
     State* newest_outbound();

@@ -110,6 +110,10 @@ TEST(HandoverSimulation, NoticesThatWhatTheKernelSendsMeanwhileIsNotCounted) {
     expect_found({.mistake = Mistake::kernel_looks_quiet}, kSentTwice);
 }
 
+TEST(HandoverSimulation, NoticesThatAStateAddedAgainIsNotNoticed) {
+    expect_found({.mistake = Mistake::replaced_unnoticed}, "twice");
+}
+
 // ---- known gaps: what needs another protocol with the kernel -----------------------------------
 //
 // Not promises: each shows what is left out above, and fails when it is there no more. Then it goes

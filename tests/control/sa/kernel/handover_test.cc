@@ -119,8 +119,7 @@ class HandoverTest : public ::testing::Test {
         time_.at += seconds(1);
         for (const auto& [known, each] : slots_.by_name()) {
             if (each->phase != Phase::installed) continue;
-            handover_.catch_up(*each);
-            handover_.extend_if_low(*each);
+            handover_.look_after(*each);
             feedback_.write_counters(*each);
             feedback_.check_limits(*each);
         }
@@ -149,6 +148,30 @@ class HandoverTest : public ::testing::Test {
         if (sa.sequence_next.read() < sa.sequence_low_water) return;
         handover_.take(event::SequenceLow{.id = sa.id, .next = sa.sequence_next.read()});
         obey();
+    }
+    // Same name and key, and nobody hears of it.
+    State& add_again_unheard(bool outbound, uint64_t used) {
+        State state = kernel_.states.at(name(outbound));
+        (outbound ? state.sent : state.top) = used;
+        kernel_.remove(state.name);
+        kernel_.add(state);
+        kernel_.notices.clear();
+        return kernel_.states.at(state.name);
+    }
+    // As KernelSas::read_again().
+    void read_again() {
+        registered_.read_again();
+        for (const auto& [known, each] : slots_.by_name()) {
+            if (const xfrm::KernelSa* state = registered_.find(known)) {
+                handover_.compare(*each, *state);
+            }
+        }
+    }
+    // Those who are asked to be rekeyed.
+    std::vector<xfrm::SaName> asked() {
+        std::vector<xfrm::SaName> out;
+        while (const auto next = pacer_.next()) out.push_back(*next);
+        return out;
     }
     void kernel_sends(uint64_t count = 1) {
         kernel_.send(kernel_.states.at(name(true)), count, "the kernel");
@@ -310,9 +333,147 @@ TEST_F(HandoverTest, ABlockIsWhatTheSaSendsInTenSeconds) {
 TEST_F(HandoverTest, OneThatComesBackHasABlockByWhatItHasSent) {
     State& state = add(true, 5'000'000);
     state.packets = 5'000'000;
-    time_.of_day = 100;  // and it was made at 0
+    state.add_time = 100;
+    time_.of_day = 200;
     round();
     EXPECT_EQ(state.sent, 5'000'000 + 500'000);
+}
+
+// ---- states that were added again, and nobody said so ------------------------------------------
+
+TEST_F(HandoverTest, AnOutboundStateWithLowerNumbersIsAnother) {
+    add(true);
+    round();
+    worker_sends(1000);
+    const SaId before = slot(true).id;
+    const uint64_t reserved = sender().sequence_reserved;
+    const State& state = add_again_unheard(true, 10);
+    read_again();
+    round();
+    EXPECT_NE(slot(true).id, before);
+    EXPECT_GE(sender().sequence_next.read(), reserved);
+    EXPECT_GT(state.sent, reserved);
+    worker_sends(1000);
+    kernel_sends(1000);
+}
+
+TEST_F(HandoverTest, AnExtensionNoticesItToo) {
+    add(true);
+    round();
+    const uint64_t reserved = sender().sequence_reserved;
+    const State& state = add_again_unheard(true, 10);
+    worker_sends(kSequenceBlock32 / 2);
+    EXPECT_EQ(state.sent, 10u) << "nothing is written into it as if it were the one before";
+    round();
+    EXPECT_GE(sender().sequence_next.read(), reserved);
+    worker_sends(1000);
+    kernel_sends(1000);
+}
+
+TEST_F(HandoverTest, AnInboundStateWithALowerTopIsAnother) {
+    add(false, 5);
+    round();
+    slot(false).inbound()->sa->replay.commit(20);
+    slot(false).inbound()->sa->packets.add(1);
+    tick();
+    ASSERT_EQ(kernel_.states.at(name(false)).top, 20u);
+    const SaId before = slot(false).id;
+    add_again_unheard(false, 5);
+    read_again();
+    round();
+    EXPECT_NE(slot(false).id, before);
+    EXPECT_EQ(slot(false).inbound()->sa->replay.top(), 20u);
+}
+
+TEST_F(HandoverTest, AYoungerStateIsAnother) {
+    add(false, 5);
+    round();
+    const SaId before = slot(false).id;
+    add_again_unheard(false, 5);
+    read_again();
+    round();
+    EXPECT_NE(slot(false).id, before);
+}
+
+TEST_F(HandoverTest, TheSameStateIsNotAnother) {
+    add(true);
+    add(false, 5);
+    round();
+    worker_sends(kSequenceBlock32 / 2);
+    tick();
+    const SaId out = slot(true).id;
+    const SaId in = slot(false).id;
+    read_again();
+    round();
+    EXPECT_EQ(slot(true).id, out);
+    EXPECT_EQ(slot(false).id, in);
+}
+
+// ---- requests to rekey -------------------------------------------------------------------------
+
+TEST_F(HandoverTest, ARequestThatIsNotObeyedIsMadeAgain) {
+    add(true, 100);
+    round();
+    EXPECT_EQ(asked().size(), 1u) << "the kernel has used its key";
+    for (int i = 0; i < 3; ++i) {
+        time_.at += Handover::kAskAgain - milliseconds(1);
+        handover_.look_after(slot(true));
+        EXPECT_EQ(asked().size(), 0u);
+        time_.at += milliseconds(1);
+        handover_.look_after(slot(true));
+        handover_.look_after(slot(true));
+        EXPECT_EQ(asked().size(), 1u);
+    }
+}
+
+TEST_F(HandoverTest, WhoNeedsNoNewKeyIsNotAsked) {
+    add(true);
+    round();
+    worker_sends(10);
+    time_.at += 2 * Handover::kAskAgain;
+    handover_.look_after(slot(true));
+    EXPECT_EQ(asked().size(), 0u);
+}
+
+TEST_F(HandoverTest, ASoftLimitIsToldAgain) {
+    State& state = add(true);
+    round();
+    slot(true).limits.soft_packets = 10;
+    worker_sends(10);
+    tick();
+    EXPECT_TRUE(slot(true).soft_reported);
+    time_.at += Handover::kAskAgain;
+    handover_.look_after(slot(true));
+    EXPECT_EQ(asked(), std::vector{state.name});
+}
+
+// The request of before does not stand in the way of the one that cannot wait.
+TEST_F(HandoverTest, TheEndOfTheNumbersIsToldWhateverWasAskedBefore) {
+    State& state = add(true, kSequenceEnd32 - 1 - 3 * kSequenceBlockMin32 / 2);
+    round();
+    EXPECT_EQ(asked().size(), 1u);
+    worker_sends(kSequenceBlockMin32 / 2);
+    EXPECT_EQ(state.sent, kSequenceEnd32 - 1) << "the last block";
+    EXPECT_EQ(asked(), std::vector{state.name});
+    worker_sends(kSequenceBlockMin32 / 2);
+    EXPECT_EQ(asked().size(), 0u);
+    time_.at += Handover::kAskAgain;
+    handover_.look_after(slot(true));
+    EXPECT_EQ(asked(), std::vector{state.name});
+}
+
+TEST_F(HandoverTest, OneWithoutNumbersEnds) {
+    add(true, kSequenceEnd32 - 1 - 1000);
+    round();
+    worker_sends(999);
+    tick();
+    EXPECT_TRUE(kernel_.states.contains(name(true)));
+    worker_sends(1);
+    tick();
+    EXPECT_FALSE(kernel_.states.contains(name(true)))
+        << "a hard expiry: the IKE daemon makes a new one";
+    round();
+    EXPECT_EQ(slots_.size(), 0u);
 }
 
 // ---- inbound -----------------------------------------------------------------------------------

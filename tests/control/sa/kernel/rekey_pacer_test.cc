@@ -26,6 +26,16 @@ TEST(RekeyPacer, KeepsTheOrder) {
     EXPECT_EQ(pacer.next(), std::nullopt);
 }
 
+TEST(RekeyPacer, OneThatWaitsIsNotAskedTwice) {
+    RekeyPacer pacer(1);
+    EXPECT_TRUE(pacer.ask(name(1), kGroup, kStart, kPaced));
+    EXPECT_TRUE(pacer.ask(name(1), kGroup, kStart, RekeyPacer::When::always));
+    EXPECT_EQ(pacer.waiting(), 1u);
+    EXPECT_EQ(pacer.next(), name(1));
+    EXPECT_TRUE(pacer.ask(name(1), kGroup, kStart, kPaced));
+    EXPECT_EQ(pacer.waiting(), 1u);
+}
+
 TEST(RekeyPacer, AGroupIsAskedForTwoOfEachWorkerAndFallback) {
     RekeyPacer pacer(2);
     for (uint32_t i = 0; i < 6; ++i) EXPECT_TRUE(pacer.ask(name(i), kGroup, kStart, kPaced));
@@ -38,6 +48,8 @@ TEST(RekeyPacer, AfterAPauseAGroupIsAskedAgain) {
     RekeyPacer pacer(1);
     for (uint32_t i = 0; i < 4; ++i) EXPECT_TRUE(pacer.ask(name(i), kGroup, kStart, kPaced));
     EXPECT_FALSE(pacer.ask(name(4), kGroup, kStart + RekeyPacer::kPause, kPaced));
+    while (pacer.next()) {
+    }
     const auto later = kStart + RekeyPacer::kPause + std::chrono::seconds(1);
     for (uint32_t i = 0; i < 4; ++i) EXPECT_TRUE(pacer.ask(name(i), kGroup, later, kPaced));
     EXPECT_FALSE(pacer.ask(name(4), kGroup, later, kPaced));
