@@ -156,6 +156,7 @@ void Daemon::handle(const Event& event) {
 void Daemon::tick() {
     appliance_->source().tick();
     if (++ticks_ % kAuditTicks == 0) audits_->look();
+    log_.flush();
     timer_.expires_after(kTick);
     timer_.async_wait([this](ErrorCode error) {
         if (!error) tick();

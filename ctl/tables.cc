@@ -169,6 +169,10 @@ std::string format_status(const json::value& result) {
         out += "DEGRADED            earlier policies are in force than xfrm has: " +
                text_of(*not_published) + "\n";
     }
+    if (get_number(result, "log_lines_lost") > 0) {
+        out += "log                 its reader stood still: " + get(result, "log_lines_lost") +
+               " lines are lost\n";
+    }
     const json::value* notes = find(result, "notes");
     if (notes != nullptr && notes->is_array()) {
         for (const json::value& note : notes->get_array()) {

@@ -58,6 +58,7 @@ Rows status_object(const Appliance& appliance, const Log& log, std::chrono::seco
                           {"in_kernel", frames.in_kernel},
                           {"in_workers", frames.total > known ? frames.total - known : 0},
                           {"hugepages", appliance.memory().on_hugepages()}}},
+                        {"log_lines_lost", log.lines_lost()},
                         {"notes", std::move(notes)}};
 }
 

@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
@@ -41,6 +42,9 @@ class Session : public std::enable_shared_from_this<Session> {
         : socket_(std::move(socket)), registry_(std::move(registry)) {}
 
     void start() { read(); }
+
+    // When it asked last; began, where it never did. What is no whole request does not count.
+    [[nodiscard]] std::chrono::steady_clock::time_point asked_last() const { return asked_last_; }
 
     // Sends `line` as the last thing.
     void refuse(std::string_view line) {
@@ -86,6 +90,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
     void handle_line(std::string_view line) {
         if (line.size() > kRequestBytesMax) return refuse_long_line();
+        asked_last_ = std::chrono::steady_clock::now();
         const auto registry = registry_.lock();
         if (!registry) return close();
         const auto request = parse_request(line);
@@ -129,6 +134,7 @@ class Session : public std::enable_shared_from_this<Session> {
     std::string waiting_;   // answers not yet given to the kernel
     std::string writing_;   // the write in progress
     bool closing_ = false;
+    std::chrono::steady_clock::time_point asked_last_ = std::chrono::steady_clock::now();
 };
 
 std::expected<void, std::string> remove_stale_socket(const std::filesystem::path& path) {
@@ -162,8 +168,10 @@ uint64_t inode_of(const std::filesystem::path& path) {
 }  // namespace
 
 struct Server::State : std::enable_shared_from_this<Server::State> {
-    State(asio::io_context& context, std::filesystem::path file, Handler handler)
-        : acceptor(context),
+    State(asio::io_context& context, std::filesystem::path file, Handler handler,
+          std::chrono::milliseconds may_be_silent)
+        : silence(may_be_silent),
+          acceptor(context),
           pause(context),
           path(std::move(file)),
           registry(std::make_shared<Registry>()) {
@@ -190,7 +198,7 @@ struct Server::State : std::enable_shared_from_this<Server::State> {
 
     void admit(Protocol::socket socket) {
         auto session = std::make_shared<Session>(std::move(socket), registry);
-        if (registry->sessions.size() >= kClientsMax) {
+        if (registry->sessions.size() >= kClientsMax && !make_room()) {
             session->refuse(encode_error("too many clients: 16 are served at once, try again"));
             return;
         }
@@ -198,6 +206,17 @@ struct Server::State : std::enable_shared_from_this<Server::State> {
         session->start();
     }
 
+    // False: all of them have just asked.
+    bool make_room() {
+        const auto silent = std::ranges::min_element(
+            registry->sessions, {}, [](const auto& session) { return session->asked_last(); });
+        if (std::chrono::steady_clock::now() - (*silent)->asked_last() < silence) return false;
+        const std::shared_ptr<Session> one = *silent;  // close() takes it out of the set
+        one->close();
+        return true;
+    }
+
+    std::chrono::milliseconds silence;
     Protocol::acceptor acceptor;
     asio::steady_timer pause;
     std::filesystem::path path;
@@ -207,7 +226,8 @@ struct Server::State : std::enable_shared_from_this<Server::State> {
 
 std::expected<Server, std::string> Server::listen(asio::io_context& context,
                                                   const std::filesystem::path& path,
-                                                  Handler handler) {
+                                                  Handler handler,
+                                                  std::chrono::milliseconds silence) {
     if (path.native().size() >= sizeof(sockaddr_un::sun_path)) {
         return std::unexpected("control_socket '" + path.string() +
                                "' is too long: a socket path has at most 107 bytes");
@@ -222,7 +242,7 @@ std::expected<Server, std::string> Server::listen(asio::io_context& context,
     }
     if (auto removed = remove_stale_socket(path); !removed) return std::unexpected(removed.error());
 
-    auto state = std::make_shared<State>(context, path, std::move(handler));
+    auto state = std::make_shared<State>(context, path, std::move(handler), silence);
     ErrorCode error;
     const mode_t old_mask = umask(0117);  // the file is made with mode 0660, never wider
     state->acceptor.open(Protocol(), error);

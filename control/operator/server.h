@@ -5,11 +5,13 @@
 //
 // Limits, because clients are not trusted to behave: a request line, the answers that wait for a
 // slow client, and the number of clients at once. Who breaks one is disconnected; the others and
-// the daemon do not notice. Access is by file mode: owner and group of the daemon.
+// the daemon do not notice. Where all places are taken, the client that has been silent longest
+// gives its own to a new one. Access is by file mode: owner and group of the daemon.
 //
 // Owner: control thread; everything runs in handlers of its io_context.
 
 #include <boost/asio/io_context.hpp>
+#include <chrono>
 #include <cstddef>
 #include <expected>
 #include <filesystem>
@@ -27,6 +29,8 @@ inline constexpr size_t kRequestBytesMax = size_t{64} << 10;
 inline constexpr size_t kWaitingBytesMax = size_t{1} << 20;
 // At a time. Fewer lock a monitoring system out that asks in parallel; each costs its buffers.
 inline constexpr size_t kClientsMax = 16;
+// Who has asked within this time keeps its place.
+inline constexpr std::chrono::seconds kSilence{1};
 
 class Server {
   public:
@@ -37,7 +41,8 @@ class Server {
     // that answers belongs to a running daemon and is refused.
     static std::expected<Server, std::string> listen(boost::asio::io_context& context,
                                                      const std::filesystem::path& path,
-                                                     Handler handler);
+                                                     Handler handler,
+                                                     std::chrono::milliseconds silence = kSilence);
     Server(Server&&) noexcept;
     Server& operator=(Server&&) = delete;
     ~Server();  // disconnects everybody and removes the file

@@ -2,12 +2,15 @@
 //
 // Parts of the control thread that need no running gateway.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <string>
 
+#include "control/log.h"
 #include "control/policy/compile.h"
 #include "control/sa/sequence_block.h"
 #include "control/sa/static/accept_key.h"
@@ -28,6 +31,48 @@ config::Policy web_policy() {
     policy.protocol = 6;
     policy.remote_ports = {{443, 444}};
     return policy;
+}
+
+// What a pipe has to say, as far as it has it now.
+std::string read_all(int fd) {
+    std::string out;
+    char chunk[4096];
+    for (ssize_t bytes = 0; (bytes = read(fd, chunk, sizeof chunk)) > 0;) {
+        out.append(chunk, static_cast<size_t>(bytes));
+    }
+    return out;
+}
+
+// A pager, a terminal under ^S, a journal that hangs: the gateway goes on.
+TEST(Log, AReaderThatStandsStillDoesNotStopTheWriter) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    ASSERT_EQ(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
+    const std::string text(1000, 'x');
+    std::string seen;
+    {
+        Log log(ends[1]);
+        const size_t lines = 65536 / text.size() + Log::kWaitingLinesMax + 500;
+        for (size_t i = 0; i < lines; ++i) log.info(std::to_string(i) + " " + text);
+        EXPECT_GT(log.lines_lost(), 400u);
+        const std::string lost = std::to_string(log.lines_lost()) + " lines of this log are lost";
+        std::string more;
+        do {  // the reader goes on
+            more = read_all(ends[0]);
+            seen += more;
+            log.flush();
+        } while (!more.empty());
+        EXPECT_NE(seen.find(lost), std::string::npos);
+        log.info("and on");
+        log.info(std::string(3 * Log::kLineBytesMax, 'y'));
+    }
+    seen += read_all(ends[0]);
+    EXPECT_TRUE(seen.starts_with("info: 0 xxx"));
+    EXPECT_NE(seen.find("info: 1000 xxx"), std::string::npos) << "it waited";
+    EXPECT_NE(seen.find("info: and on\ninfo: yyy"), std::string::npos);
+    EXPECT_TRUE(seen.ends_with("yyy...\n"));
+    close(ends[0]);
+    close(ends[1]);
 }
 
 TEST(PolicyControl, DirectionsMirrorEachOther) {

@@ -12,6 +12,7 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -97,7 +98,7 @@ class RpcServer : public testing::Test {
         stop();
         std::filesystem::remove_all(dir_);
     }
-    void start() {
+    void start(std::chrono::milliseconds silence = std::chrono::hours(1)) {
         context_ = std::make_unique<boost::asio::io_context>(1);
         auto server = Server::listen(
             *context_, path_,
@@ -105,7 +106,8 @@ class RpcServer : public testing::Test {
                 if (request.show == Show::drops) return std::unexpected("no drops today");
                 if (request.show == Show::sa) return json::string(big_answer_bytes_, 'x');
                 return json::object{{"version", "test"}};
-            });
+            },
+            silence);
         ASSERT_TRUE(server) << server.error();
         server_ = std::make_unique<Server>(std::move(*server));
         thread_ = std::thread([this] {
@@ -249,6 +251,24 @@ TEST_F(RpcServer, SeventeenthClientIsToldToComeBack) {
         served = ctl::ask(path_, {Show::status});
     }
     EXPECT_TRUE(served);
+    for (const int fd : clients) close(fd);
+}
+
+// As many as there are places: they say nothing, half a request, or do not read.
+TEST_F(RpcServer, SilentClientsDoNotLockOthersOut) {
+    stop();
+    start(std::chrono::milliseconds(1));
+    std::vector<int> clients;
+    for (size_t i = 0; i < kClientsMax; ++i) {
+        clients.push_back(connect_client());
+        if (i % 3 == 1) send_text(clients.back(), "{\"show\": ");
+        if (i % 3 == 2) send_text(clients.back(), "{\"show\": \"sa\"}\n");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // of silence
+    for (size_t i = 0; i < 2 * kClientsMax; ++i) {
+        const auto served = ctl::ask(path_, {Show::status});
+        EXPECT_TRUE(served) << served.error();
+    }
     for (const int fd : clients) close(fd);
 }
 
