@@ -48,6 +48,14 @@ class ClaimList {
     std::set<SelectorKey> known_;
 };
 
+// Of the first region that takes all of the entry's packets; empty: there is none.
+std::string hidden_by(std::span<const Region> regions, const SpdEntry& entry, size_t place) {
+    for (const Region& region : regions) {
+        if (region.hides(entry, place)) return region.reason;
+    }
+    return {};
+}
+
 // Of a policy with templates; addresses as its own packets have them.
 GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Template& wanted,
                               uint32_t own) {
@@ -256,13 +264,10 @@ void Decider::leave_to_kernel(std::span<const Region> regions, std::span<const s
         };
         const auto region = std::ranges::find_if(regions, takes_some);
         if (region == regions.end()) continue;
-        if (row.template_class) {
-            std::string& obstacle = outbound_classes_[*row.template_class].obstacle;
-            if (obstacle.empty()) obstacle = region->reason;
-        } else if (region->hides(entry, places[i])) {
-            std::string& reason = out_.policies[row.view].reason;
-            if (reason.empty()) reason = region->reason;
-        }
+        std::string& reason = row.template_class ? outbound_classes_[*row.template_class].obstacle
+                                                 : out_.policies[row.view].reason;
+        if (!reason.empty()) continue;
+        reason = row.template_class ? region->reason : hidden_by(regions, entry, places[i]);
     }
 }
 
@@ -293,11 +298,7 @@ void Decider::make_inbound_list() {
     const auto regions = regions_of(list.claims(), setup_.entries_max);
     for (const auto& [row, place] : places) {
         std::string& reason = out_.policies[row->view].reason;
-        const auto hides = [&](const Region& region) {
-            return region.hides(row->judged.entry, place);
-        };
-        const auto region = std::ranges::find_if(regions, hides);
-        if (region != regions.end() && reason.empty()) reason = region->reason;
+        if (reason.empty()) reason = hidden_by(regions, row->judged.entry, place);
     }
     out_.inbound = with_regions(list.claims(), regions, SpdDirection::inbound, beyond_capacity_);
     inbound_selectors_.emplace(inbound_rows_);

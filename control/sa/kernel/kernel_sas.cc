@@ -126,7 +126,7 @@ void KernelSas::on_readable() {
 
 // Of what has been said, all is heard.
 void KernelSas::listen_to_the_end() {
-    on_readable();
+    if (!read_again_due_) on_readable();
     if (!read_again_due_) rounds_.in_step(changes_);
 }
 

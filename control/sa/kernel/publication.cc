@@ -16,6 +16,12 @@ bool same_policies(const Adoption& a, const Adoption& b) {
            a.if_id_by_group == b.if_id_by_group;
 }
 
+std::vector<xfrm::PolicyRow> joined(std::vector<xfrm::PolicyRow> rows,
+                                    const std::vector<xfrm::PolicyRow>& more) {
+    rows.insert(rows.end(), more.begin(), more.end());
+    return rows;
+}
+
 }  // namespace
 
 std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adoption now) const {
@@ -41,8 +47,21 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adopti
 
 std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners owners,
                                                       const OuterPairs& outer) {
-    const Spd& spd = draft.spd ? *draft.spd->spd : *spd_;
-    if (auto told = tell_kernel(draft.adoption, outer, spd); !told) return told;
+    auto open = open_rows_of(draft.adoption);
+    if (!open) return std::unexpected(open.error());
+    const std::vector<xfrm::PolicyRow> outer_rows =
+        outer_rows_of(outer, draft.spd ? *draft.spd->spd : *spd_);
+    // What either SPD leaves to the kernel ends there until it is certain which one is in use.
+    std::vector<xfrm::PolicyRow> both = joined(outer_rows, *open);
+    for (const xfrm::PolicyRow& row : open_rows_) {
+        const auto is_same = [&](const xfrm::PolicyRow& other) {
+            return other.selector == row.selector;
+        };
+        if (std::ranges::none_of(*open, is_same)) both.push_back(row);
+    }
+    if (auto told = tell_kernel(std::move(both)); !told && !(open->empty() && open_rows_.empty())) {
+        return told;
+    }
     if (draft.spd) {
         const auto switched = [&] {
             spd_ = draft.spd->spd.get();
@@ -56,6 +75,13 @@ std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners o
     }
     adoption_ = std::move(draft.adoption);
     owners_ = std::move(owners);
+    open_rows_ = std::move(*open);
+    if (const auto told = tell_kernel(joined(outer_rows, open_rows_)); !told) {
+        notices_.error(
+            "the kernel's own policies may be of an earlier SPD, and ESP packets that need its "
+            "help may be encrypted twice: " +
+            told.error());
+    }
     return {};
 }
 
@@ -68,8 +94,7 @@ std::expected<void, std::string> Publication::keep(GroupOwners owners) {
 
 // A worker's ESP packet that needs the kernel's help (no neighbour yet) must not be taken for
 // traffic to protect, where a policy is wide enough to cover the tunnel's own addresses.
-std::expected<void, std::string> Publication::tell_kernel(const Adoption& now,
-                                                          const OuterPairs& outer, const Spd& spd) {
+std::vector<xfrm::PolicyRow> Publication::outer_rows_of(const OuterPairs& outer, const Spd& spd) {
     std::vector<std::pair<IpAddress, IpAddress>> covered;
     for (const auto& [source, destination] : outer) {
         const SpdVerdict verdict =
@@ -80,22 +105,22 @@ std::expected<void, std::string> Publication::tell_kernel(const Adoption& now,
                         .protocol = IPPROTO_ESP});
         if (verdict.kind != SpdVerdict::Kind::no_match) covered.emplace_back(source, destination);
     }
+    return xfrm::outer_esp_rows(covered);
+}
+
+std::expected<std::vector<xfrm::PolicyRow>, std::string> Publication::open_rows_of(
+    const Adoption& now) const {
     std::vector<xfrm::LeftOpen> open;
     for (const AddressPair& pair : now.left_open) {
         open.push_back({.source = pair.source, .destination = pair.destination});
     }
-    std::vector<xfrm::PolicyRow> rows = xfrm::outer_esp_rows(covered);
-    auto last = xfrm::left_open_rows(open, setup_.policies);
-    if (!last) return std::unexpected(last.error());
-    const bool nothing_is_open = last->empty();
-    rows.insert(rows.end(), last->begin(), last->end());
+    return xfrm::left_open_rows(open, setup_.policies);
+}
+
+std::expected<void, std::string> Publication::tell_kernel(std::vector<xfrm::PolicyRow> rows) {
     if (rows == kernel_rows_) return {};
-    if (auto done = kernel_path_.replace(rows); !done) {
-        if (!nothing_is_open) return done;
-        notices_.error("ESP packets that need the kernel's help may be encrypted twice: " +
-                       done.error());
-        return {};
-    }
+    kernel_rows_.reset();  // some may be there
+    if (auto done = kernel_path_.replace(rows); !done) return done;
     kernel_rows_ = std::move(rows);
     return {};
 }

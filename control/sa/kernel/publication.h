@@ -12,7 +12,7 @@
 //   keep()      the earlier adoption, by those of its SAs that are left.
 //
 // What the kernel must know of a publication, that some of its packets end with it (Adoption::
-// left_open) and that outer packets pass, it learns before.
+// left_open) and that outer packets pass, it learns before; what it need not know any more, after.
 //
 // Owner: control thread.
 
@@ -99,8 +99,10 @@ class Publication {
     [[nodiscard]] const Adoption& adoption() const { return adoption_; }
 
   private:
-    std::expected<void, std::string> tell_kernel(const Adoption& now, const OuterPairs& outer,
-                                                 const Spd& spd);
+    static std::vector<xfrm::PolicyRow> outer_rows_of(const OuterPairs& outer, const Spd& spd);
+    [[nodiscard]] std::expected<std::vector<xfrm::PolicyRow>, std::string> open_rows_of(
+        const Adoption& now) const;
+    std::expected<void, std::string> tell_kernel(std::vector<xfrm::PolicyRow> rows);
 
     KernelPath& kernel_path_;
     WorkerCommands& commands_;
@@ -108,9 +110,10 @@ class Publication {
     Setup setup_;
     Programs* programs_ = nullptr;
     Adoption adoption_;
-    const Spd* spd_ = nullptr;  // published last; null: none yet
-    GroupOwners owners_;        // published last
-    std::vector<xfrm::PolicyRow> kernel_rows_;
+    const Spd* spd_ = nullptr;                // published last; null: none yet
+    GroupOwners owners_;                      // published last
+    std::vector<xfrm::PolicyRow> open_rows_;  // where what is in force leaves packets to the kernel
+    std::optional<std::vector<xfrm::PolicyRow>> kernel_rows_{std::in_place};  // nullopt: unknown
 };
 
 }  // namespace sallyport::control

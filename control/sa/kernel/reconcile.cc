@@ -63,7 +63,7 @@ Reconciler::Plan Reconciler::plan(const Decisions& now, const xfrm::RegisterChan
         const bool has_room = plan.coming.size() < slots_.room();
         (has_room ? plan.coming : plan.no_room).push_back(name);
     }
-    name_owners(plan, &now, group_count);
+    name_owners(plan, now, group_count);
     return plan;
 }
 
@@ -73,11 +73,11 @@ Reconciler::Plan Reconciler::plan_without_publication(const xfrm::RegisterChange
     for (const auto& [name, slot] : slots_.by_name()) {
         if (has_gone(*slot, changes)) plan.leaving.push_back(slot);
     }
-    name_owners(plan, nullptr, group_count);
+    name_owners(plan, {}, group_count);
     return plan;
 }
 
-void Reconciler::name_owners(Plan& plan, const Decisions* now, uint32_t group_count) const {
+void Reconciler::name_owners(Plan& plan, const Decisions& now, uint32_t group_count) const {
     std::vector<std::set<WorkerId>> owners(group_count);
     const std::set<const Slot*> leaving(plan.leaving.begin(), plan.leaving.end());
     for (const auto& [name, slot] : slots_.by_name()) {
@@ -86,7 +86,7 @@ void Reconciler::name_owners(Plan& plan, const Decisions* now, uint32_t group_co
         plan.outer.emplace(slot->source, name.destination);
     }
     for (const xfrm::SaName& name : plan.coming) {
-        const SaDecision& decision = now->at(name);
+        const SaDecision& decision = now.at(name);
         if (decision.direction != xfrm::StateDirection::outbound) continue;
         owners[to_index(decision.group)].insert(decision.owner);
         plan.outer.emplace(around_.kernel.find(name)->source, name.destination);

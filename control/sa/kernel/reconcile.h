@@ -65,7 +65,7 @@ class Reconciler {
     [[nodiscard]] bool has_gone(const Slot& slot, const xfrm::RegisterChanges& changes) const;
     [[nodiscard]] bool stays(const Slot& slot, const Decisions& now,
                              const xfrm::RegisterChanges& changes) const;
-    void name_owners(Plan& plan, const Decisions* now, uint32_t group_count) const;
+    void name_owners(Plan& plan, const Decisions& now, uint32_t group_count) const;
     void refresh(const Decisions& now);
     void steer(const Plan& plan, const Decisions& now);
     [[nodiscard]] Names behind_in_kernel(const Decisions& now) const;

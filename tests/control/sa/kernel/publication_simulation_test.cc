@@ -9,6 +9,7 @@
 // A schedule is kSteps events in a row, then a time without faults. What must hold in each:
 //   - no packet leaves by an SA whose policies never covered it
 //   - no packet leaves in clear that the kernel has had a policy for, for longer than the lease
+//   - what is left to the kernel in the large ends there as the SPD would have it
 //   - at the end what the register has is in force, and every SA that is for workers has one
 //
 //   PUBLICATION_SEED=4711       only this schedule, step by step
@@ -43,12 +44,15 @@ constexpr uint32_t kTunnels = 5;
 constexpr size_t kWorkers = 2;
 constexpr uint32_t kGroups = 64;
 constexpr int kSteps = 120;
+constexpr PolicyId kNobody{0xffffffff};
+constexpr uint32_t kOpenTunnels = 4;  // the configuration lets them pass
 
 enum class Mistake : uint8_t {
     none,
     comes_unpublished,  // SAs and numbers change although the publication failed
     failed_changes_forgotten,
     believes_for_ever,  // the lease has no end
+    open_ends,          // what is left to the kernel in the large does not end there
     extends_unheard,    // without having listened
 };
 
@@ -164,7 +168,12 @@ class World {
                                                  const std::function<void()>& switched) override {
             auto next = std::make_unique<const Spd>(made.outbound, made.inbound);
             world.packets();
-            if (world.fails()) return std::unexpected("no memory for rows");
+            const PolicyId earlier = world.kernels_;
+            world.kernels_ = kNobody;  // until adoption() says so
+            if (world.fails()) {
+                world.kernels_ = earlier;
+                return std::unexpected("no memory for rows");
+            }
             spd = std::move(next);
             owners = by;
             world.packets();
@@ -184,9 +193,13 @@ class World {
     };
     struct PathModel final : KernelPath {
         World& world;
+        std::vector<xfrm::PolicyRow> rows;
         explicit PathModel(World& of) : world(of) {}
-        std::expected<void, std::string> replace(std::vector<xfrm::PolicyRow>) override {
+        std::expected<void, std::string> replace(std::vector<xfrm::PolicyRow> now) override {
             if (world.fails()) return std::unexpected("no policy could be written");
+            if (world.mistake_ == Mistake::open_ends) now.clear();
+            rows = std::move(now);
+            std::ranges::stable_sort(rows, {}, &xfrm::PolicyRow::priority);
             return {};
         }
     };
@@ -269,6 +282,8 @@ class World {
     void add_child(const Child& child);
     void remember_policies();
     void leaves(const Packet& packet);
+    void goes_to_kernel(const Packet& packet, PolicyId group);
+    void find_kernels_group();
     void worker_sends(Worker& worker, const Packet& packet);
     void give_events(Worker& worker);
     [[nodiscard]] bool kernel_lets_pass(const Policies& policies, const Packet& packet) const;
@@ -282,6 +297,7 @@ class World {
     Mistake mistake_;
     bool tell_;
     bool in_trouble_ = false;
+    PolicyId kernels_ = kNobody;  // group of what is left to the kernel in the large
     Time now_{std::chrono::hours(1)};
     Kernel kernel_;
     uint32_t keys_ = 0;
@@ -326,10 +342,11 @@ class World {
     Rounds rounds_;
 };
 
-config::Policy bypass_all() {
+config::Policy bypass_some() {
     config::Policy policy;
     policy.action = SpdAction::bypass;
-    policy.local = policy.remote = {prefix("10.0.0.0/8")};
+    policy.local = {prefix("10.1.0.0/22")};
+    policy.remote = {prefix("10.2.0.0/22")};
     return policy;
 }
 
@@ -337,7 +354,7 @@ World::World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell
     : dice_(seed),
       mistake_(mistake),
       tell_(tell),
-      config_{bypass_all()},
+      config_{bypass_some()},
       handover_(around_, {slots_, memory_, feedback_, pacer_}, aead, {}),
       rounds_(around_, {groups_, reconciler_, publication_, lease_, commands_},
               [this](size_t entries_max) {
@@ -521,6 +538,7 @@ void World::control_round() {
     }
     const xfrm::RegisterChanges again = changes;
     const auto done = rounds_.run(std::move(changes));
+    find_kernels_group();
     if (!done) tell("    failed: " + done.error());
     if (!done && mistake_ == Mistake::comes_unpublished) {
         const Adoption now = decide_adoption(
@@ -626,6 +644,38 @@ void World::leaves(const Packet& packet) {
                   " left in clear, and the kernel has had a policy for it all the time");
 }
 
+void World::find_kernels_group() {
+    const Adoption& now = publication_.adoption();
+    kernels_ = kNobody;
+    for (const SpdEntry& entry : now.outbound) {
+        const bool is_open = std::ranges::any_of(now.left_open, [&](const AddressPair& pair) {
+            return pair.source == entry.source && pair.destination == entry.destination;
+        });
+        const bool is_wide = entry.protocol == 0 && !entry.has_ports;
+        const bool is_of_a_policy = std::ranges::any_of(
+            now.policies, [&](const PolicyView& view) { return view.group == entry.policy; });
+        if (is_open && is_wide && !is_of_a_policy) kernels_ = entry.policy;
+    }
+}
+
+// What none of its policies has covered all the time was never meant to leave.
+void World::goes_to_kernel(const Packet& packet, PolicyId group) {
+    if (group != kernels_) return;
+    for (const auto& [since, policies] : policies_since_) {
+        if (!kernel_lets_pass(policies, packet)) return;
+    }
+    const auto meets = [&](const xfrm::PolicyRow& row) {
+        return row.selector.source.contains(packet.source) &&
+               row.selector.destination.contains(packet.destination) && row.selector.protocol == 0;
+    };
+    const auto row = std::ranges::find_if(path_.rows, meets);
+    const bool is_open = packet.tunnel < kOpenTunnels;  // BYPASS of the configuration
+    if (row == path_.rows.end() || (row->action == xfrm::PolicyAction::allow) != is_open) {
+        judge_.broken("a packet of tunnel " + std::to_string(packet.tunnel) +
+                      " that no policy covers was left to the kernel, and there was no end to it");
+    }
+}
+
 void World::packets() {
     for (int i = 0; i < 6; ++i) {
         Packet packet{.tunnel = static_cast<uint32_t>(dice_.below(kTunnels)),
@@ -641,7 +691,10 @@ void World::packets() {
             }
         } else if (verdict.action == SpdAction::protect) {
             const uint32_t group = to_index(verdict.policy);
-            if (group >= programs_.owners.size() || programs_.owners[group].empty()) continue;
+            if (group >= programs_.owners.size() || programs_.owners[group].empty()) {
+                goes_to_kernel(packet, verdict.policy);
+                continue;
+            }
             workers_[to_index(dice_.one_of(programs_.owners[group]))].packets.push_back(packet);
         }
     }
@@ -734,6 +787,10 @@ TEST(PublicationSimulation, NoticesThatChangesOfAFailedRoundAreForgotten) {
 
 TEST(PublicationSimulation, NoticesThatBypassIsBelievedForEver) {
     expect_found(Mistake::believes_for_ever, "left in clear");
+}
+
+TEST(PublicationSimulation, NoticesThatWhatIsLeftToTheKernelHasNoEnd) {
+    expect_found(Mistake::open_ends, "there was no end to it");
 }
 
 TEST(PublicationSimulation, NoticesThatTheLeaseIsExtendedUnheard) {
