@@ -47,7 +47,8 @@ StaticSas::StaticSas(Log& log, const config::Config& config, Setup setup, const 
       store_(store),
       registry_(registry),
       commands_(commands),
-      spd_(std::move(spd)) {
+      spd_(std::move(spd)),
+      tops_(config.state_dir) {
     for (size_t i = 0; i < config.sas.size(); ++i) {
         const config::StaticSa& sa = config.sas[i];
         ManagedSa managed;
@@ -84,6 +85,7 @@ SourceNeeds StaticSas::needs() const {
 
 std::expected<void, std::string> StaticSas::open(bpf_objects::BpfObjects& bpf) {
     if (!store_.distrust().empty()) log_.warning(store_.distrust());
+    if (const auto loaded = tops_.load(); !loaded) log_.warning(loaded.error());
     for (ManagedSa& sa : sas_) sa.key = digest_of_key(sa.config->key.bytes());
     refuse_shared_keys();
     reserve_first();
@@ -191,7 +193,7 @@ void StaticSas::build_one(ManagedSa& sa) {
                                         .key = config.key.bytes(),
                                         .esn = config.esn,
                                         .replay_window = config.replay_window,
-                                        .replay_top = 0,
+                                        .replay_top = tops_.find({config.spi, sa.key}),
                                         .owner = sa.owner,
                                         .selectors = selectors});
     if (!made) return refuse(sa, made.error());
@@ -321,6 +323,20 @@ void StaticSas::tick() {
         }
         if (sa.extension_due) extend(sa);
     }
+    save_tops(ReplayTops::Sync::later);
+}
+
+void StaticSas::save_tops(ReplayTops::Sync sync) {
+    for (const ManagedSa& sa : sas_) {
+        if (!sa.inbound || sa.inbound->replay.window() == 0) continue;
+        tops_.raise({sa.config->spi, sa.key}, sa.inbound->replay.top());
+    }
+    const auto saved = tops_.save(sync);
+    const std::string error = saved ? "" : saved.error();
+    if (!error.empty() && error != tops_error_) {
+        log_.warning(error + "; until that works packets are accepted once more after a restart");
+    }
+    tops_error_ = error;
 }
 
 void StaticSas::give_back() {
@@ -329,6 +345,7 @@ void StaticSas::give_back() {
         if (!sa.outbound) continue;
         exact.push_back({.key = sa.key, .next = sa.outbound->sequence_next.read()});
     }
+    save_tops(ReplayTops::Sync::now);
     if (const auto done = store_.give_back(exact); !done) {
         // Safe, but the rest of the reserved blocks is lost.
         log_.warning("sequence numbers are not written back: " + done.error());

@@ -25,6 +25,7 @@
 #include "control/log.h"
 #include "control/policy/compile.h"
 #include "control/sa/source.h"
+#include "control/sa/static/replay_tops.h"
 #include "control/sa/static/sequence_store.h"
 #include "control/sa/worker_commands.h"
 #include "control/xfrm/announcer.h"
@@ -71,10 +72,11 @@ class StaticSas final : public SaSource {
     std::expected<void, std::string> open(bpf_objects::BpfObjects& bpf) override;
     void start() override {}
     void handle(const Event& event) override;
-    // Tries again what could not be extended, also where the worker's event was lost.
+    // Tries again what could not be extended, also where the worker's event was lost, and writes
+    // down what was received. Each second.
     void tick() override;
     void stop() override {}
-    // Writes the exact next numbers.
+    // Writes the exact next numbers, and the last that were received.
     void give_back() override;
 
     [[nodiscard]] std::vector<SaRow> sas() const override;
@@ -104,6 +106,7 @@ class StaticSas final : public SaSource {
     [[nodiscard]] std::vector<std::vector<WorkerId>> owners_by_policy() const;
     void extend(ManagedSa& sa);
     bool reserve_more(ManagedSa& sa);
+    void save_tops(ReplayTops::Sync sync);
 
     Log& log_;
     const config::Config& config_;
@@ -114,6 +117,8 @@ class StaticSas final : public SaSource {
     WorkerCommands& commands_;
     PublishedSpd spd_;  // the part of the workers goes to `commands_`
     std::vector<ManagedSa> sas_;
+    ReplayTops tops_;
+    std::string tops_error_;  // why they are not written: said once
 };
 
 }  // namespace sallyport::control

@@ -174,6 +174,32 @@ for _name, _side, _make, _reasons, _delivered in TABLE:
     case(f"dropped as {next(iter(_reasons))}: {_name}")(_row(_side, _make, _reasons, _delivered))
 
 
+@case("B3 recorded packets are replays after a restart, and after kill -9")
+def replayed_after_restart(bench):
+    lab = bench.lab
+    gateway = bench.prepare().start()
+    end = bench.crafted("craft0")
+    recorded = []
+    for leave in (gateway.stop, gateway.kill):
+        new = [end.seal(good()) for _ in range(5)]
+        send(lab, FROM_WAN, new, gateway, {}, 5)
+        recorded += new
+        if leave == gateway.kill:  # what the second before it brought is not kept
+            eventually(lambda: f" {end.sequence}\n" in _tops(gateway), lambda: f"not kept: {_tops(gateway)}", 20)
+        leave()
+        gateway.start()
+        send(lab, FROM_WAN, recorded, gateway, {"replayed": len(recorded)}, 0)
+    send(lab, FROM_WAN, [end.seal(good())], gateway, {}, 1)
+
+
+def _tops(gateway):
+    try:
+        with open(f"{gateway.folder}/state/replay_tops", encoding="ascii") as f:
+            return f.read()
+    except FileNotFoundError:
+        return ""
+
+
 def icmp_errors(frames, to):
     """ICMP and ICMPv6 messages to an address, in clear."""
     address = ipaddress.ip_address(to).packed
