@@ -288,7 +288,7 @@ void Handover::note_told(OutboundSide& side, const SequenceRange& range, uint64_
 
 void Handover::extend_if_low(Slot& slot) {
     OutboundSide* side = slot.outbound();
-    if (side == nullptr || slot.phase != Phase::installed) return;
+    if (side == nullptr || slot.phase != Phase::installed || side->nothing_left) return;
     const uint64_t next = side->sa->sequence_next.read();
     const uint64_t left = side->told - std::min(next, side->told);
     if (left < side->block / 4) side->extension_due = true;
