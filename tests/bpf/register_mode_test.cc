@@ -100,8 +100,7 @@ class RegisterMode : public ::testing::Test {
     uint32_t port = kLan;
 };
 
-// ---- inbound
-// -------------------------------------------------------------------------------------
+// ---- inbound ------------------------------------------------------------------------------------
 
 class RegisterModeInbound : public RegisterMode, public ::testing::WithParamInterface<bool> {
   protected:
@@ -330,8 +329,7 @@ TEST_P(RegisterModeInbound, BYPASS_is_the_kernels_without_a_lease) {
                redirected(kWan, frame.size(), in(63, {.dst = kLanHostMac, .src = kLanMac}))});
 }
 
-// ---- outbound
-// ------------------------------------------------------------------------------------
+// ---- outbound -----------------------------------------------------------------------------------
 
 class RegisterModeOutbound : public RegisterMode {
   protected:
@@ -452,8 +450,7 @@ TEST_F(RegisterModeOutbound, BYPASS_is_the_kernels_without_the_daemon) {
          SP_DROP_egress_denied);
 }
 
-// ---- owners in place
-// -----------------------------------------------------------------------------
+// ---- owners in place ----------------------------------------------------------------------------
 
 // A daemon that lives and does not say that BYPASS still holds.
 TEST_F(RegisterModeOutbound, BYPASS_is_the_kernels_without_a_lease) {

@@ -16,18 +16,15 @@ bool same_policies(const Adoption& a, const Adoption& b) {
            a.if_id_by_group == b.if_id_by_group;
 }
 
-std::vector<xfrm::PolicyRow> joined(std::vector<xfrm::PolicyRow> rows,
-                                    const std::vector<xfrm::PolicyRow>& more) {
-    rows.insert(rows.end(), more.begin(), more.end());
-    return rows;
-}
-
 }  // namespace
 
 std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adoption now) const {
-    Draft out{.adoption = std::move(now), .spd = std::nullopt};
-    if (spd_ != nullptr && same_policies(out.adoption, adoption_)) return out;
+    Draft out{.adoption = std::move(now), .spd = std::nullopt, .open_rows = {}};
     const size_t entries = std::max(out.adoption.outbound.size(), out.adoption.inbound.size());
+    auto open = open_rows_of(out.adoption);
+    if (!open) return std::unexpected(Misfit{.text = open.error(), .entries_fit = entries / 2});
+    out.open_rows = std::move(*open);
+    if (spd_ != nullptr && same_policies(out.adoption, adoption_)) return out;
     auto compiled = compile_entries(out.adoption.outbound, out.adoption.inbound);
     if (!compiled) {
         return std::unexpected(Misfit{.text = compiled.error(), .entries_fit = entries / 2});
@@ -47,21 +44,17 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adopti
 
 std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners owners,
                                                       const OuterPairs& outer) {
-    auto open = open_rows_of(draft.adoption);
-    if (!open) return std::unexpected(open.error());
     const std::vector<xfrm::PolicyRow> outer_rows =
         outer_rows_of(outer, draft.spd ? *draft.spd->spd : *spd_);
     // What either SPD leaves to the kernel ends there until it is certain which one is in use.
-    std::vector<xfrm::PolicyRow> both = joined(outer_rows, *open);
+    std::vector<xfrm::PolicyRow> both = draft.open_rows;
     for (const xfrm::PolicyRow& row : open_rows_) {
         const auto is_same = [&](const xfrm::PolicyRow& other) {
             return other.selector == row.selector;
         };
-        if (std::ranges::none_of(*open, is_same)) both.push_back(row);
+        if (std::ranges::none_of(draft.open_rows, is_same)) both.push_back(row);
     }
-    if (auto told = tell_kernel(std::move(both)); !told && !(open->empty() && open_rows_.empty())) {
-        return told;
-    }
+    if (auto told = tell_kernel(outer_rows, both); !told) return told;
     if (draft.spd) {
         const auto switched = [&] {
             spd_ = draft.spd->spd.get();
@@ -75,12 +68,9 @@ std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners o
     }
     adoption_ = std::move(draft.adoption);
     owners_ = std::move(owners);
-    open_rows_ = std::move(*open);
-    if (const auto told = tell_kernel(joined(outer_rows, open_rows_)); !told) {
-        notices_.error(
-            "the kernel's own policies may be of an earlier SPD, and ESP packets that need its "
-            "help may be encrypted twice: " +
-            told.error());
+    open_rows_ = std::move(draft.open_rows);
+    if (const auto told = tell_kernel(outer_rows, open_rows_); !told) {
+        notices_.error("xfrm policies of an earlier SPD are left: " + told.error());
     }
     return {};
 }
@@ -117,12 +107,27 @@ std::expected<std::vector<xfrm::PolicyRow>, std::string> Publication::open_rows_
     return xfrm::left_open_rows(open, setup_.policies);
 }
 
-std::expected<void, std::string> Publication::tell_kernel(std::vector<xfrm::PolicyRow> rows) {
-    if (rows == kernel_rows_) return {};
+// Those of outer packets may be refused, where an IKE daemon has the same policy, which a peer can
+// bring about: then the others go without them.
+std::expected<void, std::string> Publication::tell_kernel(
+    const std::vector<xfrm::PolicyRow>& outer, const std::vector<xfrm::PolicyRow>& open) {
+    std::vector<xfrm::PolicyRow> all = outer;
+    all.insert(all.end(), open.begin(), open.end());
+    if (all == kernel_rows_) return {};
     kernel_rows_.reset();  // some may be there
-    if (auto done = kernel_path_.replace(rows); !done) return done;
-    kernel_rows_ = std::move(rows);
-    return {};
+    auto done = kernel_path_.replace(all);
+    if (done) {
+        outer_refused_.clear();
+        kernel_rows_ = std::move(all);
+        return {};
+    }
+    if (outer.empty()) return done;
+    if (std::exchange(outer_refused_, done.error()) != done.error()) {
+        notices_.error("ESP packets that need the kernel's help may be encrypted twice: " +
+                       done.error());
+    }
+    if (open.empty() && open_rows_.empty()) return {};
+    return kernel_path_.replace(open);
 }
 
 }  // namespace sallyport::control

@@ -82,6 +82,7 @@ class Publication {
     struct Draft {
         Adoption adoption;
         std::optional<PublishedSpd> spd;  // nullopt: that in use
+        std::vector<xfrm::PolicyRow> open_rows;
     };
     struct Misfit {
         std::string text;
@@ -102,7 +103,8 @@ class Publication {
     static std::vector<xfrm::PolicyRow> outer_rows_of(const OuterPairs& outer, const Spd& spd);
     [[nodiscard]] std::expected<std::vector<xfrm::PolicyRow>, std::string> open_rows_of(
         const Adoption& now) const;
-    std::expected<void, std::string> tell_kernel(std::vector<xfrm::PolicyRow> rows);
+    std::expected<void, std::string> tell_kernel(const std::vector<xfrm::PolicyRow>& outer,
+                                                 const std::vector<xfrm::PolicyRow>& open);
 
     KernelPath& kernel_path_;
     WorkerCommands& commands_;
@@ -114,6 +116,7 @@ class Publication {
     GroupOwners owners_;                      // published last
     std::vector<xfrm::PolicyRow> open_rows_;  // where what is in force leaves packets to the kernel
     std::optional<std::vector<xfrm::PolicyRow>> kernel_rows_{std::in_place};  // nullopt: unknown
+    std::string outer_refused_;                                               // why, said once
 };
 
 }  // namespace sallyport::control

@@ -124,7 +124,7 @@ std::optional<Published> publish(const Register& reg) {
     return out;
 }
 
-// ---- one address pair --------------------------------------------------------------------------
+// ---- one address pair ---------------------------------------------------------------------------
 
 TEST(Coarse, SeventeenNarrowedChildrenStopNobody) {
     Register reg;
@@ -296,7 +296,7 @@ TEST(Coarse, PoliciesOfTheConfigurationAreNotWidened) {
     EXPECT_NE(now->reason_of(one.outbound), "");
 }
 
-// ---- the whole list ----------------------------------------------------------------------------
+// ---- the whole list -----------------------------------------------------------------------------
 
 TEST(Coarse, WithoutRoomTheLargestPeersGoFirst) {
     Register reg;
@@ -351,7 +351,7 @@ TEST(Coarse, WithoutAnyRoomAllIsTheKernels) {
     }
 }
 
-// ---- properties --------------------------------------------------------------------------------
+// ---- properties ---------------------------------------------------------------------------------
 
 struct Dice {
     std::mt19937 random;
@@ -486,7 +486,7 @@ TEST(CoarseProperty, NoSaHasTwoSenders) {
     EXPECT_GT(adopted, 1000);
 }
 
-// ---- time --------------------------------------------------------------------------------------
+// ---- time ---------------------------------------------------------------------------------------
 
 TEST(CoarseProperty, ThousandsThatAreInEachOthersWay) {
     std::vector<Claim> list;

@@ -101,8 +101,7 @@ xfrm::KernelSa kernel_sa(const xfrm::SaName& name, const SaSpec& spec) {
     return sa;
 }
 
-// ---- the world
-// -----------------------------------------------------------------------------------
+// ---- the world ----------------------------------------------------------------------------------
 
 class World {
   public:
@@ -413,8 +412,7 @@ std::optional<std::string> World::run() {
     return judge_.verdict();
 }
 
-// ---- peers
-// ---------------------------------------------------------------------------------------
+// ---- peers --------------------------------------------------------------------------------------
 
 void World::remember_policies() {
     policies_since_.emplace_back(now_, kernel_.policies);
@@ -514,8 +512,7 @@ void World::trap_comes() {
     add_policies(any_child());
 }
 
-// ---- control
-// -------------------------------------------------------------------------------------
+// ---- control ------------------------------------------------------------------------------------
 
 void World::control_hears() {
     register_.policies = kernel_.policies;
@@ -574,8 +571,7 @@ void World::daemon_stands_still() {
     time_passes();
 }
 
-// ---- workers and packets
-// -------------------------------------------------------------------------
+// ---- workers and packets ------------------------------------------------------------------------
 
 void World::give_events(Worker& worker) {
     while (!worker.events.empty()) {
@@ -700,8 +696,7 @@ void World::packets() {
     }
 }
 
-// ---- the end
-// -------------------------------------------------------------------------------------
+// ---- the end ------------------------------------------------------------------------------------
 
 void World::calm_down() {
     tell("calm down");
@@ -738,8 +733,74 @@ void World::calm_down() {
     packets();
 }
 
-// ---- tests
-// ---------------------------------------------------------------------------------------
+// ---- what a peer can have refused ---------------------------------------------------------------
+
+// Takes everything but policies that an IKE daemon has too.
+struct RefusingPath final : KernelPath {
+    std::vector<xfrm::PolicyRow> rows;
+    bool refuses_all = false;
+    std::expected<void, std::string> replace(std::vector<xfrm::PolicyRow> now) override {
+        for (const xfrm::PolicyRow& row : now) {
+            if (refuses_all || row.priority == xfrm::kGuardPriorityFirst) {
+                return std::unexpected("it exists already and is not ours");
+            }
+        }
+        rows = std::move(now);
+        return {};
+    }
+};
+
+struct UsedPrograms final : Programs {
+    bool in_use = false;
+    double share_of_room(const CompiledSpd&, const CompiledSpd&) const override { return 0; }
+    std::expected<void, std::string> publish(const PublishedSpd&, const GroupOwners&,
+                                             std::span<const uint32_t>,
+                                             const std::function<void()>& switched) override {
+        in_use = true;
+        switched();
+        return {};
+    }
+    std::expected<void, std::string> update_owners(const GroupOwners&) override { return {}; }
+    std::expected<void, std::string> set_bypass_until(Time) override { return {}; }
+};
+
+struct CountedNotices final : Notices {
+    int errors = 0;
+    void warning(const std::string&) override {}
+    void error(const std::string&) override { ++errors; }
+};
+
+TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
+    boost::asio::io_context context;
+    WorkerCommands commands(context, 1, [](WorkerId, const Command&) { return true; });
+    RefusingPath path;
+    UsedPrograms programs;
+    CountedNotices notices;
+    Publication publication(path, commands, notices, {.policies = {}});
+    publication.open(programs);
+    const IpPrefix all = prefix("0.0.0.0/0");
+    const OuterPairs outer = {{address("192.0.2.1"), address("198.51.100.1")}};
+    const auto publish = [&] {
+        Adoption now;
+        now.outbound.push_back({.action = SpdAction::protect, .source = all, .destination = all});
+        now.left_open.push_back({.source = all, .destination = all});
+        auto draft = publication.draft(std::move(now));
+        EXPECT_TRUE(draft);
+        return publication.publish(std::move(*draft), {{}}, outer);
+    };
+    path.refuses_all = true;
+    EXPECT_FALSE(publish());
+    EXPECT_FALSE(programs.in_use) << "packets are left to the kernel, and nothing ends them there";
+    path.refuses_all = false;
+    EXPECT_TRUE(publish());
+    EXPECT_TRUE(programs.in_use);
+    EXPECT_TRUE(publish());
+    ASSERT_EQ(path.rows.size(), 1u);
+    EXPECT_EQ(path.rows.front().action, xfrm::PolicyAction::block);
+    EXPECT_EQ(notices.errors, 1) << "said once";
+}
+
+// ---- tests --------------------------------------------------------------------------------------
 
 #if SP_TEST_WITH_ASAN || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
 constexpr uint64_t kSchedules = 300;
