@@ -137,7 +137,7 @@ Appliance::Step Appliance::make_source() {
         log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
         source_ = std::make_unique<KernelSas>(context_, log_, config_,
                                               KernelSas::Setup{.cpus = cpus_, .mtu = mtu}, *aead_,
-                                              *guard_, *commands_);
+                                              *guard_, *commands_, host_traffic_);
         return {};
     }
     auto sas = StaticSas::make(
@@ -165,6 +165,7 @@ Appliance::Step Appliance::create_tap() {
     const auto up = netlink::set_up_tap(config_.device, tap_->ifindex(), io::Tap::kMac, tap_mtu_);
     if (!up) return std::unexpected(up.error());
     if (auto done = apply(tap_settings(config_.device), sysctls_, log_); !done) return done;
+    if (auto done = host_traffic_.open(tap_->ifindex()); !done) return done;
     if (!interface_) return {};
     return apply(interface_settings(config_.xfrm_interface), sysctls_, log_);
 }
@@ -244,6 +245,7 @@ bool Appliance::stop() {
     if (source_) source_->stop();
     for (const auto& worker : workers_) worker->stop();
     if (source_) source_->give_back();
+    host_traffic_.close();
     if (bpf_) bpf_->detach_ports();
     bpf_.reset();
     return workers_.empty() || check_census();

@@ -14,7 +14,7 @@
 //   SA registry      what a killed run left in xfrm goes
 //   SA source        the policies compiled, without SAs yet
 //   sysctls          forwarding on
-//   sp0              the TAP, and its own settings
+//   sp0              the TAP, and its own settings; the host's own packets have no way there yet
 //   sockets          AF_XDP, for each port, queue and worker
 //   BPF              maps, egress programs, egress_route on sp0
 //   workers          running, without SAs yet
@@ -34,6 +34,7 @@
 
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
+#include "control/host_traffic/host_traffic.h"
 #include "control/log.h"
 #include "control/sa/source.h"
 #include "control/sa/static/sequence_store.h"
@@ -82,6 +83,7 @@ class Appliance {
     [[nodiscard]] const xfrm::Interface* interface() const {
         return interface_ ? &*interface_ : nullptr;
     }
+    [[nodiscard]] const HostTraffic& host_traffic() const { return host_traffic_; }
     [[nodiscard]] std::string crypto() const { return aead_->description(); }
     [[nodiscard]] SaSource& source() { return *source_; }
     [[nodiscard]] const SaSource& source() const { return *source_; }
@@ -91,7 +93,7 @@ class Appliance {
 
   private:
     Appliance(config::Config& config, Log& log, boost::asio::io_context& context)
-        : config_(config), log_(log), context_(context) {}
+        : config_(config), log_(log), context_(context), host_traffic_(context, log) {}
 
     using Step = std::expected<void, std::string>;
     Step choose_cpus();
@@ -125,6 +127,7 @@ class Appliance {
     Sysctls sysctls_{config_.state_dir / "sysctls"};
     uint32_t tap_mtu_ = 1500;
     std::optional<io::Tap> tap_;
+    HostTraffic host_traffic_;
     std::vector<RunningPort> ports_;
     std::optional<crypto::Aead> aead_;
     // What workers read outlives them.

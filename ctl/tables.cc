@@ -131,6 +131,13 @@ std::string format_duration(uint64_t seconds) {
     return days == 0 ? text : std::to_string(days) + " d " + text;
 }
 
+// How the gateway's own packets come to workers, and how many destinations they do not come to.
+std::string own_traffic(const json::value& result) {
+    const std::string left = get(result, "host_traffic.left_to_kernel");
+    return get(result, "host_traffic.routes") + " routes to workers" +
+           (left == "0" ? "" : ", " + left + " left to the kernel");
+}
+
 std::string format_status(const json::value& result) {
     const auto reasoned = [&](std::string_view name) {
         return get(result, name) + " (" + get(result, std::string(name) + "_reason") + ")";
@@ -154,6 +161,7 @@ std::string format_status(const json::value& result) {
         {"SAs", get(result, "sas") + (follows_xfrm ? " in xfrm, " + get(result, "sas_with_kernel") +
                                                          " of them with the kernel"
                                                    : "")},
+        {"own traffic", follows_xfrm ? own_traffic(result) : "by routes set by hand"},
         {"frames",
          get(result, "frames.total") + " = " + get(result, "frames.pool") + " in pool + " +
              get(result, "frames.in_kernel") + " in kernel rings + " +

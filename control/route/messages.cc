@@ -120,6 +120,11 @@ std::expected<Message, std::string> parse_rule(bool removed, Bytes payload) {
         !attributes.exact(FRA_SUPPRESS_IFGROUP, suppress_group)) {
         return Error("a rule is malformed");
     }
+    // Nothing that comes in by a port, and nothing that workers send, comes in by `lo`.
+    if (netlink::text_of(attributes.value(FRA_IIFNAME)) == "lo" &&
+        (header.flags & FIB_RULE_INVERT) == 0) {
+        return Ignored{};
+    }
     const bool initial = (table == RT_TABLE_LOCAL && priority == 0) ||
                          (table == RT_TABLE_MAIN && priority == 32766) ||
                          (table == RT_TABLE_DEFAULT && priority == 32767);

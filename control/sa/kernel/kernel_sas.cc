@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "control/netlink/addresses.h"
 #include "control/sa/kernel/rows.h"
 
 namespace sallyport::control {
@@ -14,8 +15,9 @@ using ErrorCode = boost::system::error_code;
 
 KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config,
                      Setup setup, const crypto::Aead& aead, xfrm::PolicyGuard& guard,
-                     WorkerCommands& commands)
+                     WorkerCommands& commands, HostTraffic& host_traffic)
     : log_(log),
+      host_traffic_(host_traffic),
       config_(config),
       setup_(std::move(setup)),
       context_(context),
@@ -45,8 +47,10 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       reconciler_(around_, slots_, handover_),
       publication_(kernel_path_, commands, notices_, {.policies = config.policies}),
       lease_(clock_, notices_),
-      rounds_(around_, {groups_, reconciler_, publication_, lease_, commands},
-              [this](size_t entries_max) { return decide(entries_max); }) {}
+      rounds_(
+          around_, {groups_, reconciler_, publication_, lease_, commands},
+          [this](size_t entries_max) { return decide(entries_max); },
+          [this](const GroupOwners& owners) { lead_host_traffic(owners); }) {}
 
 KernelSas::~KernelSas() = default;
 
@@ -164,7 +168,7 @@ void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
 }
 
 Adoption KernelSas::decide(size_t entries_max) {
-    if (auto addresses = local_addresses()) local_addresses_ = std::move(*addresses);
+    if (auto addresses = netlink::local_addresses()) local_addresses_ = std::move(*addresses);
     return decide_adoption(register_.mirror(),
                            {.cpus = setup_.cpus,
                             .local_addresses = local_addresses_,
@@ -193,6 +197,21 @@ void KernelSas::run_round() {
     } else if (done && failed_before) {
         log_.info("the policies in xfrm are in force again as they are there");
     }
+}
+
+// With the owners of a policy, what this host itself sends by it comes to the worker or does not:
+// so an SA that is taken over settles for both.
+void KernelSas::lead_host_traffic(const GroupOwners& owners) {
+    host_traffic::Policies now{.outbound = publication_.adoption().outbound, .served = {}};
+    for (const auto& workers : owners) now.served.push_back(!workers.empty());
+    // Also of SAs that the kernel keeps: their ESP and their IKE are this host's own packets.
+    for (const auto& [name, decision] : publication_.adoption().sas) {
+        const xfrm::KernelSa* state = register_.find(name);
+        if (state == nullptr || decision.direction != xfrm::StateDirection::outbound) continue;
+        now.near_ends.insert(state->source);
+        now.far_ends.insert(name.destination);
+    }
+    host_traffic_.follow(std::move(now));
 }
 
 void KernelSas::go_on() {

@@ -25,6 +25,7 @@
 
 #include "config/config.h"
 #include "control/adoption/decide.h"
+#include "control/host_traffic/host_traffic.h"
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/handover.h"
 #include "control/sa/kernel/kernel_surroundings.h"
@@ -60,7 +61,8 @@ class KernelSas final : public SaSource {
     };
     // Everything named here outlives the object.
     KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config, Setup setup,
-              const crypto::Aead& aead, xfrm::PolicyGuard& guard, WorkerCommands& commands);
+              const crypto::Aead& aead, xfrm::PolicyGuard& guard, WorkerCommands& commands,
+              HostTraffic& host_traffic);
     ~KernelSas() override;
 
     [[nodiscard]] SourceNeeds needs() const override;
@@ -93,9 +95,11 @@ class KernelSas final : public SaSource {
     void on_tick();
     [[nodiscard]] Adoption decide(size_t entries_max);
     void run_round();
+    void lead_host_traffic(const GroupOwners& owners);
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
 
     Log& log_;
+    HostTraffic& host_traffic_;
     const config::Config& config_;
     Setup setup_;
     boost::asio::io_context& context_;

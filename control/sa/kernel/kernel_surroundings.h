@@ -140,7 +140,4 @@ class LogNotices final : public Notices {
     Log& log_;
 };
 
-// Of all devices, as they are now. nullopt: the kernel does not say.
-std::optional<std::vector<IpAddress>> local_addresses();
-
 }  // namespace sallyport::control

@@ -42,6 +42,7 @@ std::expected<void, std::string> Rounds::publish(const xfrm::RegisterChanges& ch
         return done;
     }
     parts_.groups.commit();
+    owners_published_(plan.owners);
     parts_.reconciler.carry_out(plan, parts_.publication.adoption().sas, changes);
     return {};
 }
@@ -71,6 +72,7 @@ void Rounds::go_on_with_earlier(xfrm::RegisterChanges changes) {
     if (const auto kept = parts_.publication.keep(plan.owners); !kept) {
         around_.notices.error(kept.error());
     }
+    owners_published_(plan.owners);
     parts_.reconciler.carry_out(plan);
     unpublished_ = std::move(changes);
 }

@@ -16,6 +16,7 @@
 #include <expected>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "control/adoption/decide.h"
 #include "control/adoption/groups.h"
@@ -44,8 +45,16 @@ class Rounds {
     };
     // What is to be, with room for so many entries: decide_adoption() of the register.
     using Decide = std::function<Adoption(size_t entries_max)>;
-    Rounds(const Surroundings& around, const Parts& parts, Decide decide)
-        : around_(around), parts_(parts), decide_(std::move(decide)) {}
+    // Called when owners of groups are published, before SAs that come with them settle and those
+    // that go are retired: this host's own packets change their way with the others.
+    using OwnersPublished = std::function<void(const GroupOwners&)>;
+    Rounds(
+        const Surroundings& around, const Parts& parts, Decide decide,
+        OwnersPublished owners_published = [](const GroupOwners&) {})
+        : around_(around),
+          parts_(parts),
+          decide_(std::move(decide)),
+          owners_published_(std::move(owners_published)) {}
 
     void heard(const xfrm::RegisterChanges& changes);
     // `changes`: since the last round. On error what was published before stays in force, but for
@@ -65,6 +74,7 @@ class Rounds {
     const Surroundings& around_;
     Parts parts_;
     Decide decide_;
+    OwnersPublished owners_published_;
     xfrm::RegisterChanges unpublished_;  // of rounds that failed
     std::string not_published_;
     std::chrono::milliseconds retry_in_ = kRetryFirst;

@@ -511,6 +511,12 @@ TEST_F(RouteMirrorTest, PolicyRoutingIsTheKernels) {
     run("ip rule del fwmark 1");
     EXPECT_EQ(update(), Effect::resync);
     EXPECT_EQ(way("198.51.100.1"), "9 mtu 1500");
+    run("ip rule add iif lo table 100");  // what this host sends itself: nothing of a worker's
+    EXPECT_EQ(update(), Effect::none);
+    EXPECT_EQ(way("198.51.100.1"), "9 mtu 1500");
+    run("ip rule add not iif lo table 100");
+    EXPECT_EQ(update(), Effect::resync);
+    EXPECT_EQ(way("198.51.100.1"), "kernel");
 }
 
 // IPv4 routes vanish with their link without a word each.

@@ -300,15 +300,17 @@ class Sites:
 
 class Pings:
     """Echo requests from a to b without an end; stop() says what became of them. `ends`: other addresses
-    of a and b than those of the network."""
+    than those of a and b in the network, `ns`: who sends instead of a; without a near end the kernel there
+    chooses the source."""
 
-    def __init__(self, sites, network=0, interval=0.1, size=56, ends=None):
+    def __init__(self, sites, network=0, interval=0.1, size=56, ends=None, ns=None):
         near, far = ends or (f"10.1.{network}.2", f"10.2.{network}.2")
         self._path = os.path.join(sites.folder, f"pings-{time.monotonic_ns()}")
         self._from = 1
         with open(self._path, "wb") as out:
-            self._process = sites.a.start("ping", "-n", "-i", interval, "-s", size, "-I",
-                                          near, far, stdout=out, stderr=out)
+            self._process = (ns or sites.a).start("ping", "-n", "-i", interval, "-s", size,
+                                                  *(["-I", near] if near else []), far,
+                                                  stdout=out, stderr=out)
 
     def answered(self):
         with open(self._path, encoding="ascii", errors="replace") as f:

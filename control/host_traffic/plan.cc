@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/host_traffic/plan.h"
+
+#include <algorithm>
+#include <optional>
+
+namespace sallyport::host_traffic {
+
+namespace {
+
+enum class Verdict : uint8_t { others, shared, tunnel };
+
+struct PrefixLess {
+    bool operator()(const IpPrefix& a, const IpPrefix& b) const {
+        return std::tie(a.address, a.bits) < std::tie(b.address, b.bits);
+    }
+};
+
+IpAddress no_source(Family family) {
+    return {.family = family};
+}
+
+IpPrefix host_prefix(const IpAddress& address) {
+    return {.address = address, .bits = static_cast<uint8_t>(address.bit_count())};
+}
+
+bool can_be_source(const IpAddress& address) {
+    const auto& b = address.bytes;
+    if (address == no_source(address.family)) return false;
+    if (address.family == Family::v4) {
+        return b[0] != 127 && (b[0] & 0xf0) != 0xe0 && !(b[0] == 169 && b[1] == 254);
+    }
+    const bool loopback =
+        std::all_of(b.begin(), b.end() - 1, [](uint8_t byte) { return byte == 0; });
+    return !loopback && b[0] != 0xff && !(b[0] == 0xfe && (b[1] & 0xc0) == 0x80);
+}
+
+// Prefixes with what is known of each, to walk those around one.
+template <typename T>
+class PrefixMap {
+  public:
+    T& operator[](const IpPrefix& prefix) {
+        lengths_.insert(prefix.bits);
+        return map_[prefix];
+    }
+    [[nodiscard]] const auto& items() const { return map_; }
+    // Those that contain `prefix`, itself included, the widest first; until `visit` says true.
+    template <typename Visit>
+    bool any_around(const IpPrefix& prefix, Visit visit) const {
+        for (const uint8_t bits : lengths_) {
+            if (bits > prefix.bits) break;
+            const auto found = map_.find(shortened(prefix, bits));
+            if (found != map_.end() && visit(found->first, found->second)) return true;
+        }
+        return false;
+    }
+
+  private:
+    std::map<IpPrefix, T, PrefixLess> map_;
+    std::set<uint8_t> lengths_;
+};
+
+class Planner {
+  public:
+    explicit Planner(const Policies& policies) : policies_(policies) {}
+
+    Plan plan(std::span<const IpAddress> own) {
+        // An outer address is the last choice: its packets are the tunnels' own.
+        std::vector<IpAddress> sources(own.begin(), own.end());
+        std::erase_if(sources, [](const IpAddress& address) { return !can_be_source(address); });
+        std::ranges::stable_partition(sources, [&](const IpAddress& address) {
+            return !policies_.near_ends.contains(address);
+        });
+        for (const IpAddress& source : sources) add_source(source);
+        for (const Family family : {Family::v4, Family::v6}) {
+            add_table(no_source(family), without_source_[family == Family::v4 ? 0 : 1]);
+        }
+        return std::move(out_);
+    }
+
+  private:
+    // nullopt: not into the tunnel.
+    using Choices = PrefixMap<std::optional<IpAddress>>;
+
+    [[nodiscard]] bool served(const SpdEntry& entry) const {
+        const size_t group = to_index(entry.policy);
+        return entry.action == SpdAction::protect && group < policies_.served.size() &&
+               policies_.served[group];
+    }
+
+    // `positions`: of the entries that cover all packets between two prefixes.
+    [[nodiscard]] Verdict judge(std::vector<uint32_t>& positions) const {
+        std::ranges::sort(positions);
+        bool by_worker = false;
+        bool by_others = false;
+        for (const uint32_t position : positions) {
+            const SpdEntry& entry = policies_.outbound[position];
+            by_worker = by_worker || served(entry);
+            by_others = by_others || (!served(entry) && entry.action != SpdAction::discard);
+            if (entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0) break;
+        }
+        if (!by_worker) return Verdict::others;
+        return by_others ? Verdict::shared : Verdict::tunnel;
+    }
+
+    void add_source(const IpAddress& source) {
+        PrefixMap<std::vector<uint32_t>> entries;
+        for (uint32_t i = 0; i < policies_.outbound.size(); ++i) {
+            const SpdEntry& entry = policies_.outbound[i];
+            if (entry.source.contains(source)) entries[entry.destination].push_back(i);
+        }
+        Choices choices;
+        Choices& shared_choices = without_source_[source.family == Family::v4 ? 0 : 1];
+        const bool outer = policies_.near_ends.contains(source);
+        for (const auto& [to, unused] : entries.items()) {
+            std::vector<uint32_t> covering;
+            entries.any_around(to, [&](const IpPrefix&, const std::vector<uint32_t>& positions) {
+                covering.insert(covering.end(), positions.begin(), positions.end());
+                return false;
+            });
+            const Verdict verdict = judge(covering);
+            const bool too_wide = outer && to.bits == 0;
+            const bool into_tunnel = verdict == Verdict::tunnel && !too_wide;
+            if (verdict != Verdict::others && !into_tunnel) out_.left.insert({source, to});
+            choices[to] = into_tunnel ? std::optional(source) : std::nullopt;
+            std::optional<IpAddress>& choice = shared_choices[to];
+            if (!choice && into_tunnel && to.bits != 0) choice = source;
+        }
+        add_table(source, choices);
+    }
+
+    void add_table(const IpAddress& source, Choices& choices) {
+        const auto leads_into_tunnel = [&](const IpPrefix& to) {
+            return choices.any_around(
+                to, [](const IpPrefix&, const auto& choice) { return choice.has_value(); });
+        };
+        for (const IpAddress& peer : policies_.far_ends) {
+            if (peer.family != source.family || !leads_into_tunnel(host_prefix(peer))) continue;
+            std::optional<IpAddress>& choice = choices[host_prefix(peer)];
+            if (choice) out_.left.insert({source, host_prefix(peer)});
+            choice.reset();
+        }
+        for (const auto& [to, choice] : choices.items()) {
+            if (choice) {
+                const bool v6 = source.family == Family::v6;
+                out_.ways[{source, to}] = {.leads = v6 ? Leads::refused : Leads::into_tunnel,
+                                           .from = *choice};
+            } else if (leads_into_tunnel(to)) {
+                out_.ways[{source, to}] = {};
+            }
+        }
+    }
+
+    const Policies& policies_;
+    Choices without_source_[2];  // IPv4, IPv6
+    Plan out_;
+};
+
+}  // namespace
+
+Plan plan_ways(const Policies& policies, std::span<const IpAddress> own) {
+    return Planner(policies).plan(own);
+}
+
+}  // namespace sallyport::host_traffic
