@@ -112,11 +112,11 @@ struct Simulation::Daemon {
             worker.waiting.push_back(command);
             worker.flush();
             if (world.options_.mistake != Mistake::written_back_too_early) return;
-            Handover& handover = world.daemon_->handover;
+            Handover& told = world.daemon_->handover;
             if (const auto* in = std::get_if<command::RetireInbound>(&command)) {
-                handover.take(event::InboundRetired{.id = in->sa->id, .sa = in->sa});
+                told.take(event::InboundRetired{.id = in->sa->id, .sa = in->sa});
             } else if (const auto* out = std::get_if<command::RetireOutbound>(&command)) {
-                handover.take(event::OutboundRetired{.id = out->sa->id, .sa = out->sa});
+                told.take(event::OutboundRetired{.id = out->sa->id, .sa = out->sa});
             }
         }
     };
