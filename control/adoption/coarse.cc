@@ -167,8 +167,10 @@ class Finder {
         auto cells = full_cells(narrow);
         if (!cells) return false;
         // Wide ones first: what becomes coarse there is so in those inside.
-        std::ranges::stable_sort(
-            *cells, {}, [](const Cell& cell) { return cell.source.bits + cell.destination.bits; });
+        std::ranges::sort(*cells, {}, [](const Cell& cell) {
+            return std::tuple(cell.source.bits + cell.destination.bits, cell.source.address,
+                              cell.destination.address, cell.source.bits);
+        });
         for (const Cell& cell : *cells) empty(cell, covering(narrow, cell), covering(wide, cell));
         return true;
     }
@@ -328,8 +330,7 @@ class Finder {
 }  // namespace
 
 bool Region::hides_some_of(const SpdEntry& entry, size_t place) const {
-    return position <= place && meet(source, entry.source) &&
-           meet(destination, entry.destination);
+    return position <= place && meet(source, entry.source) && meet(destination, entry.destination);
 }
 
 bool Region::hides(const SpdEntry& entry, size_t place) const {

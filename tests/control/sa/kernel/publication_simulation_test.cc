@@ -198,7 +198,7 @@ class World {
             if (world.fails()) return std::unexpected("no policy could be written");
             if (world.mistake_ == Mistake::open_ends) now.clear();
             rows = std::move(now);
-            std::ranges::stable_sort(rows, {}, &xfrm::PolicyRow::priority);
+            std::ranges::sort(rows, {}, &xfrm::PolicyRow::priority);
             return {};
         }
     };
