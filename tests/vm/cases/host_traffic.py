@@ -8,6 +8,7 @@ import collections
 import re
 
 from inside import boot, two_sites
+from inside.ike_connections import child, connection
 from lab import traffic
 from lab.checks import Skip, check, equal, eventually
 from lab.wire import esp_of
@@ -151,3 +152,36 @@ def end(guest):
     equal(ways(s), ([], []), "what a stop leaves")
     equal(s.in_clear(mark), [], "frames in clear on the wan")
     guest.note(s.look_at_wire())
+
+
+@BOOT.case("IPv6: what the gateway itself has for a tunnel is refused, and transit loses nothing", seconds=120)
+def ipv6(guest):
+    s = sites(guest)
+    for c in (s.gateway_ike, s.peer_ike):  # which has the same identities
+        c.unload("branch")
+    s.gateway_ike.terminate(ike="branch")
+    eventually(lambda: ways(s) == ([], []), lambda: f"ways of a tunnel that has gone: {ways(s)}", 10)
+    s.fast.start()
+    six = child(local_ts=["fd00:1:0::/64"], remote_ts=["fd00:2:0::/64"])
+    with connection(s, "six", {"six": six}):
+        s.initiate("six")
+        s.adopted("six")
+        eventually(lambda: len(ways(s, "-6")[1]) == 2, lambda: f"{ways(s, '-6')}", 10)
+        guest.note("\n".join(sum(ways(s, "-6"), [])))
+        spi, mark = s.child("six")["spi-out"], len(s.frames_since())
+        through = s.pings(interval=MANY, ends=("fd00:1:0::2", "fd00:2:0::2")).flowing()
+        others = [s.pings(interval=MANY, ends=("fd00:2:0::2", "fd00:1:0::1"), ns=s.b),
+                  s.pings(interval=MANY, ends=("fd00:1:0::1", "fd00:2:0::2"), ns=s.g)]
+        early = before_window(s)
+        sent, missing = through.flowing(int(SECONDS / MANY), seconds=SECONDS * 20).stop()
+        early = before_window(s) - early
+        guest.note(f"in transit: {sent} pings, without answer: {missing}, of them overtaken: {early}")
+        check(len(missing) <= early, f"transit pings without answer: {missing}")
+        equal(sum((sorted(ping.answered()) for ping in others), []), [], "pings of the gateway's own that were answered")
+        equal(s.child("six")["spi-out"], spi, "the SA of the tunnel")
+        equal(pairs_twice(s, mark)[0], [], "(SPI, number) pairs that were sent twice")
+        numbers = [e[1] for _, f in s.frames_since(mark)
+                   if f[6:12] == s.gateway_mac and (e := esp_of(f)) and e[0] == int(spi, 16)]
+        check(max(numbers) - min(numbers) < 2 * len(numbers), "numbers of the SA were jumped over")
+        equal(s.in_clear(mark), [], "frames in clear on the wan")
+    eventually(lambda: ways(s, "-6") == ([], []), lambda: f"ways of a tunnel that has gone: {ways(s, '-6')}", 10)
