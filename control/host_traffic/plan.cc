@@ -66,12 +66,13 @@ class Planner {
 
     Plan plan(std::span<const IpAddress> own) {
         // An outer address is the last choice: its packets are the tunnels' own.
-        std::vector<IpAddress> sources(own.begin(), own.end());
-        std::erase_if(sources, [](const IpAddress& address) { return !can_be_source(address); });
-        std::ranges::stable_partition(sources, [&](const IpAddress& address) {
-            return !policies_.near_ends.contains(address);
-        });
-        for (const IpAddress& source : sources) add_source(source);
+        for (const bool outer : {false, true}) {
+            for (const IpAddress& source : own) {
+                if (can_be_source(source) && policies_.near_ends.contains(source) == outer) {
+                    add_source(source);
+                }
+            }
+        }
         for (const Family family : {Family::v4, Family::v6}) {
             add_table(no_source(family), without_source_[family == Family::v4 ? 0 : 1]);
         }
