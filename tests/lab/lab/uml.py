@@ -105,6 +105,11 @@ def _modules_in_order():
                               for name in MODULES for path in needs.get(name, [])))
 
 
+def _likely_reason():
+    """Its room for a program's registers is from before AMX; the kernel takes all of them or none."""
+    return " (this CPU has AMX, which it does not know)" if " amx_tile " in _read("/proc/cpuinfo").decode() else ""
+
+
 class UmlPeer:
     """One guest. devices: the veth ends in `ns` that become vec0, vec1, ... in the guest."""
 
@@ -127,7 +132,8 @@ class UmlPeer:
         ready = self._wait_for("=== READY ", 0, 60)
         if ready is None:
             self.close()
-            raise PeerUnavailable("user-mode Linux did not boot:\n" + "\n".join(self._lines[-15:]))
+            raise PeerUnavailable(f"user-mode Linux did not boot{_likely_reason()}:\n" +
+                                  "\n".join(self._lines[-15:]))
         self.kernel = self._lines[ready].split()[-1]
 
     def _read_console(self):
