@@ -74,7 +74,7 @@ class SpdWriter {
     Limits limits_;
     uint32_t generation_ = 0;  // in use; 0: none yet
     uint64_t bypass_until_ns_ = SP_BYPASS_FOREVER;
-    Rows rows_;                // of the generation in use
+    Rows rows_;  // of the generation in use
 };
 
 }  // namespace sallyport::bpf_objects

@@ -14,6 +14,9 @@ namespace {
 constexpr std::chrono::milliseconds kSoon{2};
 constexpr std::chrono::milliseconds kLater{100};
 
+constexpr const char* kWhatUsesIt =
+    "a socket bound to a device does that, and what show status has as left to the kernel";
+
 // How many numbers the kernel may have taken from one look to the next.
 uint64_t numbers_at_most(const xfrm::Usage& before, const xfrm::Usage& after) {
     if (after.packets < before.packets || after.bytes < before.bytes) return ~uint64_t{0};
@@ -374,8 +377,8 @@ void Handover::leave_to_kernel(Slot& slot) {
     if (!kept_.emplace(slot.name, kHostUsesIt).second) return;
     around_.notices.warning(to_text(slot.name) + ": " + kHostUsesIt +
                             " again and again: it and its successors stay with the kernel for a "
-                            "while; route such traffic into " +
-                            setup_.device);
+                            "while; " +
+                            kWhatUsesIt);
     around_.another_round(kSoon);
 }
 
@@ -390,8 +393,8 @@ void Handover::note_round(Slot& slot, const xfrm::KernelSa& state) {
     if (std::exchange(slot.used_warned, true)) return;
     around_.notices.warning(to_text(slot.name) +
                             ": the kernel has sent with it too (traffic of this host itself?): the "
-                            "worker goes on above its numbers; route such traffic into " +
-                            setup_.device);
+                            "worker goes on above its numbers; " +
+                            kWhatUsesIt);
 }
 
 void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {

@@ -125,7 +125,6 @@ class Handover {
 
     struct Setup {
         uint16_t mtu = 1500;  // largest outer packet
-        std::string device;   // where the host's own traffic should be routed into
     };
     struct Parts {
         SlotTable& slots;

@@ -69,7 +69,7 @@ Tunnel peer(uint8_t number, const char* local_net, const char* remote_net) {
     return tunnel;
 }
 
-struct Packet {
+struct Flow {
     IpAddress source;
     IpAddress destination;
     uint8_t protocol = kTcp;
@@ -78,7 +78,7 @@ struct Packet {
     bool is_later_fragment = false;
 };
 
-SpdVerdict look_up(const Spd& spd, SpdDirection direction, const Packet& packet) {
+SpdVerdict look_up(const Spd& spd, SpdDirection direction, const Flow& packet) {
     const bool has_ports = wire::has_port_numbers(packet.protocol) && !packet.is_later_fragment;
     return spd.lookup(
         direction,
@@ -98,7 +98,7 @@ struct Published {
     std::unique_ptr<const Spd> spd;
     std::vector<std::vector<WorkerId>> owners;
 
-    [[nodiscard]] Fate fate(const Packet& packet,
+    [[nodiscard]] Fate fate(const Flow& packet,
                             SpdDirection direction = SpdDirection::outbound) const {
         const SpdVerdict verdict = look_up(*spd, direction, packet);
         if (verdict.kind == SpdVerdict::Kind::ports_unknown) return Fate::dropped_fragment;
@@ -160,17 +160,17 @@ TEST(Coarse, SeventeenNarrowedChildrenStopNobody) {
         EXPECT_EQ(view.reason, is_honest ? "" : expected);
     }
     // The kernel has all of it, and drops what none of its policies covers there.
-    const Packet some{address("10.1.0.5"), address("10.2.0.5"), kTcp, 5, 1001};
+    const Flow some{address("10.1.0.5"), address("10.2.0.5"), kTcp, 5, 1001};
     EXPECT_EQ(now->fate(some), Fate::kernel);
     EXPECT_EQ(now->fate({address("10.1.0.5"), address("10.2.0.5"), 1}), Fate::kernel);
     const std::vector<AddressPair> open = {{prefix("10.1.0.0/24"), prefix("10.2.0.0/24")}};
     EXPECT_EQ(now->adoption.left_open, open);
     // It sees no ports of fragments, and might find another policy for them.
-    Packet fragment = some;
+    Flow fragment = some;
     fragment.is_later_fragment = true;
     EXPECT_EQ(now->fate(fragment), Fate::dropped_fragment);
     // Nothing of it enters in clear.
-    const Packet back{address("10.2.0.5"), address("10.1.0.5"), kTcp, 1001, 5};
+    const Flow back{address("10.2.0.5"), address("10.1.0.5"), kTcp, 1001, 5};
     EXPECT_EQ(now->fate(back, SpdDirection::inbound), Fate::kernel) << "PROTECT";
 }
 
@@ -191,7 +191,7 @@ TEST(Coarse, BothFamiliesAtOnce) {
     EXPECT_NE(now->reason_of(one_v4.outbound), "");
     EXPECT_NE(now->reason_of(one_v6.outbound), "");
     EXPECT_EQ(now->fate({address("2001:db8:1::1"), address("2001:db8:2::1"), 58}), Fate::kernel);
-    Packet fragment{address("10.1.0.1"), address("10.2.0.1"), kUdp};
+    Flow fragment{address("10.1.0.1"), address("10.2.0.1"), kUdp};
     fragment.is_later_fragment = true;
     EXPECT_EQ(now->fate(fragment), Fate::dropped_fragment);
 }
@@ -353,7 +353,7 @@ TEST(Coarse, WithoutAnyRoomAllIsTheKernels) {
 
 // ---- properties ---------------------------------------------------------------------------------
 
-struct Dice {
+struct Chance {
     std::mt19937 random;
     uint32_t below(uint32_t bound) { return static_cast<uint32_t>(random() % bound); }
     IpAddress any_address() {
@@ -369,7 +369,7 @@ struct Dice {
 // Whatever stands in a list, it compiles; what is exact in it stays exact or becomes the kernel's,
 // and what the regions cover begins with an entry of the register.
 TEST(CoarseProperty, EveryListFitsAndOnlyLosesToTheKernel) {
-    Dice dice{std::mt19937(5)};
+    Chance dice{std::mt19937(5)};
     int coarse = 0;
     int exact = 0;
     for (int round = 0; round < 600; ++round) {
@@ -403,7 +403,7 @@ TEST(CoarseProperty, EveryListFitsAndOnlyLosesToTheKernel) {
         const auto spd = compile_entries(entries, {});
         ASSERT_TRUE(spd) << "round " << round << ": " << spd.error();
         for (int probe = 0; probe < 200; ++probe) {
-            const Packet packet{
+            const Flow packet{
                 .source = dice.any_address(),
                 .destination = dice.any_address(),
                 .protocol = static_cast<uint8_t>(dice.below(3) == 0   ? 50 + dice.below(30)
@@ -445,7 +445,7 @@ TEST(CoarseProperty, EveryListFitsAndOnlyLosesToTheKernel) {
 
 // Two senders would use the numbers of one SA: what the kernel may send by, no worker has.
 TEST(CoarseProperty, NoSaHasTwoSenders) {
-    Dice dice{std::mt19937(6)};
+    Chance dice{std::mt19937(6)};
     int left = 0;
     int adopted = 0;
     for (int round = 0; round < 200; ++round) {
@@ -464,10 +464,10 @@ TEST(CoarseProperty, NoSaHasTwoSenders) {
         const auto now = publish(reg);
         ASSERT_TRUE(now);
         for (const Child& child : children) {
-            Packet packet{.source = child.tunnel.local_net.address,
-                          .destination = child.tunnel.remote_net.address,
-                          .source_port = 1,
-                          .destination_port = static_cast<uint16_t>(child.tunnel.reqid % 1000)};
+            Flow packet{.source = child.tunnel.local_net.address,
+                        .destination = child.tunnel.remote_net.address,
+                        .source_port = 1,
+                        .destination_port = static_cast<uint16_t>(child.tunnel.reqid % 1000)};
             for (int probe = 0; probe < 16; ++probe) {
                 packet.source.bytes[3] = static_cast<uint8_t>(dice.below(8));
                 packet.destination.bytes[3] = static_cast<uint8_t>(dice.below(8));
