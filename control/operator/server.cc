@@ -211,8 +211,7 @@ struct Server::State : std::enable_shared_from_this<Server::State> {
         const auto silent = std::ranges::min_element(
             registry->sessions, {}, [](const auto& session) { return session->asked_last(); });
         if (std::chrono::steady_clock::now() - (*silent)->asked_last() < silence) return false;
-        const std::shared_ptr<Session> one = *silent;  // close() takes it out of the set
-        one->close();
+        (*silent)->close();
         return true;
     }
 

@@ -34,7 +34,7 @@ Handover::Handover(const Surroundings& around, const Parts& parts, const crypto:
       feedback_(parts.feedback),
       pacer_(parts.pacer),
       aead_(aead),
-      setup_(std::move(setup)) {}
+      setup_(setup) {}
 
 // ---- to a worker -------------------------------------------------------------------------------
 
