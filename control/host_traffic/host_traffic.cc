@@ -62,7 +62,8 @@ std::expected<void, std::string> HostTraffic::open(uint32_t ifindex) {
     return {};
 }
 
-// All routes are read only where rules say that there may be some of ours: there may be a million.
+// Routes also where no rule leads to them any more: who has removed the rules has left them behind,
+// and a table that is used again would have them.
 std::expected<void, std::string> HostTraffic::remove_leftovers(Family family) {
     std::vector<RuleInfo> rules;
     const auto listed = requests_->exchange(
@@ -77,7 +78,6 @@ std::expected<void, std::string> HostTraffic::remove_leftovers(Family family) {
     if (!listed && listed.error().number != EOPNOTSUPP && listed.error().number != EAFNOSUPPORT) {
         return std::unexpected("cannot list routing rules: " + listed.error().text);
     }
-    if (rules.empty()) return {};
     for (const RuleInfo& rule : rules) {
         (void)requests_->exchange(
             encode_delete_rule(rule.source, rule.table, requests_->next_sequence()));
@@ -181,12 +181,14 @@ void HostTraffic::doubt_all() {
     repair_later();
 }
 
-void HostTraffic::repair_later() {
-    if (std::exchange(repair_due_, true)) return;
-    timer_.expires_after(kRepair);
+void HostTraffic::repair_later(std::chrono::milliseconds in) {
+    const auto due = std::chrono::steady_clock::now() + in;
+    if (repair_due_ && *repair_due_ <= due) return;
+    repair_due_ = due;
+    timer_.expires_at(due);
     timer_.async_wait([this](ErrorCode error) {
         if (error || !requests_) return;
-        repair_due_ = false;
+        repair_due_.reset();
         put_right();
     });
 }
@@ -228,9 +230,11 @@ void HostTraffic::put_right() {
             "is blocked (the kernel cannot exempt it per device); IPv6 in transit is not affected");
     }
     if (failed_) {
-        repair_later();
+        repair_later(retry_);
+        retry_ = std::min(2 * retry_, kRetryMax);
     } else {
-        last_error_.clear();
+        said_failed_ = false;
+        retry_ = kRepair;
     }
 }
 
@@ -287,9 +291,9 @@ void HostTraffic::remove_rule(const IpAddress& source) {
 
 void HostTraffic::refused(const std::string& what, const netlink::Error& error) {
     failed_ = true;
-    const std::string text = what + " is refused: " + error.text;
-    if (text == std::exchange(last_error_, text)) return;
-    log_.error(text + ": the kernel sends by workers' SAs, and hands their numbers on");
+    if (std::exchange(said_failed_, true)) return;  // until all is right again
+    log_.error(what + " is refused: " + error.text +
+               ": the kernel sends by workers' SAs, and hands their numbers on; tried again");
 }
 
 }  // namespace sallyport::control

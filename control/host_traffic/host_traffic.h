@@ -38,6 +38,8 @@ class HostTraffic {
     // Shorter, and whoever removes them all the time keeps control busy; longer, and the kernel
     // sends by a worker's SA that much longer.
     static constexpr std::chrono::milliseconds kRepair{100};
+    // What is refused again and again is tried ever later, but not later than this.
+    static constexpr std::chrono::milliseconds kRetryMax{5000};
 
     HostTraffic(boost::asio::io_context& context, Log& log);
     HostTraffic(const HostTraffic&) = delete;
@@ -65,7 +67,7 @@ class HostTraffic {
     void take(const netlink::Message& message);
     void take_removed_route(const netlink::Message& message);
     void doubt_all();
-    void repair_later();
+    void repair_later(std::chrono::milliseconds in = kRepair);
     void put_right();
     [[nodiscard]] uint32_t table_of(const IpAddress& source);
     void add(const WayName& name, const Way& way);
@@ -81,9 +83,10 @@ class HostTraffic {
     std::optional<netlink::Notifications> news_;
     std::optional<boost::asio::posix::stream_descriptor> readable_;
     uint32_t ifindex_ = 0;
-    bool repair_due_ = false;
-    bool failed_ = false;     // in this round
-    std::string last_error_;  // said once
+    std::optional<std::chrono::steady_clock::time_point> repair_due_;
+    bool failed_ = false;       // in this round
+    bool said_failed_ = false;  // since all was right last
+    std::chrono::milliseconds retry_ = kRepair;
     host_traffic::Policies policies_;
     struct Installed {
         Way way;

@@ -43,7 +43,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
     void start() { read(); }
 
-    // When it asked last; began, where it never did. What is no whole request does not count.
+    // When it asked last; began, where it never did. What is no request does not count.
     [[nodiscard]] std::chrono::steady_clock::time_point asked_last() const { return asked_last_; }
 
     // Sends `line` as the last thing.
@@ -90,7 +90,6 @@ class Session : public std::enable_shared_from_this<Session> {
 
     void handle_line(std::string_view line) {
         if (line.size() > kRequestBytesMax) return refuse_long_line();
-        asked_last_ = std::chrono::steady_clock::now();
         const auto registry = registry_.lock();
         if (!registry) return close();
         const auto request = parse_request(line);
@@ -98,6 +97,7 @@ class Session : public std::enable_shared_from_this<Session> {
             if (request.error().close) return refuse(encode_error(request.error().text));
             return answer(encode_error(request.error().text));
         }
+        asked_last_ = std::chrono::steady_clock::now();
         auto result = registry->handler(*request);
         answer(result ? encode_result(std::move(*result)) : encode_error(result.error()));
     }

@@ -2,14 +2,13 @@
 #include "control/sa/static/replay_tops.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <span>
 
@@ -22,6 +21,8 @@ namespace {
 constexpr std::string_view kTopsFirstLine = "sallyport-replay-tops 1\n";
 constexpr std::string_view kTopsFile = "replay_tops";
 constexpr std::string_view kTopsNewFile = "replay_tops.new";
+// A line has some 70 bytes, and there are as many as static SAs.
+constexpr off_t kFileBytesMax = off_t{64} << 20;
 
 std::string tops_checksum(std::string_view text) {
     return "checksum " + to_hex(sha256({std::as_bytes(std::span(text))})) + "\n";
@@ -108,15 +109,40 @@ std::expected<ReplayTops::Tops, std::string> decode_replay_tops(std::string_view
 
 std::expected<void, std::string> ReplayTops::load() {
     const std::filesystem::path path = dir_ / kTopsFile;
-    std::error_code error;
-    if (!std::filesystem::exists(path, error) && !error) return {};
-    std::ifstream file(path, std::ios::binary);
-    const std::string text{std::istreambuf_iterator<char>(file), {}};
-    auto tops = decode_replay_tops(text);
-    if (!tops) {
-        return std::unexpected(path.string() + " cannot be used, " + tops.error() +
+    file_ = File::unreadable;  // until it was read
+    auto done = read(path);
+    if (!done) {
+        return std::unexpected(path.string() + " cannot be used, " + done.error() +
                                ": packets that were recorded earlier are accepted once more");
     }
+    return {};
+}
+
+std::expected<void, std::string> ReplayTops::read(const std::filesystem::path& path) {
+    // Not for a writer of a FIFO, and nothing that somebody has put in its place.
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (!file && errno == ENOENT) {
+        file_ = File::ours;
+        return {};
+    }
+    struct stat status{};
+    if (!file || fstat(file.get(), &status) != 0) {
+        return std::unexpected(std::string("it cannot be read: ") + std::strerror(errno));
+    }
+    if (!S_ISREG(status.st_mode)) return std::unexpected("it is no regular file");
+    if (status.st_size > kFileBytesMax) return std::unexpected("it is too large");
+    std::string text(static_cast<size_t>(status.st_size), '\0');
+    for (size_t have = 0; have < text.size();) {
+        const ssize_t bytes = ::read(file.get(), text.data() + have, text.size() - have);
+        if (bytes < 0 && errno == EINTR) continue;
+        if (bytes < 0)
+            return std::unexpected(std::string("reading fails: ") + std::strerror(errno));
+        if (bytes == 0) text.resize(have);
+        have += static_cast<size_t>(bytes);
+    }
+    file_ = File::ours;
+    auto tops = decode_replay_tops(text);
+    if (!tops) return std::unexpected(tops.error());
     tops_ = std::move(*tops);
     return {};
 }
@@ -133,8 +159,11 @@ void ReplayTops::raise(const Name& name, uint64_t top) {
 }
 
 std::expected<void, std::string> ReplayTops::save(Sync sync) {
-    if (!changed_ && sync == Sync::later) return {};
+    if (file_ == File::not_asked || (!changed_ && sync == Sync::later)) return {};
     const std::filesystem::path path = dir_ / kTopsFile;
+    if (file_ == File::unreadable) {
+        return std::unexpected(path.string() + " is not written, because it could not be read");
+    }
     const std::filesystem::path new_path = dir_ / kTopsNewFile;
     const auto failed = [&] {
         const std::string text = "cannot write " + path.string() + ": " + std::strerror(errno);

@@ -41,8 +41,8 @@ class ReplayTops {
 
     // `state_dir` exists. Nothing is known before load().
     explicit ReplayTops(std::filesystem::path state_dir) : dir_(std::move(state_dir)) {}
-    // Without a file there is nothing to know. On error nothing is known either, and the next
-    // save() replaces the file; the text says why.
+    // Without a file there is nothing to know. On error nothing is known either; the text says why.
+    // A file that is damaged is replaced by the next save(), one that cannot be read is left alone.
     std::expected<void, std::string> load();
 
     // 0: nothing is known.
@@ -50,10 +50,16 @@ class ReplayTops {
     // Only moves up.
     void raise(const Name& name, uint64_t top);
     // Writes what changed since the last time that succeeded. `now`: it is on the disk afterwards.
+    // Nothing before load(): a start that failed earlier knows less than the file.
     std::expected<void, std::string> save(Sync sync);
 
   private:
+    enum class File : uint8_t { not_asked, unreadable, ours };
+
+    std::expected<void, std::string> read(const std::filesystem::path& path);
+
     std::filesystem::path dir_;
+    File file_ = File::not_asked;
     Tops tops_;
     bool changed_ = false;
 };

@@ -184,6 +184,12 @@ void StaticSas::build_one(ManagedSa& sa) {
     const config::StaticSa& config = *sa.config;
     const std::vector<Selector> selectors =
         inbound_selectors(config_.policies[to_index(sa.policy)]);
+    uint64_t top = tops_.find({config.spi, sa.key});
+    if (top >= sequence_end(config.esn)) {
+        log_.warning("SA '" + config.name + "': replay_tops has a number that it cannot have; " +
+                     "it begins with an empty window");
+        top = 0;
+    }
     auto made = make_inbound_sa(aead_, {.id = sa.id,
                                         .policy = sa.policy,
                                         .spi = config.spi,
@@ -193,7 +199,7 @@ void StaticSas::build_one(ManagedSa& sa) {
                                         .key = config.key.bytes(),
                                         .esn = config.esn,
                                         .replay_window = config.replay_window,
-                                        .replay_top = tops_.find({config.spi, sa.key}),
+                                        .replay_top = top,
                                         .owner = sa.owner,
                                         .selectors = selectors});
     if (!made) return refuse(sa, made.error());

@@ -3,8 +3,11 @@
 
 #include "control/host_traffic/host_traffic.h"
 
+#include <fcntl.h>
 #include <net/if.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/io_context.hpp>
 #include <chrono>
@@ -12,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "control/host_traffic/messages.h"
 #include "tests/dataplane/io/support.h"
@@ -158,6 +162,40 @@ TEST_F(HostTrafficKernel, WhatAKilledRunLeftGoes) {
     HostTraffic next(context_, log_);
     ASSERT_TRUE(next.open(if_nametoindex("va")));
     EXPECT_EQ(said("ip route show table all; ip -6 route show table all; ip rule"), before);
+}
+
+// Another tool has removed the rules before.
+TEST_F(HostTrafficKernel, WhatAKilledRunLeftGoesWithoutItsRulesToo) {
+    const std::string before = said("ip route show table all; ip -6 route show table all");
+    run("ip route add throw 10.2.0.9 table 1397751815 proto 83");
+    run("ip -6 route add prohibit fd00:2::/64 table 1397751809 proto 83");
+    HostTraffic next(context_, log_);
+    ASSERT_TRUE(next.open(if_nametoindex("va")));
+    EXPECT_EQ(said("ip route show table all; ip -6 route show table all"), before);
+}
+
+// sp0 is taken down by hand: the log does not fill with it, and all comes back.
+TEST_F(HostTrafficKernel, WhatIsRefusedIsSaidOnce) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    Log log(ends[1]);
+    HostTraffic one(context_, log);
+    ASSERT_TRUE(one.open(if_nametoindex("va")));
+    host_traffic::Policies wanted = policies("10.1.0.0/24", "10.2.0.0/24");
+    wanted.outbound.push_back(policies("10.1.0.0/24", "10.3.0.0/24").outbound.front());
+    one.follow(wanted);
+    EXPECT_EQ(way("10.2.0.5"), "va 10.1.0.1");
+    run("ip link set va down");
+    context_.run_for(std::chrono::milliseconds(1500));
+    run("ip link set va up");
+    until([] { return way("10.2.0.5") == "va 10.1.0.1" && way("10.3.0.5") == "va 10.1.0.1"; });
+    one.close();
+    std::array<char, 65536> text{};
+    const ssize_t bytes = read(ends[0], text.data(), text.size());
+    const std::string_view seen(text.data(), static_cast<size_t>(std::max<ssize_t>(bytes, 0)));
+    EXPECT_EQ(std::ranges::count(seen, '\n'), 1) << seen;
+    close(ends[0]);
+    close(ends[1]);
 }
 
 TEST_F(HostTrafficKernel, RulesOfOthersStay) {

@@ -9,6 +9,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <vector>
 
@@ -61,6 +62,7 @@ TEST_F(ReplayTopsTest, WithoutAFileNothingIsKnown) {
 
 TEST_F(ReplayTopsTest, NothingIsWrittenThatHasNotChanged) {
     ReplayTops tops(dir_);
+    ASSERT_TRUE(tops.load());
     ASSERT_TRUE(tops.save(ReplayTops::Sync::later));
     EXPECT_FALSE(std::filesystem::exists(dir_ / "replay_tops"));
     tops.raise(name(1, 1), 3);
@@ -73,6 +75,7 @@ TEST_F(ReplayTopsTest, NothingIsWrittenThatHasNotChanged) {
 
 TEST_F(ReplayTopsTest, AWriteThatFailsIsMadeAgain) {
     ReplayTops tops(dir_ / "gone");
+    ASSERT_TRUE(tops.load());
     tops.raise(name(1, 1), 3);
     const auto failed = tops.save(ReplayTops::Sync::later);
     ASSERT_FALSE(failed);
@@ -80,6 +83,45 @@ TEST_F(ReplayTopsTest, AWriteThatFailsIsMadeAgain) {
     std::filesystem::create_directory(dir_ / "gone");
     ASSERT_TRUE(tops.save(ReplayTops::Sync::later));
     EXPECT_TRUE(std::filesystem::exists(dir_ / "gone" / "replay_tops"));
+}
+
+// A start that fails before it has read the file ends as every run does.
+TEST_F(ReplayTopsTest, WhatWasNotReadIsNotWritten) {
+    const std::string text = encode_replay_tops({{name(1, 1), 3}});
+    std::ofstream(dir_ / "replay_tops") << text;
+    for (const auto sync : {ReplayTops::Sync::later, ReplayTops::Sync::now}) {
+        ReplayTops tops(dir_);
+        tops.raise(name(2, 2), 4);
+        EXPECT_TRUE(tops.save(sync));
+    }
+    ReplayTops tops(dir_);
+    ASSERT_TRUE(tops.load());
+    EXPECT_EQ(tops.find(name(1, 1)), 3u);
+}
+
+TEST_F(ReplayTopsTest, WhatIsNoFileIsSaidAndLeftAlone) {
+    const std::filesystem::path path = dir_ / "replay_tops";
+    std::ofstream(dir_ / "other") << encode_replay_tops({{name(1, 1), 3}});
+    const std::vector<std::function<void()>> kinds = {
+        [&] { std::filesystem::create_directory(path); },
+        [&] { ASSERT_EQ(mkfifo(path.c_str(), 0600), 0); },
+        [&] { std::filesystem::create_symlink("other", path); },
+        [&] {
+            std::ofstream(path) << "x";
+            std::filesystem::resize_file(path, uintmax_t{2} << 30);
+        }};
+    for (const auto& make : kinds) {
+        make();
+        const auto before = std::filesystem::symlink_status(path).type();
+        ReplayTops tops(dir_);
+        const auto loaded = tops.load();
+        ASSERT_FALSE(loaded);
+        EXPECT_TRUE(loaded.error().contains("cannot be used")) << loaded.error();
+        tops.raise(name(2, 2), 4);
+        EXPECT_FALSE(tops.save(ReplayTops::Sync::now));
+        EXPECT_EQ(std::filesystem::symlink_status(path).type(), before);
+        std::filesystem::remove(path);
+    }
 }
 
 TEST_F(ReplayTopsTest, EveryTruncationAndEveryFlippedByteIsNoticed) {
