@@ -7,11 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <optional>
-#include <span>
 
+#include "control/sa/static/state_file.h"
 #include "dataplane/base/unique_fd.h"
 
 namespace sallyport::control {
@@ -22,41 +21,17 @@ constexpr std::string_view kTopsFirstLine = "sallyport-replay-tops 1\n";
 constexpr std::string_view kTopsFile = "replay_tops";
 constexpr std::string_view kTopsNewFile = "replay_tops.new";
 // A line has some 70 bytes, and there are as many as static SAs.
-constexpr off_t kFileBytesMax = off_t{64} << 20;
+constexpr size_t kFileBytesMax = size_t{64} << 20;
 
-std::string tops_checksum(std::string_view text) {
-    return "checksum " + to_hex(sha256({std::as_bytes(std::span(text))})) + "\n";
-}
-
-template <typename T>
-bool read_number(std::string_view text, int base, T& out) {
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out, base);
-    return error == std::errc{} && end == text.data() + text.size();
-}
-
-// "sa SPI DIGEST TOP", each of a fixed width but the last.
+// "sa SPI DIGEST TOP"
 std::optional<std::pair<ReplayTops::Name, uint64_t>> read_line(std::string_view line) {
-    constexpr size_t kSpiAt = 3;
-    constexpr size_t kKeyAt = kSpiAt + 8 + 1;
-    constexpr size_t kTopAt = kKeyAt + 32 + 1;
-    if (line.size() <= kTopAt || !line.starts_with("sa ") || line[kKeyAt - 1] != ' ' ||
-        line[kTopAt - 1] != ' ') {
-        return std::nullopt;
-    }
-    ReplayTops::Name name;
-    uint32_t spi = 0;
-    uint64_t top = 0;
-    if (!read_number(line.substr(kSpiAt, 8), 16, spi) ||
-        !read_number(line.substr(kTopAt), 10, top)) {
-        return std::nullopt;
-    }
-    name.spi = Spi{spi};
-    for (size_t i = 0; i < name.key.bytes.size(); ++i) {
-        if (!read_number(line.substr(kKeyAt + 2 * i, 2), 16, name.key.bytes[i])) {
-            return std::nullopt;
-        }
-    }
-    return std::pair(name, top);
+    if (next_word(line) != "sa") return std::nullopt;
+    const std::string_view spi = next_word(line);
+    const auto number = parse_number<uint32_t>(spi, 16);
+    const auto key = digest_from_hex(next_word(line));
+    const auto top = parse_number<uint64_t>(line);
+    if (spi.size() != 8 || !number || !key || !top) return std::nullopt;
+    return std::pair(ReplayTops::Name{.spi = Spi{*number}, .key = *key}, *top);
 }
 
 std::string spi_text(Spi spi) {
@@ -67,16 +42,6 @@ std::string spi_text(Spi spi) {
     return out;
 }
 
-bool write_whole(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t written = write(fd, text.data(), text.size());
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return false;
-        text.remove_prefix(static_cast<size_t>(written));
-    }
-    return true;
-}
-
 }  // namespace
 
 std::string encode_replay_tops(const ReplayTops::Tops& tops) {
@@ -85,13 +50,13 @@ std::string encode_replay_tops(const ReplayTops::Tops& tops) {
         text +=
             "sa " + spi_text(name.spi) + " " + name.key.to_hex() + " " + std::to_string(top) + "\n";
     }
-    return text + tops_checksum(text);
+    return text + checksum_line(text);
 }
 
 std::expected<ReplayTops::Tops, std::string> decode_replay_tops(std::string_view text) {
     const auto damaged = std::unexpected("it is damaged");
     const size_t end = text.rfind("checksum ");
-    if (end == std::string_view::npos || text.substr(end) != tops_checksum(text.substr(0, end))) {
+    if (end == std::string_view::npos || text.substr(end) != checksum_line(text.substr(0, end))) {
         return damaged;
     }
     std::string_view rest = text.substr(0, end);
@@ -130,18 +95,10 @@ std::expected<void, std::string> ReplayTops::read(const std::filesystem::path& p
         return std::unexpected(std::string("it cannot be read: ") + std::strerror(errno));
     }
     if (!S_ISREG(status.st_mode)) return std::unexpected("it is no regular file");
-    if (status.st_size > kFileBytesMax) return std::unexpected("it is too large");
-    std::string text(static_cast<size_t>(status.st_size), '\0');
-    for (size_t have = 0; have < text.size();) {
-        const ssize_t bytes = ::read(file.get(), text.data() + have, text.size() - have);
-        if (bytes < 0 && errno == EINTR) continue;
-        if (bytes < 0)
-            return std::unexpected(std::string("reading fails: ") + std::strerror(errno));
-        if (bytes == 0) text.resize(have);
-        have += static_cast<size_t>(bytes);
-    }
+    const auto text = read_all(file.get(), static_cast<size_t>(status.st_size), kFileBytesMax);
+    if (!text) return std::unexpected(text.error());
     file_ = File::ours;
-    auto tops = decode_replay_tops(text);
+    auto tops = decode_replay_tops(*text);
     if (!tops) return std::unexpected(tops.error());
     tops_ = std::move(*tops);
     return {};
@@ -172,7 +129,7 @@ std::expected<void, std::string> ReplayTops::save(Sync sync) {
     };
     const UniqueFd file(
         ::open(new_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (!file || !write_whole(file.get(), encode_replay_tops(tops_))) return failed();
+    if (!file || !write_all(file.get(), encode_replay_tops(tops_))) return failed();
     if (sync == Sync::now && fsync(file.get()) != 0) return failed();
     if (rename(new_path.c_str(), path.c_str()) != 0) return failed();
     if (sync == Sync::now) {

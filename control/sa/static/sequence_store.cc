@@ -8,11 +8,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <utility>
 
+#include "control/sa/static/state_file.h"
 #include "dataplane/base/unique_fd.h"
 
 namespace sallyport::control {
@@ -24,38 +24,6 @@ constexpr std::string_view kFileName = "sequences";
 constexpr std::string_view kNewFileName = "sequences.new";
 constexpr std::string_view kLockName = "lock";
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-
-std::optional<KeyDigest> digest_from_hex(std::string_view text) {
-    KeyDigest out;
-    if (text.size() != out.bytes.size() * 2) return std::nullopt;
-    for (size_t i = 0; i < out.bytes.size(); ++i) {
-        const char* first = text.data() + i * 2;
-        const auto [end, error] = std::from_chars(first, first + 2, out.bytes[i], 16);
-        if (error != std::errc{} || end != first + 2) return std::nullopt;
-    }
-    return out.to_hex() == text ? std::optional(out) : std::nullopt;
-}
-
-template <typename T>
-std::optional<T> parse_number(std::string_view text) {
-    T value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || end != text.data() + text.size() || text.empty()) {
-        return std::nullopt;
-    }
-    return value;
-}
-
-std::string_view next_word(std::string_view& line) {
-    const size_t space = std::min(line.find(' '), line.size());
-    const std::string_view word = line.substr(0, space);
-    line.remove_prefix(std::min(space + 1, line.size()));
-    return word;
-}
-
-std::string checksum_of(std::string_view text) {
-    return to_hex(sha256({std::as_bytes(std::span(text))}));
-}
 
 std::string errno_text() {
     return std::strerror(errno);
@@ -88,31 +56,6 @@ std::expected<FileStatus, std::string> status_of(int fd) {
     return out;
 }
 
-bool write_all(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t written = write(fd, text.data(), text.size());
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return false;
-        text.remove_prefix(static_cast<size_t>(written));
-    }
-    return true;
-}
-
-std::expected<std::string, std::string> read_all(int fd, uint64_t bytes) {
-    if (bytes > kSequenceFileBytesMax) return std::unexpected("it is too large");
-    std::string text(bytes, '\0');
-    size_t filled = 0;
-    while (filled < text.size()) {
-        const ssize_t got = read(fd, text.data() + filled, text.size() - filled);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return std::unexpected(errno_text());
-        if (got == 0) break;
-        filled += static_cast<size_t>(got);
-    }
-    text.resize(filled);
-    return text;
-}
-
 std::string how_to_accept() {
     return "Give the SA a new key on both ends (best), or run 'sallyportd -c FILE --accept-key "
            "NAME=SEQUENCE' with a sequence number certainly above everything ever sent with this "
@@ -131,7 +74,7 @@ std::string encode_sequence_file(const SequenceFile& file) {
         text += "key " + key.to_hex() + " " + std::to_string(record.reserved_until) +
                 (record.suspect ? " suspect\n" : " trusted\n");
     }
-    text += "checksum " + checksum_of(text) + "\n";
+    text += checksum_line(text);
     return text;
 }
 
@@ -143,7 +86,7 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
     const size_t last_line = text.rfind('\n', text.size() - 2);
     if (last_line == std::string_view::npos) return damaged("its end is missing");
     const std::string_view body = text.substr(0, last_line + 1);
-    if (text.substr(last_line + 1) != "checksum " + checksum_of(body) + "\n") {
+    if (text.substr(last_line + 1) != checksum_line(body)) {
         return damaged("the checksum does not fit");
     }
 
@@ -267,7 +210,7 @@ std::expected<void, std::string> SequenceStore::load() {
     }
     const auto status = status_of(file.get());
     if (!status) return std::unexpected("cannot read " + path.string() + ": " + status.error());
-    const auto text = read_all(file.get(), status->bytes);
+    const auto text = read_all(file.get(), status->bytes, kSequenceFileBytesMax);
     auto decoded = text ? decode_sequence_file(*text)
                         : std::expected<SequenceFile, std::string>(std::unexpected(text.error()));
     if (!decoded) {
