@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bpf/abi.h"
+#include "dataplane/base/prefix_map.h"
 
 namespace sallyport::control::adoption {
 
@@ -18,46 +19,12 @@ namespace {
 // for longer than a tenth of a second; where it takes more, the largest party is given up instead.
 constexpr size_t kLooksMax = 1 << 19;
 
-struct PrefixLess {
-    bool operator()(const IpPrefix& a, const IpPrefix& b) const {
-        return std::tie(a.address, a.bits) < std::tie(b.address, b.bits);
-    }
-};
-
 bool meet(const IpPrefix& a, const IpPrefix& b) {
     return a.contains(b) || b.contains(a);
 }
 
-// Matches every packet of its addresses.
-bool is_wide(const SpdEntry& entry) {
-    return entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0;
-}
-
-// Values by prefix, to find those of all prefixes that cover another.
-template <typename Value>
-class ByPrefix {
-  public:
-    Value& operator[](const IpPrefix& prefix) {
-        lengths_.insert(prefix.bits);
-        return values_[prefix];
-    }
-    [[nodiscard]] const auto& all() const { return values_; }
-    template <typename Visit>
-    void for_each_covering(const IpPrefix& prefix, Visit visit) const {
-        for (const uint8_t bits : lengths_) {
-            if (bits > prefix.bits) break;
-            const auto found = values_.find(shortened(prefix, bits));
-            if (found != values_.end()) visit(found->first, found->second);
-        }
-    }
-
-  private:
-    std::map<IpPrefix, Value, PrefixLess> values_;
-    std::set<uint8_t> lengths_;
-};
-
 using Positions = std::vector<uint32_t>;
-using ByPair = ByPrefix<ByPrefix<Positions>>;  // destination, source
+using ByPair = PrefixMap<PrefixPositions>;  // destination, source
 
 struct Cell {
     IpPrefix source;
@@ -74,8 +41,8 @@ struct Cell {
 // Positions of the entries that cover a cell, ascending.
 Positions covering(const ByPair& pairs, const Cell& cell) {
     Positions found;
-    pairs.for_each_covering(cell.destination, [&](const IpPrefix&, const auto& sources) {
-        sources.for_each_covering(cell.source, [&](const IpPrefix&, const Positions& positions) {
+    pairs.for_each_around(cell.destination, [&](const PrefixPositions& sources) {
+        sources.for_each_around(cell.source, [&](const Positions& positions) {
             found.insert(found.end(), positions.begin(), positions.end());
         });
     });
@@ -160,8 +127,8 @@ class Finder {
         for (uint32_t i = 0; i < list_.size(); ++i) {
             const SpdEntry& entry = list_[i].entry;
             if (hidden_[i]) continue;
-            if (!is_wide(entry)) ++narrow_count;
-            (is_wide(entry) ? wide : narrow)[entry.destination][entry.source].push_back(i);
+            if (!entry.takes_all()) ++narrow_count;
+            (entry.takes_all() ? wide : narrow)[entry.destination][entry.source].push_back(i);
         }
         if (narrow_count + reserve_ < SP_CELL_ENTRIES_MAX) return true;
         auto cells = full_cells(narrow);
@@ -179,28 +146,27 @@ class Finder {
     [[nodiscard]] std::optional<std::vector<Cell>> full_cells(const ByPair& narrow) const {
         std::vector<Cell> cells;
         size_t looks = 0;
-        for (const auto& [destination, unused] : narrow.all()) {
-            ByPrefix<size_t> by_source;
+        for (const auto& [destination, unused] : narrow.items()) {
+            PrefixMap<size_t> by_source;
             size_t all = 0;
-            narrow.for_each_covering(destination, [&](const IpPrefix&, const auto& sources) {
-                looks += sources.all().size();
+            narrow.for_each_around(destination, [&](const PrefixPositions& sources) {
+                looks += sources.items().size();
                 if (looks > kLooksMax) return;
-                for (const auto& [source, positions] : sources.all()) {
+                for (const auto& [source, positions] : sources.items()) {
                     by_source[source] += positions.size();
                     all += positions.size();
                 }
             });
             if (looks > kLooksMax) return std::nullopt;
             if (all + reserve_ < SP_CELL_ENTRIES_MAX) continue;
-            for (const auto& [source, unused_too] : by_source.all()) {
+            for (const auto& [source, unused_too] : by_source.items()) {
                 size_t count = 0;
-                by_source.for_each_covering(source,
-                                            [&](const IpPrefix&, size_t more) { count += more; });
+                by_source.for_each_around(source, [&](size_t more) { count += more; });
                 if (count + reserve_ >= SP_CELL_ENTRIES_MAX) {
                     cells.push_back({.source = source, .destination = destination});
                 }
             }
-            looks += by_source.all().size();
+            looks += by_source.items().size();
         }
         return cells;
     }
@@ -274,7 +240,7 @@ class Finder {
     // ports. False: there is none that would make the list shorter.
     bool give_up_largest(bool narrow) {
         const auto counts = [&](uint32_t position) {
-            return !hidden_[position] && !(narrow && is_wide(list_[position].entry));
+            return !hidden_[position] && !(narrow && list_[position].entry.takes_all());
         };
         const Positions* largest = nullptr;
         std::ptrdiff_t most = kRegionsPerParty * kRegionEntriesMax;

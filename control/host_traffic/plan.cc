@@ -4,17 +4,13 @@
 #include <algorithm>
 #include <optional>
 
+#include "dataplane/base/prefix_map.h"
+
 namespace sallyport::host_traffic {
 
 namespace {
 
 enum class Verdict : uint8_t { others, shared, tunnel };
-
-struct PrefixLess {
-    bool operator()(const IpPrefix& a, const IpPrefix& b) const {
-        return std::tie(a.address, a.bits) < std::tie(b.address, b.bits);
-    }
-};
 
 IpAddress no_source(Family family) {
     return {.family = family};
@@ -34,31 +30,6 @@ bool can_be_source(const IpAddress& address) {
         std::all_of(b.begin(), b.end() - 1, [](uint8_t byte) { return byte == 0; });
     return !loopback && b[0] != 0xff && !(b[0] == 0xfe && (b[1] & 0xc0) == 0x80);
 }
-
-// Prefixes with what is known of each, to walk those around one.
-template <typename T>
-class PrefixMap {
-  public:
-    T& operator[](const IpPrefix& prefix) {
-        lengths_.insert(prefix.bits);
-        return map_[prefix];
-    }
-    [[nodiscard]] const auto& items() const { return map_; }
-    // Those that contain `prefix`, itself included, the widest first; until `visit` says true.
-    template <typename Visit>
-    bool any_around(const IpPrefix& prefix, Visit visit) const {
-        for (const uint8_t bits : lengths_) {
-            if (bits > prefix.bits) break;
-            const auto found = map_.find(shortened(prefix, bits));
-            if (found != map_.end() && visit(found->first, found->second)) return true;
-        }
-        return false;
-    }
-
-  private:
-    std::map<IpPrefix, T, PrefixLess> map_;
-    std::set<uint8_t> lengths_;
-};
 
 class Planner {
   public:
@@ -89,23 +60,22 @@ class Planner {
                policies_.served[group];
     }
 
-    // `positions`: of the entries that cover all packets between two prefixes.
-    [[nodiscard]] Verdict judge(std::vector<uint32_t>& positions) const {
-        std::ranges::sort(positions);
+    // `positions`: of the entries that cover all packets between two prefixes, in their order.
+    [[nodiscard]] Verdict judge(std::span<const uint32_t> positions) const {
         bool by_worker = false;
         bool by_others = false;
         for (const uint32_t position : positions) {
             const SpdEntry& entry = policies_.outbound[position];
             by_worker = by_worker || served(entry);
             by_others = by_others || (!served(entry) && entry.action != SpdAction::discard);
-            if (entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0) break;
+            if (entry.takes_all()) break;
         }
         if (!by_worker) return Verdict::others;
         return by_others ? Verdict::shared : Verdict::tunnel;
     }
 
     void add_source(const IpAddress& source) {
-        PrefixMap<std::vector<uint32_t>> entries;
+        PrefixPositions entries;
         for (uint32_t i = 0; i < policies_.outbound.size(); ++i) {
             const SpdEntry& entry = policies_.outbound[i];
             if (entry.source.contains(source)) entries[entry.destination].push_back(i);
@@ -114,12 +84,7 @@ class Planner {
         Choices& shared_choices = without_source_[source.family == Family::v4 ? 0 : 1];
         const bool outer = policies_.near_ends.contains(source);
         for (const auto& [to, unused] : entries.items()) {
-            std::vector<uint32_t> covering;
-            entries.any_around(to, [&](const IpPrefix&, const std::vector<uint32_t>& positions) {
-                covering.insert(covering.end(), positions.begin(), positions.end());
-                return false;
-            });
-            const Verdict verdict = judge(covering);
+            const Verdict verdict = judge(positions_around(entries, to));
             const bool too_wide = outer && to.bits == 0;
             const bool into_tunnel = verdict == Verdict::tunnel && !too_wide;
             if (verdict != Verdict::others && !into_tunnel) out_.left.insert({source, to});
@@ -132,8 +97,7 @@ class Planner {
 
     void add_table(const IpAddress& source, Choices& choices) {
         const auto leads_into_tunnel = [&](const IpPrefix& to) {
-            return choices.any_around(
-                to, [](const IpPrefix&, const auto& choice) { return choice.has_value(); });
+            return choices.any_around(to, [](const auto& choice) { return choice.has_value(); });
         };
         for (const IpAddress& peer : policies_.far_ends) {
             if (peer.family != source.family || !leads_into_tunnel(host_prefix(peer))) continue;

@@ -2,63 +2,12 @@
 #include "dataplane/spd/spd.h"
 
 #include <algorithm>
-#include <map>
-#include <set>
 
 #include "bpf/abi.h"
+#include "dataplane/base/prefix_map.h"
 
 namespace sallyport {
 namespace {
-
-struct PrefixLess {
-    bool operator()(const IpPrefix& a, const IpPrefix& b) const {
-        if (a.address.family != b.address.family) return a.address.family < b.address.family;
-        if (a.bits != b.bits) return a.bits < b.bits;
-        return a.address.bytes < b.address.bytes;
-    }
-};
-
-// Entries grouped by one of their prefixes, to find quickly all whose prefix covers another:
-// there are at most 129 lengths to try, however many entries.
-class CoverIndex {
-  public:
-    void add(const IpPrefix& prefix, uint32_t position) {
-        positions_[prefix].push_back(position);
-        lengths_.insert(prefix.bits);
-    }
-    [[nodiscard]] const auto& prefixes() const { return positions_; }
-
-    // Positions of all entries whose prefix covers `prefix`, ascending.
-    [[nodiscard]] std::vector<uint32_t> covering(const IpPrefix& prefix) const {
-        std::vector<uint32_t> found;
-        for (const uint8_t bits : lengths_) {
-            if (bits > prefix.bits) break;
-            const auto group = positions_.find(shortened(prefix, bits));
-            if (group != positions_.end()) {
-                found.insert(found.end(), group->second.begin(), group->second.end());
-            }
-        }
-        std::ranges::sort(found);
-        return found;
-    }
-
-    // The longest that covers `prefix` and is shorter; null: none.
-    [[nodiscard]] const IpPrefix* next_wider(const IpPrefix& prefix) const {
-        for (auto bits = lengths_.lower_bound(prefix.bits); bits != lengths_.begin();) {
-            const auto found = positions_.find(shortened(prefix, *--bits));
-            if (found != positions_.end()) return &found->first;
-        }
-        return nullptr;
-    }
-
-  private:
-    std::map<IpPrefix, std::vector<uint32_t>, PrefixLess> positions_;
-    std::set<uint8_t> lengths_;
-};
-
-bool matches_all_packets(const SpdEntry& entry) {
-    return entry.protocol == 0 && !entry.has_ports && entry.ct_mark_mask == 0;
-}
 
 // What a class needs to know of those above it.
 struct Class {
@@ -71,13 +20,13 @@ struct Class {
 std::expected<void, std::string> add_sources(CompiledSpd& compiled, const IpPrefix& destination,
                                              std::span<const SpdEntry> ordered,
                                              std::span<const uint32_t> positions) {
-    CoverIndex by_source;
-    for (const uint32_t i : positions) by_source.add(ordered[i].source, i);
-    for (const auto& [source, unused] : by_source.prefixes()) {
+    PrefixPositions by_source;
+    for (const uint32_t i : positions) by_source[ordered[i].source].push_back(i);
+    for (const auto& [source, unused] : by_source.items()) {
         const auto first = static_cast<uint32_t>(compiled.entries.size());
-        for (const uint32_t i : by_source.covering(source)) {
+        for (const uint32_t i : positions_around(by_source, source)) {
             compiled.entries.push_back({.entry = ordered[i], .order = i});
-            if (matches_all_packets(ordered[i])) break;
+            if (ordered[i].takes_all()) break;
         }
         const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
         if (count > SP_CELL_ENTRIES_MAX) {
@@ -102,20 +51,22 @@ std::expected<void, std::string> add_sources(CompiledSpd& compiled, const IpPref
 }  // namespace
 
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered) {
-    CoverIndex by_destination;
-    for (uint32_t i = 0; i < ordered.size(); ++i) by_destination.add(ordered[i].destination, i);
+    PrefixPositions by_destination;
+    for (uint32_t i = 0; i < ordered.size(); ++i) {
+        by_destination[ordered[i].destination].push_back(i);
+    }
 
     CompiledSpd compiled;
-    std::map<IpPrefix, Class, PrefixLess> classes;
-    for (const auto& [destination, own] : by_destination.prefixes()) {  // wider ones first
+    PrefixMap<Class> classes;
+    for (const auto& [destination, own] : by_destination.items()) {  // wider ones first
         Class here{
             .number = compiled.class_count++, .earliest = own.front(), .entries = own.size()};
         CompiledSpd::DestinationRow row{.destination = destination,
                                         .destination_class = here.number};
-        const IpPrefix* wider = by_destination.next_wider(destination);
+        const auto* wider = classes.next_wider(destination);
         bool alone = wider == nullptr;
         if (!alone) {
-            const Class& above = classes.at(*wider);
+            const Class& above = wider->second;
             here.entries += above.entries;
             here.earliest = std::min(here.earliest, above.earliest);
             alone = here.entries <= kAloneEntriesMax || above.steps == SP_SPD_CLASSES_MAX;
@@ -127,10 +78,10 @@ std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> or
         }
         compiled.destinations.push_back(row);
         const auto added = alone ? add_sources(compiled, destination, ordered,
-                                               by_destination.covering(destination))
+                                               positions_around(by_destination, destination))
                                  : add_sources(compiled, destination, ordered, own);
         if (!added) return std::unexpected(added.error());
-        classes.emplace(destination, here);
+        classes[destination] = here;
     }
     return compiled;
 }

@@ -51,6 +51,11 @@ struct SpdEntry {
     uint32_t ct_mark_mask = 0;
 
     friend bool operator==(const SpdEntry&, const SpdEntry&) = default;
+
+    // Of packets with its addresses: no entry behind it decides about one of them.
+    [[nodiscard]] bool takes_all() const {
+        return protocol == 0 && !has_ports && ct_mark_mask == 0;
+    }
 };
 
 // The compiled rows of one direction. Plain data: what control writes into the BPF maps.
