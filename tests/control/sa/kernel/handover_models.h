@@ -12,6 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <string>
@@ -47,6 +48,30 @@ class Dice {
 
   private:
     uint64_t state_;
+};
+
+// What may happen next in a simulation, each as often as its weight says.
+template <typename World>
+class Steps {
+  public:
+    struct Step {
+        const char* name;
+        uint64_t weight;
+        void (World::*act)();
+    };
+    Steps(std::initializer_list<Step> all) : all_(all) {
+        for (const Step& step : all_) total_ += step.weight;
+    }
+    [[nodiscard]] const Step& next(Dice& dice) const {
+        uint64_t left = dice.below(total_);
+        auto step = all_.begin();
+        for (; left >= step->weight; ++step) left -= step->weight;
+        return *step;
+    }
+
+  private:
+    std::vector<Step> all_;
+    uint64_t total_ = 0;
 };
 
 // The first broken promise of a run.

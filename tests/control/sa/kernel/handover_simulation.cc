@@ -183,26 +183,13 @@ Simulation::Simulation(uint64_t seed, const crypto::Aead& aead, Options options)
 Simulation::~Simulation() = default;
 
 std::optional<std::string> Simulation::run() {
-    static const std::vector<Step>& all = steps();
-    static const uint64_t total = [] {
-        uint64_t sum = 0;
-        for (const Step& step : all) sum += step.weight;
-        return sum;
-    }();
     faulty_ = dice_.one_in(2);
     ike_adds();
     start();
     for (int i = 0; i < kSteps && !judge_.verdict(); ++i) {
-        uint64_t throw_of_dice = dice_.below(total);
-        for (const Step& step : all) {
-            if (throw_of_dice >= step.weight) {
-                throw_of_dice -= step.weight;
-                continue;
-            }
-            tell(step.name);
-            (this->*step.act)();
-            break;
-        }
+        const auto& step = steps().next(dice_);
+        tell(step.name);
+        (this->*step.act)();
     }
     if (!judge_.verdict()) calm_down();
     if (judge_.verdict()) tell("BROKEN: " + *judge_.verdict());
@@ -220,8 +207,8 @@ void Simulation::tell(const State& state) const {
          (state.behind ? " (behind)" : ""));
 }
 
-const std::vector<Simulation::Step>& Simulation::steps() {
-    static const std::vector<Step> all = {
+const Steps<Simulation>& Simulation::steps() {
+    static const Steps<Simulation> all = {
         {"IKE adds", 4, &Simulation::ike_adds},
         {"IKE deletes", 2, &Simulation::ike_deletes},
         {"IKE looks", 2, &Simulation::ike_looks},

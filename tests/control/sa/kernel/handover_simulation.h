@@ -80,12 +80,7 @@ class Simulation {
 
   private:
     struct Daemon;  // the parts under test in one life, and their interfaces to the models
-    struct Step {
-        const char* name;
-        uint64_t weight;
-        void (Simulation::*act)();
-    };
-    static const std::vector<Step>& steps();
+    static const Steps<Simulation>& steps();
 
     // --- the IKE daemon
     void ike_adds();

@@ -374,12 +374,7 @@ World::World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell
 }
 
 std::optional<std::string> World::run() {
-    struct Step {
-        const char* name;
-        uint64_t weight;
-        void (World::*act)();
-    };
-    static constexpr Step kAll[] = {
+    static const Steps<World> steps = {
         {"a child comes", 6, &World::child_comes},
         {"a child goes", 5, &World::child_goes},
         {"a child is rekeyed", 2, &World::child_is_rekeyed},
@@ -394,19 +389,10 @@ std::optional<std::string> World::run() {
         {"trouble", 4, &World::trouble},
         {"packets", 20, &World::packets},
     };
-    uint64_t total = 0;
-    for (const Step& step : kAll) total += step.weight;
     for (int i = 0; i < kSteps && !judge_.verdict(); ++i) {
-        uint64_t throw_of_dice = dice_.below(total);
-        for (const Step& step : kAll) {
-            if (throw_of_dice >= step.weight) {
-                throw_of_dice -= step.weight;
-                continue;
-            }
-            tell(step.name);
-            (this->*step.act)();
-            break;
-        }
+        const auto& step = steps.next(dice_);
+        tell(step.name);
+        (this->*step.act)();
     }
     if (!judge_.verdict()) calm_down();
     return judge_.verdict();
