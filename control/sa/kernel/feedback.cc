@@ -80,6 +80,24 @@ void Feedback::check_limits(Slot& slot) {
     slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
 }
 
+void Feedback::ask_rekey(Slot& slot, RekeyPacer::When when) {
+    const auto now = around_.clock.now();
+    if (slot.rekey_wanted && (*slot.rekey_wanted == when || when == RekeyPacer::When::paced)) {
+        return;  // ask_again() does
+    }
+    slot.rekey_wanted = when;
+    slot.rekey_asked_at = now;
+    pacer_.ask(slot.name, slot.decision.group, now, when);
+}
+
+// One that is rekeyed goes soon after.
+void Feedback::ask_again(Slot& slot) {
+    const auto now = around_.clock.now();
+    if (!slot.rekey_wanted || now - slot.rekey_asked_at < kAskAgain) return;
+    slot.rekey_asked_at = now;
+    pacer_.ask(slot.name, slot.decision.group, now, *slot.rekey_wanted);
+}
+
 void Feedback::send_rekey_requests(size_t at_most) {
     for (size_t sent = 0; sent < at_most; ++sent) {
         const auto name = pacer_.next();

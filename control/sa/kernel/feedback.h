@@ -13,6 +13,8 @@
 //
 // Owner: control thread.
 
+#include <chrono>
+#include <cstddef>
 #include <optional>
 
 #include "control/sa/kernel/rekey_pacer.h"
@@ -23,6 +25,9 @@ namespace sallyport::control {
 
 class Feedback {
   public:
+    // A request to rekey that is not obeyed is made again after this. Shorter, and an IKE daemon
+    // whose peer does not answer is asked while it is still at it.
+    static constexpr std::chrono::seconds kAskAgain{30};
     Feedback(const Surroundings& around, RekeyPacer& pacer) : around_(around), pacer_(pacer) {}
 
     // Of an SA that is installed: what its worker has done since, into the kernel's state.
@@ -30,6 +35,9 @@ class Feedback {
     // Tells the IKE daemon of a limit that was reached; at the hard one, and when its numbers are
     // used up, the kernel deletes it: the daemon makes a new one.
     void check_limits(Slot& slot);
+    void ask_rekey(Slot& slot, RekeyPacer::When when = RekeyPacer::When::paced);
+    // Once more, if it is time.
+    void ask_again(Slot& slot);
     void send_rekey_requests(size_t at_most);
 
     // `replay`: nullopt leaves the kernel's own alone.

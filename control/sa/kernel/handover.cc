@@ -14,16 +14,6 @@ namespace {
 constexpr std::chrono::milliseconds kSoon{2};
 constexpr std::chrono::milliseconds kLater{100};
 
-constexpr const char* kWhatUsesIt =
-    "a socket bound to a device does that, and what show status has as left to the kernel";
-
-// How many numbers the kernel may have taken from one look to the next.
-uint64_t numbers_at_most(const xfrm::Usage& before, const xfrm::Usage& after) {
-    if (after.packets < before.packets || after.bytes < before.bytes) return ~uint64_t{0};
-    return (after.packets - before.packets) * Handover::kSegmentsOfUdpMax +
-           (after.bytes - before.bytes) / Handover::kSegmentBytesMin;
-}
-
 }  // namespace
 
 Handover::Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead,
@@ -32,7 +22,8 @@ Handover::Handover(const Surroundings& around, const Parts& parts, const crypto:
       slots_(parts.slots),
       memory_(parts.memory),
       feedback_(parts.feedback),
-      pacer_(parts.pacer),
+      reservations_(around, parts.memory, parts.feedback,
+                    [this](const Slot& slot) { leave_to_kernel(slot); }),
       aead_(aead),
       setup_(setup) {}
 
@@ -126,14 +117,8 @@ void Handover::install_inbound(Slot& slot, InboundSide& side, const xfrm::Kernel
 
 void Handover::look_after(Slot& slot) {
     catch_up(slot);
-    extend_if_low(slot);
-    ask_again(slot);
-}
-
-void Handover::compare(Slot& slot, const xfrm::KernelSa& state) {
-    if (slot.phase != Phase::installed || slot.replaced || !is_another(slot, state)) return;
-    slot.replaced = true;
-    around_.another_round(kSoon);
+    reservations_.extend_if_low(slot);
+    feedback_.ask_again(slot);
 }
 
 void Handover::catch_up(Slot& slot) {
@@ -176,13 +161,13 @@ OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm:
 }
 
 void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    if (next_unused(slot, state) >= sequence_end(state.esn)) {
+    if (reservations_.next_unused(slot, state) >= sequence_end(state.esn)) {
         return keep_with_kernel(slot, "its sequence numbers are used up");
     }
     // Drawn for each SA that is built: see "Never a nonce twice".
     const auto mask = around_.random.bits();
     if (!mask) return keep_with_kernel(slot, mask.error());
-    const auto range = reserve(slot, state, first_block(state));
+    const auto range = reservations_.reserve(slot, state, reservations_.first_block(state));
     if (!range) {
         return keep_with_kernel(slot,
                                 "sequence numbers cannot be reserved in it: " + range.error());
@@ -190,10 +175,10 @@ void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::Kern
     auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, *range, *mask));
     if (!made) return keep_with_kernel(slot, made.error());
     side.sa = std::move(*made);
-    note_told(side, *range, range->first);
+    reservations_.note_told(side, *range, range->first);
     slot.phase = Phase::installed;
     around_.workers.send(slot.owner(), command::InstallOutbound{side.sa.get()});
-    if (range->first > 1) ask_rekey(slot);  // another sender has used the key
+    if (range->first > 1) feedback_.ask_rekey(slot);  // another sender has used the key
 }
 
 void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
@@ -214,112 +199,6 @@ void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
                          command::ReplaceInbound{.old = side.before.get(), .sa = side.sa.get()});
 }
 
-// ---- reservations ------------------------------------------------------------------------------
-
-// By whoever it was, also before the state was deleted and added again.
-uint64_t Handover::next_unused(const Slot& slot, const xfrm::KernelSa& state) const {
-    return std::max(next_of(state.replay), memory_.find(slot.memory_name).outbound_next);
-}
-
-// Of the state that had `written` put into it.
-std::expected<xfrm::KernelSa, std::string> Handover::look_again(const Slot& slot,
-                                                                uint64_t written) {
-    auto state = around_.kernel.get(slot.name);
-    if (!state) return std::unexpected(state.error().text);
-    if (!same_key(slot, *state) || state->replay.sent < written) {
-        return std::unexpected("it was replaced");
-    }
-    return std::move(*state);
-}
-
-// Numbers that nobody has used and the kernel will not. They begin above what is used when another
-// sender has used some since: see "Never a nonce twice".
-std::expected<SequenceRange, std::string> Handover::reserve(Slot& slot,
-                                                            const xfrm::KernelSa& looked_at,
-                                                            uint64_t size) {
-    OutboundSide& side = *slot.outbound();
-    uint64_t first = next_unused(slot, looked_at);
-    xfrm::Usage usage = looked_at.usage;
-    for (int attempt = 0; attempt < kReserveAttempts; ++attempt) {
-        if (first >= sequence_end(slot.esn)) break;
-        const SequenceRange block = next_block(first, slot.esn, size);
-        xfrm::Replay replay = looked_at.replay;
-        replay.sent = block.end - 1;
-        side.attempted = block.end;
-        const xfrm::CounterUpdate update{.replay = replay, .usage = std::nullopt};
-        if (const auto done = around_.kernel.write_counters(looked_at, update); !done) {
-            return std::unexpected(done.error().text);
-        }
-        side.reserved = block.end;
-        memory_.raise(slot.memory_name, {.outbound_next = block.end});
-        const auto now = look_again(slot, replay.sent);
-        if (!now) return std::unexpected(now.error());
-        const uint64_t used = numbers_at_most(usage, now->usage);
-        if (used <= (block.end - block.first) / 2) {
-            return SequenceRange{.first = block.first + used, .end = block.end};
-        }
-        first = next_unused(slot, *now);
-        usage = now->usage;
-    }
-    return std::unexpected("the kernel itself sends with it all the time");
-}
-
-// Of an SA that a worker has not had yet: what it has sent since it was made is known, unless it is
-// new, when all numbers are there.
-uint64_t Handover::first_block(const xfrm::KernelSa& state) const {
-    if (!used_by_kernel(state)) return sequence_block(state.esn);
-    const uint64_t now = around_.clock.seconds();
-    const uint64_t age = now - std::min(now, state.usage.add_time);
-    return sequence_block(state.esn, state.usage.packets,
-                          std::chrono::seconds(std::max(age, uint64_t{1})));
-}
-
-// By what it has sent since it was told of numbers last.
-uint64_t Handover::further_block(const Slot& slot, const OutboundSide& side) const {
-    const uint64_t next = side.sa->sequence_next.read();
-    return sequence_block(slot.esn, next - std::min(next, side.told_at),
-                          around_.clock.now() - side.told_when);
-}
-
-void Handover::note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const {
-    side.told = range.end;
-    side.block = range.end - range.first;
-    side.told_at = next;
-    side.told_when = around_.clock.now();
-    side.extension_due = false;
-}
-
-void Handover::extend_if_low(Slot& slot) {
-    OutboundSide* side = slot.outbound();
-    if (side == nullptr || slot.phase != Phase::installed || side->nothing_left) return;
-    const uint64_t next = side->sa->sequence_next.read();
-    const uint64_t left = side->told - std::min(next, side->told);
-    if (left < side->block / 4) side->extension_due = true;
-    if (side->extension_due) extend(slot);
-}
-
-void Handover::extend(Slot& slot) {
-    OutboundSide* side = slot.outbound();
-    if (side == nullptr || slot.phase != Phase::installed) return;
-    // The kernel tells of its own use late, or not at all where it is a packet now and then.
-    const auto state = around_.kernel.get(slot.name);
-    if (!state) return;
-    compare(slot, *state);
-    if (!slot.replaced) advance(slot, *side, *state);
-}
-
-// Where `range` does not follow what the worker has, the kernel has sent in between, or may have:
-// the worker goes on in it at once, because a peer does not accept what is far below the last.
-void Handover::tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range) {
-    const uint64_t next_at_least = range.first == side.told ? 0 : range.first;
-    note_told(side, range, std::max(next_at_least, side.sa->sequence_next.read()));
-    around_.workers.send(
-        slot.owner(), command::ExtendSequence{.sa = side.sa.get(),
-                                              .reserved = range.end,
-                                              .low_water = low_water(range, sequence_end(slot.esn)),
-                                              .next_at_least = next_at_least});
-}
-
 void Handover::kernel_used(Slot& slot) {
     if (slot.phase != Phase::installed) return;
     const auto state = around_.kernel.get(slot.name);
@@ -336,83 +215,17 @@ void Handover::kernel_used(Slot& slot) {
         }
         return;
     }
-    OutboundSide& side = *slot.outbound();
-    if (kernel_has_sent(slot, side, *state)) advance(slot, side, *state);
-}
-
-// With numbers behind those that were asked for; the answer to the last may have been lost.
-bool Handover::kernel_has_sent(const Slot& slot, const OutboundSide& side,
-                               const xfrm::KernelSa& state) const {
-    return next_unused(slot, state) > std::max(side.reserved, side.attempted);
-}
-
-// `state`: as it is now.
-void Handover::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    const uint64_t first = next_unused(slot, state);
-    if (first >= sequence_end(slot.esn)) {
-        side.nothing_left = true;
-        side.extension_due = false;
-        return ask_rekey(slot, RekeyPacer::When::always);
-    }
-    const bool sent_before = kernel_has_sent(slot, side, state);
-    if (sent_before && host_uses(state)) return leave_to_kernel(slot);
-    const auto range = reserve(slot, state, further_block(slot, side));
-    if (!range) {  // tried again
-        if (sent_before) note_round(slot, state);
-        return;
-    }
-    tell_range(slot, side, *range);
-    if (range->end >= sequence_end(slot.esn)) ask_rekey(slot, RekeyPacer::When::always);
-    if (sent_before || range->first > first) note_round(slot, state);
-}
-
-bool Handover::host_uses(const xfrm::KernelSa& state) const {
-    const auto found = rounds_.find(tunnel_of(state));
-    return found != rounds_.end() && found->second.count >= kRoundsMax &&
-           around_.clock.now() - found->second.since <= RekeyPacer::kPause;
+    reservations_.follow(slot, *state);
 }
 
 // It stays in place until its policy has another owner.
-void Handover::leave_to_kernel(Slot& slot) {
+void Handover::leave_to_kernel(const Slot& slot) {
     if (!kept_.emplace(slot.name, kHostUsesIt).second) return;
     around_.notices.warning(to_text(slot.name) + ": " + kHostUsesIt +
                             " again and again: it and its successors stay with the kernel for a "
                             "while; " +
-                            kWhatUsesIt);
+                            Reservations::kWhatUsesIt);
     around_.another_round(kSoon);
-}
-
-void Handover::note_round(Slot& slot, const xfrm::KernelSa& state) {
-    const auto now = around_.clock.now();
-    std::erase_if(rounds_,
-                  [now](const auto& each) { return now - each.second.since > RekeyPacer::kPause; });
-    Rounds& rounds = rounds_.try_emplace(tunnel_of(state), Rounds{.since = now}).first->second;
-    ++rounds.count;
-    slot.base = without_ours(slot, state.usage);
-    ask_rekey(slot);
-    if (std::exchange(slot.used_warned, true)) return;
-    around_.notices.warning(to_text(slot.name) +
-                            ": the kernel has sent with it too (traffic of this host itself?): the "
-                            "worker goes on above its numbers; " +
-                            kWhatUsesIt);
-}
-
-void Handover::ask_rekey(Slot& slot, RekeyPacer::When when) {
-    const auto now = around_.clock.now();
-    if (slot.rekey_wanted && (*slot.rekey_wanted == when || when == RekeyPacer::When::paced)) {
-        return;  // ask_again() does
-    }
-    slot.rekey_wanted = when;
-    slot.rekey_asked_at = now;
-    pacer_.ask(slot.name, slot.decision.group, now, when);
-}
-
-// One that is rekeyed goes soon after.
-void Handover::ask_again(Slot& slot) {
-    const auto now = around_.clock.now();
-    if (!slot.rekey_wanted || now - slot.rekey_asked_at < kAskAgain) return;
-    slot.rekey_asked_at = now;
-    pacer_.ask(slot.name, slot.decision.group, now, *slot.rekey_wanted);
 }
 
 // ---- with the kernel ---------------------------------------------------------------------------
@@ -541,7 +354,7 @@ void Handover::let_go(Slot& slot) {
     // Where the kernel goes on with it, the key has a second sender.
     if (slot.outbound() != nullptr && work_of(slot).packets > 0 &&
         around_.kernel.find(slot.name) != nullptr) {
-        ask_rekey(slot);
+        feedback_.ask_rekey(slot);
     }
     steer_away(slot);
     slots_.release(slot);
@@ -552,7 +365,7 @@ bool Handover::write_back(Slot& slot) {
     const bool done = hand_back(slot);
     // The kernel goes on with it: a second sender under the key.
     if (slot.outbound() != nullptr && slot.phase == Phase::installed && work_of(slot).packets > 0) {
-        ask_rekey(slot, RekeyPacer::When::always);
+        feedback_.ask_rekey(slot, RekeyPacer::When::always);
     }
     return done;
 }
@@ -563,11 +376,11 @@ void Handover::take(const event::SequenceLow& news) {
     Slot* slot = slots_.find(news.id);
     if (slot == nullptr || slot->outbound() == nullptr) return;
     slot->outbound()->extension_due = true;
-    extend(*slot);
+    reservations_.extend(*slot);
 }
 
 void Handover::take(const event::SequenceExhausted& news) {
-    if (Slot* slot = slots_.find(news.id)) ask_rekey(*slot, RekeyPacer::When::always);
+    if (Slot* slot = slots_.find(news.id)) feedback_.ask_rekey(*slot, RekeyPacer::When::always);
 }
 
 void Handover::take(const event::InboundRetired& news) {

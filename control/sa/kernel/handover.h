@@ -36,20 +36,6 @@
 // kernel itself has used of a state that is deleted is known from the message about the deletion;
 // whoever looks at a state (Register::get) has heard all messages before.
 //
-// Between the look and the writing the kernel can send, for the host itself, with numbers right
-// above those that were seen. How many is known exactly: the kernel counts packets and numbers
-// under one lock, only we write the count, and not here. So with P and S of the first look, W
-// written, P' of the second:
-//
-//     S .......... S + k ....................... W ........ the kernel from now on
-//       the kernel       the worker: S + k + 1 .. W         k from P' - P: numbers_at_most()
-//
-// P' - P also counts what was sent behind W, which makes k too large, never too small: a count is
-// raised after its number, and what took its number before W was written had raised the count by
-// then. Where nothing was sent, as nearly always, k is 0: an SA's first number is 1, and no time
-// has to be guessed. Where the kernel has sent too much to leave room, it is done again with the
-// new S. Only a kernel that sends a whole block between two system calls has its number put down.
-//
 // The IV is not the number itself: the kernel's (seqiv) is the number XOR 64 random bits of its
 // own, drawn per state and not known to us; ours is the number XOR 64 random bits, drawn for each
 // SA that is built. Two numbers under *different* masks can make the same IV: s XOR a = t XOR b
@@ -60,18 +46,12 @@
 // from another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and
 // all those at a clean stop, when the kernel becomes the second sender.
 //
+// How numbers are reserved beside a kernel that may send at any time: reservations.h.
+//
 // What this does not cover: a state that is added again is the kernel's until its counters are
 // raised; and where the message about a deletion was lost, or there was none (a flush, a hard
 // expiry), what the kernel has used since it spoke last is not known. The simulation shows them by
 // name (KnownGap).
-//
-// A kernel that sends too
-// -----------------------
-// Where the kernel sends for the host with an SA that a worker has, its numbers are above the
-// worker's, and a peer takes what is far below the last for a replay. The worker goes on above: a
-// round, which costs what was on the wire and a block of numbers. After kRoundsMax rounds of one
-// tunnel within RekeyPacer::kPause the SA goes back to the kernel, and its successors stay there
-// until that has passed: with one sender nothing is lost, and no numbers are.
 //
 // Replay (RFC 4303 3.4.3)
 // -----------------------
@@ -87,10 +67,9 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <tuple>
 
 #include "control/sa/kernel/feedback.h"
-#include "control/sa/kernel/rekey_pacer.h"
+#include "control/sa/kernel/reservations.h"
 #include "control/sa/kernel/sequence_memory.h"
 #include "control/sa/kernel/slot_table.h"
 #include "control/sa/kernel/surroundings.h"
@@ -106,20 +85,6 @@ class Handover {
     // Shorter, and the kernel may use a number after its counter was read; longer, and the first
     // packets wait that much longer in the worker.
     static constexpr std::chrono::milliseconds kSettle{3};
-    // A packet that the kernel segments late (GSO, with esp4_offload on any device) counts once and
-    // takes a number for each segment: of UDP at most UDP_MAX_SEGMENTS, of TCP one for each MSS,
-    // whose least is 48 (net.ipv4.tcp_min_snd_mss) with 40 of options. Too few numbers for a
-    // packet, and two senders use one; more are lost to the worker where the host itself sends.
-    static constexpr uint64_t kSegmentsOfUdpMax = 128;
-    static constexpr uint64_t kSegmentBytesMin = 8;
-    // So often is a reservation done again that leaves too little.
-    static constexpr int kReserveAttempts = 4;
-    // The first is for a route that is not there yet, the second for its successor; more cost
-    // transit packets.
-    static constexpr unsigned kRoundsMax = 2;
-    // A request to rekey that is not obeyed is made again after this. Shorter, and an IKE daemon
-    // whose peer does not answer is asked while it is still at it.
-    static constexpr std::chrono::seconds kAskAgain{30};
     static constexpr const char* kHostUsesIt = "traffic of this host uses it";
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 
@@ -130,7 +95,6 @@ class Handover {
         SlotTable& slots;
         SequenceMemory& memory;
         Feedback& feedback;
-        RekeyPacer& pacer;
     };
     Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead, Setup setup);
 
@@ -144,14 +108,12 @@ class Handover {
     // Of an inbound SA that is installed, to those of its decision.
     void change_selectors(Slot& slot, const xfrm::KernelSa& state);
 
-    // --- reservations
     // The kernel itself has used a state that a worker serves: outbound, traffic of this host that
     // was not routed into sp0; inbound, packets that came in by a device which is no port.
     void kernel_used(Slot& slot);
 
-    // `state`: as it was read just now, because messages may have been lost. One that was deleted
-    // and added again is removed, and then comes.
-    void compare(Slot& slot, const xfrm::KernelSa& state);
+    // See Reservations.
+    void compare(Slot& slot, const xfrm::KernelSa& state) { reservations_.compare(slot, state); }
 
     // --- with the kernel
     // The key of a state has been used further than its counters say, as far as is known without
@@ -176,8 +138,10 @@ class Handover {
 
     // Those that were tried and left to the kernel: why.
     [[nodiscard]] const std::map<xfrm::SaName, std::string>& kept() const { return kept_; }
-    // Of an outbound state: see "A kernel that sends too".
-    [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const;
+    // See Reservations.
+    [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const {
+        return reservations_.host_uses(state);
+    }
     // It was not tried, and stays with the kernel.
     void keep(const xfrm::SaName& name, const char* reason) { kept_[name] = reason; }
     // They may be tried again: those that came or went, and those that found no room.
@@ -187,59 +151,32 @@ class Handover {
     // Inbound, once, some time after it was installed: what the kernel has accepted since it was
     // read counts as received.
     void catch_up(Slot& slot);
-    void extend(Slot& slot);
-    // A worker asks once; where its word was lost the numbers themselves tell.
-    void extend_if_low(Slot& slot);
-    void ask_again(Slot& slot);
     [[nodiscard]] bool is_settled(const Slot& slot) const;
     [[nodiscard]] xfrm::Replay raised(const xfrm::KernelSa& state,
                                       const std::optional<xfrm::StateDirection>& direction) const;
-    [[nodiscard]] uint64_t next_unused(const Slot& slot, const xfrm::KernelSa& state) const;
     [[nodiscard]] InboundSaParameters inbound_parameters(const Slot& slot,
                                                          const xfrm::KernelSa& state) const;
     [[nodiscard]] OutboundSaParameters outbound_parameters(const Slot& slot,
                                                            const xfrm::KernelSa& state,
                                                            const SequenceRange& range,
                                                            uint64_t iv_mask) const;
-    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at,
-                                                      uint64_t size);
-    [[nodiscard]] uint64_t first_block(const xfrm::KernelSa& state) const;
-    [[nodiscard]] uint64_t further_block(const Slot& slot, const OutboundSide& side) const;
-    void note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const;
-    std::expected<xfrm::KernelSa, std::string> look_again(const Slot& slot, uint64_t written);
     void install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state);
     void install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
-    [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
-                                       const xfrm::KernelSa& state) const;
-    void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
-    void note_round(Slot& slot, const xfrm::KernelSa& state);
-    void leave_to_kernel(Slot& slot);
-    void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
+    void leave_to_kernel(const Slot& slot);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     void steer_away(const Slot& slot);
     void note_accepted(const Slot& slot);
     bool hand_back(Slot& slot);
     void let_go(Slot& slot);
-    void ask_rekey(Slot& slot, RekeyPacer::When when = RekeyPacer::When::paced);
 
     const Surroundings& around_;
     SlotTable& slots_;
     SequenceMemory& memory_;
     Feedback& feedback_;
-    RekeyPacer& pacer_;
+    Reservations reservations_;
     const crypto::Aead& aead_;
     Setup setup_;
     std::map<xfrm::SaName, std::string> kept_;
-    // Tunnels, by addresses and reqid: the SAs of one follow each other.
-    using Tunnel = std::tuple<IpAddress, IpAddress, uint32_t>;
-    static Tunnel tunnel_of(const xfrm::KernelSa& state) {
-        return {state.source, state.name.destination, state.reqid};
-    }
-    struct Rounds {
-        std::chrono::steady_clock::time_point since;
-        unsigned count = 0;
-    };
-    std::map<Tunnel, Rounds> rounds_;
 };
 
 }  // namespace sallyport::control

@@ -7,7 +7,7 @@
 // the kernel goes on sending for a group beside the worker, each successor has two senders too:
 // without a limit it would be rekeyed for ever. So a group is asked for a few within kPause; what
 // is about to end (`always`) is asked for whatever was before. The requests leave at most
-// kPerSecond. One that is not obeyed is made again (Handover::kAskAgain).
+// kPerSecond. One that is not obeyed is made again (Feedback::kAskAgain).
 //
 // Owner: control thread.
 

@@ -144,7 +144,7 @@ struct Simulation::Daemon {
           orders(world),
           time(world),
           unread(world),
-          handover(around, {slots, memory, feedback, pacer}, world.aead_, {}) {
+          handover(around, {slots, memory, feedback}, world.aead_, {}) {
         model.forgotten = [this, &world](const xfrm::KernelSa& last) {
             if (world.options_.mistake == Mistake::last_counters_forgotten) return;
             remember(memory, last);

@@ -201,7 +201,7 @@ class HandoverTest : public ::testing::Test {
     SequenceMemory memory_;
     RekeyPacer pacer_{1};
     Feedback feedback_{around_, pacer_};
-    Handover handover_{around_, {slots_, memory_, feedback_, pacer_}, aead_, {}};
+    Handover handover_{around_, {slots_, memory_, feedback_}, aead_, {}};
     Reconciler reconciler_{around_, slots_, handover_};
     model::KeyNumber keys_ = 0;
 };
@@ -265,7 +265,7 @@ TEST_F(HandoverTest, AfterTwoRoundsTheKernelHasTheSa) {
     EXPECT_EQ(said_.warnings.size(), 2u);
     size_t jumps = 0;
     for (const auto& more : sent_.of<command::ExtendSequence>()) jumps += more.next_at_least > 0;
-    EXPECT_EQ(jumps, Handover::kRoundsMax);
+    EXPECT_EQ(jumps, Reservations::kRoundsMax);
     EXPECT_LE(moved, kSequenceBlock32 + 3 * kSequenceBlockMin32);
     EXPECT_LE(state.sent, moved) << "on the way back nothing is used up";
     kernel_sends(1000);
@@ -274,7 +274,7 @@ TEST_F(HandoverTest, AfterTwoRoundsTheKernelHasTheSa) {
 TEST_F(HandoverTest, SuccessorsStayWithTheKernelForAWhile) {
     add(true);
     round();
-    for (unsigned i = 0; i < Handover::kRoundsMax; ++i) {
+    for (unsigned i = 0; i < Reservations::kRoundsMax; ++i) {
         kernel_sends();
         round();
         kernel_.remove(name(true));
@@ -416,7 +416,7 @@ TEST_F(HandoverTest, ARequestThatIsNotObeyedIsMadeAgain) {
     round();
     EXPECT_EQ(asked().size(), 1u) << "the kernel has used its key";
     for (int i = 0; i < 3; ++i) {
-        time_.at += Handover::kAskAgain - milliseconds(1);
+        time_.at += Feedback::kAskAgain - milliseconds(1);
         handover_.look_after(slot(true));
         EXPECT_EQ(asked().size(), 0u);
         time_.at += milliseconds(1);
@@ -430,7 +430,7 @@ TEST_F(HandoverTest, WhoNeedsNoNewKeyIsNotAsked) {
     add(true);
     round();
     worker_sends(10);
-    time_.at += 2 * Handover::kAskAgain;
+    time_.at += 2 * Feedback::kAskAgain;
     handover_.look_after(slot(true));
     EXPECT_EQ(asked().size(), 0u);
 }
@@ -442,7 +442,7 @@ TEST_F(HandoverTest, ASoftLimitIsToldAgain) {
     worker_sends(10);
     tick();
     EXPECT_TRUE(slot(true).soft_reported);
-    time_.at += Handover::kAskAgain;
+    time_.at += Feedback::kAskAgain;
     handover_.look_after(slot(true));
     EXPECT_EQ(asked(), std::vector{state.name});
 }
@@ -457,7 +457,7 @@ TEST_F(HandoverTest, TheEndOfTheNumbersIsToldWhateverWasAskedBefore) {
     EXPECT_EQ(asked(), std::vector{state.name});
     worker_sends(kSequenceBlockMin32 / 2);
     EXPECT_EQ(asked().size(), 0u);
-    time_.at += Handover::kAskAgain;
+    time_.at += Feedback::kAskAgain;
     handover_.look_after(slot(true));
     EXPECT_EQ(asked(), std::vector{state.name});
 }

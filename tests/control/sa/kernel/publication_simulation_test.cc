@@ -354,7 +354,7 @@ World::World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell
       mistake_(mistake),
       tell_(tell),
       config_{bypass_some()},
-      handover_(around_, {slots_, memory_, feedback_, pacer_}, aead, {}),
+      handover_(around_, {slots_, memory_, feedback_}, aead, {}),
       rounds_(around_, {groups_, reconciler_, publication_, lease_, commands_},
               [this](size_t entries_max) {
                   static constexpr uint16_t kCpus[] = {0, 1};

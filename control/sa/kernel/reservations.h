@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Numbers of outbound SAs: reserved in the kernel's state, given to the worker that sends.
+//
+//   reserve()        looks, writes the kernel's number above a block, looks again
+//   extend_if_low()  a worker is given the next block before it has used up what it has
+//   follow()         the kernel has sent: the worker goes on above
+//
+// What a number may be used for, and why never twice: handover.h.
+//
+// Between the look and the writing the kernel can send, for the host itself, with numbers right
+// above those that were seen. How many is known exactly: the kernel counts packets and numbers
+// under one lock, only we write the count, and not here. So with P and S of the first look, W
+// written, P' of the second:
+//
+//     S .......... S + k ....................... W ........ the kernel from now on
+//       the kernel       the worker: S + k + 1 .. W         k from P' - P: numbers_at_most()
+//
+// P' - P also counts what was sent behind W, which makes k too large, never too small: a count is
+// raised after its number, and what took its number before W was written had raised the count by
+// then. Where nothing was sent, as nearly always, k is 0: an SA's first number is 1, and no time
+// has to be guessed. Where the kernel has sent too much to leave room, it is done again with the
+// new S. Only a kernel that sends a whole block between two system calls has its number put down.
+//
+// A kernel that sends too
+// -----------------------
+// Where the kernel sends for the host with an SA that a worker has, its numbers are above the
+// worker's, and a peer takes what is far below the last for a replay. The worker goes on above: a
+// round, which costs what was on the wire and a block of numbers. After kRoundsMax rounds of one
+// tunnel within RekeyPacer::kPause the SA goes back to the kernel, and its successors stay there
+// until that has passed: with one sender nothing is lost, and no numbers are.
+//
+// Owner: control thread.
+
+#include <chrono>
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "control/sa/kernel/feedback.h"
+#include "control/sa/kernel/sequence_memory.h"
+#include "control/sa/kernel/slot.h"
+#include "control/sa/kernel/surroundings.h"
+#include "control/sa/sequence_block.h"
+
+namespace sallyport::control {
+
+class Reservations {
+  public:
+    // A packet that the kernel segments late (GSO, with esp4_offload on any device) counts once and
+    // takes a number for each segment: of UDP at most UDP_MAX_SEGMENTS, of TCP one for each MSS,
+    // whose least is 48 (net.ipv4.tcp_min_snd_mss) with 40 of options. Too few numbers for a
+    // packet, and two senders use one; more are lost to the worker where the host itself sends.
+    static constexpr uint64_t kSegmentsOfUdpMax = 128;
+    static constexpr uint64_t kSegmentBytesMin = 8;
+    // So often is a reservation done again that leaves too little.
+    static constexpr int kReserveAttempts = 4;
+    // The first is for a route that is not there yet, the second for its successor; more cost
+    // transit packets.
+    static constexpr unsigned kRoundsMax = 2;
+    static constexpr const char* kWhatUsesIt =
+        "a socket bound to a device does that, and what show status has as left to the kernel";
+
+    // `leave_to_kernel`: the host uses the SA again and again.
+    Reservations(const Surroundings& around, SequenceMemory& memory, Feedback& feedback,
+                 std::function<void(const Slot&)> leave_to_kernel)
+        : around_(around),
+          memory_(memory),
+          feedback_(feedback),
+          leave_to_kernel_(std::move(leave_to_kernel)) {}
+
+    // `state`: as it was read just now, because messages may have been lost. One that was deleted
+    // and added again is removed, and then comes.
+    void compare(Slot& slot, const xfrm::KernelSa& state);
+
+    // --- before it is installed
+    [[nodiscard]] uint64_t next_unused(const Slot& slot, const xfrm::KernelSa& state) const;
+    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at,
+                                                      uint64_t size);
+    [[nodiscard]] uint64_t first_block(const xfrm::KernelSa& state) const;
+    void note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const;
+
+    // --- afterwards
+    void extend(Slot& slot);
+    // A worker asks once; where its word was lost the numbers themselves tell.
+    void extend_if_low(Slot& slot);
+    // Of an outbound SA whose state is `state` now.
+    void follow(Slot& slot, const xfrm::KernelSa& state);
+    // Of an outbound state: see "A kernel that sends too".
+    [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const;
+
+  private:
+    [[nodiscard]] uint64_t further_block(const Slot& slot, const OutboundSide& side) const;
+    std::expected<xfrm::KernelSa, std::string> look_again(const Slot& slot, uint64_t written);
+    [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
+                                       const xfrm::KernelSa& state) const;
+    void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    void note_round(Slot& slot, const xfrm::KernelSa& state);
+    void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
+
+    const Surroundings& around_;
+    SequenceMemory& memory_;
+    Feedback& feedback_;
+    std::function<void(const Slot&)> leave_to_kernel_;
+    // Tunnels, by addresses and reqid: the SAs of one follow each other.
+    using Tunnel = std::tuple<IpAddress, IpAddress, uint32_t>;
+    static Tunnel tunnel_of(const xfrm::KernelSa& state) {
+        return {state.source, state.name.destination, state.reqid};
+    }
+    struct Rounds {
+        std::chrono::steady_clock::time_point since;
+        unsigned count = 0;
+    };
+    std::map<Tunnel, Rounds> rounds_;
+};
+
+}  // namespace sallyport::control
