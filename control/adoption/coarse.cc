@@ -308,9 +308,15 @@ std::vector<Region> regions_of(std::span<const Claim> list, size_t entries_max) 
     return Finder(list).find(entries_max);
 }
 
-std::vector<SpdEntry> with_regions(std::span<const Claim> list, std::span<const Region> regions,
-                                   SpdDirection direction, PolicyId kernels) {
-    std::vector<SpdEntry> out;
+SpdList with_regions(std::span<const Claim> list, std::span<const Region> regions,
+                     SpdDirection direction, PolicyId kernels) {
+    SpdList out;
+    SpdPlace place;  // of the next entry of a region
+    const auto put = [&](const SpdEntry& entry) {
+        out.entries.push_back(entry);
+        out.places.push_back(place);
+        ++place.part;
+    };
     const auto add = [&](const Region& region) {
         SpdEntry entry{.policy = kernels,
                        .action = SpdAction::protect,
@@ -321,19 +327,23 @@ std::vector<SpdEntry> with_regions(std::span<const Claim> list, std::span<const 
             for (const uint8_t protocol :
                  port_protocols(list, region.position, region.source, region.destination)) {
                 entry.protocol = protocol;
-                out.push_back(entry);
+                put(entry);
             }
         }
         entry.protocol = 0;
         entry.has_ports = false;
-        out.push_back(entry);
+        put(entry);
     };
     size_t next = 0;
     for (size_t i = 0; i < list.size(); ++i) {
+        place = list[i].place;
+        place.part = 0;
         for (; next < regions.size() && regions[next].position <= i; ++next) add(regions[next]);
         const auto hides = [&](const Region& region) { return region.hides(list[i].entry, i); };
-        if (!std::ranges::any_of(regions.first(next), hides)) out.push_back(list[i].entry);
+        place.part = SpdPlace::kItself;
+        if (!std::ranges::any_of(regions.first(next), hides)) put(list[i].entry);
     }
+    place = {.tier = std::numeric_limits<uint8_t>::max(), .part = 0};  // behind all
     for (; next < regions.size(); ++next) add(regions[next]);
     return out;
 }

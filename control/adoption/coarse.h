@@ -30,6 +30,7 @@
 #include <string>
 #include <vector>
 
+#include "dataplane/spd/place.h"
 #include "dataplane/spd/spd.h"
 
 namespace sallyport::control::adoption {
@@ -41,6 +42,7 @@ struct Claim {
     static constexpr uint32_t kConfiguration = std::numeric_limits<uint32_t>::max();
     SpdEntry entry;
     uint32_t party = kConfiguration;
+    SpdPlace place;  // ascending in a list
 };
 
 struct Region {
@@ -62,8 +64,9 @@ std::vector<Region> regions_of(std::span<const Claim> list, size_t entries_max);
 
 // `list` with its regions in it: PROTECT in the group `kernels`, which no worker serves. Outbound,
 // what ports decide on is left out of it for fragments: the kernel does not see their ports, and
-// might find a policy that lets them out in clear (bpf/steer_protected.bpf.c).
-std::vector<SpdEntry> with_regions(std::span<const Claim> list, std::span<const Region> regions,
-                                   SpdDirection direction, PolicyId kernels);
+// might find a policy that lets them out in clear (bpf/steer_protected.bpf.c). A region's places
+// are parts of that of the claim behind it.
+SpdList with_regions(std::span<const Claim> list, std::span<const Region> regions,
+                     SpdDirection direction, PolicyId kernels);
 
 }  // namespace sallyport::control::adoption

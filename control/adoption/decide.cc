@@ -35,9 +35,9 @@ constexpr size_t kPassingOnMax = 256;
 // A list of SPD entries; of two with the same selector the first decides, so the second is waste.
 class ClaimList {
   public:
-    void add(const SpdEntry& entry, uint32_t party) {
+    void add(const SpdEntry& entry, uint32_t party, const SpdPlace& place) {
         if (!known_.insert(selector_key(entry)).second) return;
-        claims_.push_back({.entry = entry, .party = party});
+        claims_.push_back({.entry = entry, .party = party, .place = place});
     }
     // Where the next one would stand.
     [[nodiscard]] size_t size() const { return claims_.size(); }
@@ -54,6 +54,22 @@ std::string hidden_by(std::span<const Region> regions, const SpdEntry& entry, si
         if (region.hides(entry, place)) return region.reason;
     }
     return {};
+}
+
+// SpdPlace::tier, in the order of the list.
+enum Tier : uint8_t {
+    kTierSub,  // sub policies
+    kTierMain,
+    kTierLastSub,  // `in` policies without a `fwd` twin
+    kTierLast,
+    kTierConfiguration,
+};
+
+SpdPlace place_of(const xfrm::KernelPolicy& policy) {
+    return {.tier = policy.main_type ? kTierMain : kTierSub,
+            .priority = policy.row.priority,
+            .arrival = policy.arrival,
+            .index = policy.row.index};
 }
 
 // Of a policy with templates; addresses as its own packets have them.
@@ -227,7 +243,7 @@ void Decider::make_outbound_list() {
     for (const Row& row : outbound_rows_) {
         const SpdEntry& entry = row.judged.entry;
         places.push_back(list.size());
-        list.add(entry, party_of(row));
+        list.add(entry, party_of(row), place_of(*row.judged.policy));
         if (row.judged.exact() && row.template_class) {
             TemplateClass& its_class = outbound_classes_[*row.template_class];
             const auto hands_over = [&](const SpdEntry* other) { return overlap(*other, entry); };
@@ -250,7 +266,9 @@ void Decider::make_outbound_list() {
     for (const Region& region : regions) {
         out_.left_open.push_back({.source = region.source, .destination = region.destination});
     }
-    out_.outbound = with_regions(list.claims(), regions, SpdDirection::outbound, beyond_capacity_);
+    SpdList with = with_regions(list.claims(), regions, SpdDirection::outbound, beyond_capacity_);
+    out_.outbound = std::move(with.entries);
+    out_.outbound_places = std::move(with.places);
 }
 
 // What stands behind a region and shares packets with it: the kernel may send by an SA of its
@@ -276,40 +294,49 @@ void Decider::make_inbound_list() {
     ClaimList list;
     std::vector<const Row*> behind;
     std::vector<std::pair<const Row*, size_t>> places;
-    const auto add = [&](const Row& row) {
+    const auto add = [&](const Row& row, const SpdPlace& place) {
         places.emplace_back(&row, list.size());
-        list.add(row.judged.entry, party_of(row));
+        list.add(row.judged.entry, party_of(row), place);
     };
     for (const Row& row : inbound_rows_) {
         // Those of an xfrm interface say nothing about what arrives by a port.
         if (row.judged.policy->if_id != 0) continue;
+        const SpdPlace place = place_of(*row.judged.policy);
         if (row.judged.entry.action != SpdAction::bypass) {
-            add(row);
+            add(row, place);
         } else if (row.judged.exact()) {
             if (row.judged.policy->row.direction == xfrm::PolicyDirection::forward) {
-                add(row);
+                add(row, place);
             } else {
                 behind.push_back(&row);
             }
         }
     }
-    for (const Row* row : behind) add(*row);
+    for (const Row* row : behind) {
+        SpdPlace place = place_of(*row->judged.policy);
+        place.tier = row->judged.policy->main_type ? kTierLast : kTierLastSub;
+        add(*row, place);
+    }
     add_config_policies(list, SpdDirection::inbound);
     const auto regions = regions_of(list.claims(), setup_.entries_max);
     for (const auto& [row, place] : places) {
         std::string& reason = out_.policies[row->view].reason;
         if (reason.empty()) reason = hidden_by(regions, row->judged.entry, place);
     }
-    out_.inbound = with_regions(list.claims(), regions, SpdDirection::inbound, beyond_capacity_);
+    SpdList with = with_regions(list.claims(), regions, SpdDirection::inbound, beyond_capacity_);
+    out_.inbound = std::move(with.entries);
+    out_.inbound_places = std::move(with.places);
     inbound_selectors_.emplace(inbound_rows_);
 }
 
 void Decider::add_config_policies(ClaimList& list, SpdDirection direction) {
+    SpdPlace place{.tier = kTierConfiguration};
     for (SpdEntry entry : spd_entries(setup_.policies, direction)) {
         std::string unused;
         entry.policy =
             number({.mode = kOwnModeConfig, .own = kConfigOwn + to_index(entry.policy)}, 0, unused);
-        list.add(entry, Claim::kConfiguration);
+        list.add(entry, Claim::kConfiguration, place);
+        ++place.index;
     }
 }
 

@@ -81,6 +81,7 @@
 #include "control/xfrm/mirror.h"
 #include "dataplane/crypto/suite.h"
 #include "dataplane/sa/sa.h"
+#include "dataplane/spd/place.h"
 #include "dataplane/spd/spd.h"
 
 namespace sallyport::control {
@@ -126,6 +127,11 @@ struct AddressPair {
 struct Adoption {
     std::vector<SpdEntry> outbound;  // SPD order
     std::vector<SpdEntry> inbound;
+    std::vector<SpdPlace> outbound_places;  // of each entry
+    std::vector<SpdPlace> inbound_places;
+    // What makes the lists in force (those published last) into these. nullopt: it is not known,
+    // and they are compared.
+    std::optional<SpdEdits> edits;
     std::map<xfrm::SaName, SaDecision> sas;
     std::vector<PolicyView> policies;
     uint32_t group_count = 0;

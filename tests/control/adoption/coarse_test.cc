@@ -394,12 +394,16 @@ TEST(CoarseProperty, EveryListFitsAndOnlyLosesToTheKernel) {
                         static_cast<uint16_t>(dice.below(20));
                 }
             }
-            list.push_back(
-                {.entry = entry, .party = i < of_register ? dice.below(4) : Claim::kConfiguration});
+            list.push_back({.entry = entry,
+                            .party = i < of_register ? dice.below(4) : Claim::kConfiguration,
+                            .place = {.index = i}});
         }
         const size_t entries_max = dice.below(3) == 0 ? dice.below(60) : 1000;
         const auto regions = regions_of(list, entries_max);
-        const auto entries = with_regions(list, regions, SpdDirection::outbound, kKernels);
+        const auto [entries, places] =
+            with_regions(list, regions, SpdDirection::outbound, kKernels);
+        ASSERT_EQ(places.size(), entries.size());
+        ASSERT_EQ(std::ranges::adjacent_find(places, std::ranges::greater_equal{}), places.end());
         const auto spd = compile_entries(entries, {});
         ASSERT_TRUE(spd) << "round " << round << ": " << spd.error();
         for (int probe = 0; probe < 200; ++probe) {
@@ -508,7 +512,7 @@ TEST(CoarseProperty, ThousandsThatAreInEachOthersWay) {
     }
     const std::clock_t start = std::clock();
     const auto regions = regions_of(list, 100000);
-    const auto entries = with_regions(list, regions, SpdDirection::outbound, kKernels);
+    const auto entries = with_regions(list, regions, SpdDirection::outbound, kKernels).entries;
     std::printf("%zu entries: %zu regions, %zu entries, %.0f ms\n", list.size(), regions.size(),
                 entries.size(),
                 1000.0 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);

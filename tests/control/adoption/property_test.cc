@@ -16,6 +16,15 @@
 namespace sallyport::control {
 namespace {
 
+// Of each list: one for each entry, none twice, in its order.
+void expect_places(const Adoption& adoption) {
+    EXPECT_EQ(adoption.outbound_places.size(), adoption.outbound.size());
+    EXPECT_EQ(adoption.inbound_places.size(), adoption.inbound.size());
+    for (const auto* places : {&adoption.outbound_places, &adoption.inbound_places}) {
+        EXPECT_EQ(std::ranges::adjacent_find(*places, std::ranges::greater_equal{}), places->end());
+    }
+}
+
 using adoption_test::inbound_sa;
 using adoption_test::outbound_sa;
 using adoption_test::owners_of;
@@ -233,6 +242,7 @@ TEST(AdoptionProperty, OutboundVerdictsAreTheKernels) {
         const Adoption adoption = reg.decide();
         const auto spd = compile_entries(adoption.outbound, adoption.inbound);
         ASSERT_TRUE(spd) << spd.error();
+        expect_places(adoption);
         for (const auto& [name, sa] : adoption.sas) adopted += sa.adopted() ? 1 : 0;
         const auto owners_by_group = owners_of(adoption);
         for (int probe = 0; probe < 300; ++probe) {
@@ -310,6 +320,7 @@ TEST(AdoptionProperty, InboundVerdictsAndSelectorsAreTheKernels) {
         const Adoption adoption = reg.decide();
         const auto spd = compile_entries(adoption.outbound, adoption.inbound);
         ASSERT_TRUE(spd) << spd.error();
+        expect_places(adoption);
         for (int probe = 0; probe < 300; ++probe) {
             Packet packet = dice.any_packet();
             if (packet.protocol == 1) packet.source_port = packet.destination_port = 0;
@@ -363,6 +374,7 @@ TEST(AdoptionProperty, InboundOpensNoMoreThanTheKernel) {
         const Adoption adoption = reg.decide();
         const auto spd = compile_entries(adoption.outbound, adoption.inbound);
         ASSERT_TRUE(spd) << spd.error();
+        expect_places(adoption);
         for (int probe = 0; probe < 300; ++probe) {
             const Packet packet = dice.any_packet();
             const KernelPolicy* forward = kernel_asks(reg, PolicyDirection::forward, packet);
