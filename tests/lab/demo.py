@@ -110,7 +110,7 @@ def attack(lab, gateway):
 def main(build):
     print(PICTURE)
     started = time.monotonic()
-    lab = topology.Lab()
+    lab = topology.Lab(build)
     gateway = None
     try:
         headline("booting the peer gateway: a Linux kernel with its own ESP, as a process")

@@ -25,7 +25,7 @@ class Bench:
     def __init__(self, build_dir, slow=1):
         self.build_dir = build_dir
         self.slow = slow  # factor on time limits: sanitizer builds
-        self.lab = topology.Lab()
+        self.lab = topology.Lab(build_dir)
         self._gateway = None
         self._crafted = {}
         self.failed = False

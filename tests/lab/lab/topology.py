@@ -87,7 +87,8 @@ def make_tunnels():
 class Lab:
     """Namespaces, links and, when first asked for, the peer. close() takes everything down."""
 
-    def __init__(self):
+    def __init__(self, build_dir):
+        self._build_dir = build_dir
         self.folder = tempfile.mkdtemp(prefix="sallyport-lab-")
         os.chmod(self.folder, 0o700)
         self.tunnels = make_tunnels()
@@ -144,7 +145,8 @@ class Lab:
             raise self._peer_error
         if self._peer is None:
             try:
-                self._peer = uml.UmlPeer(self.peer_ns, ["wanp", "farp"], self.folder)
+                self._peer = uml.UmlPeer(self.peer_ns, ["wanp", "farp"], self.folder,
+                                          self._build_dir)
             except uml.PeerUnavailable as e:
                 self._peer_error = e
                 raise

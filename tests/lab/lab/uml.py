@@ -20,6 +20,7 @@ from .checks import check
 KERNEL = "/usr/bin/linux.uml"
 MODULE_ROOT = "/usr/lib/uml/modules"
 BUSYBOX = "/bin/busybox"
+REGISTERS = "tests/lab/uml_registers.so"  # why it is needed, its source says
 
 # sha512_generic, hmac and drbg look out of place: without them no SA with an IV generator loads.
 MODULES = """xfrm_user esp4 esp6 xfrm4_tunnel xfrm6_tunnel gcm ghash-generic ctr hmac
@@ -105,20 +106,17 @@ def _modules_in_order():
                               for name in MODULES for path in needs.get(name, [])))
 
 
-def _likely_reason():
-    """Its room for a program's registers is from before AMX; the kernel takes all of them or none."""
-    return " (this CPU has AMX, which it does not know)" if " amx_tile " in _read("/proc/cpuinfo").decode() else ""
-
-
 class UmlPeer:
     """One guest. devices: the veth ends in `ns` that become vec0, vec1, ... in the guest."""
 
-    def __init__(self, ns, devices, folder):
+    def __init__(self, ns, devices, folder, build_dir):
         self.folder = folder
         self._lines = []
         self._news = threading.Condition()
         image = os.path.join(folder, "uml.cpio.gz")
         build_image(image)
+        # A copy: in LD_PRELOAD a path has no spaces, and what is missing is only warned of.
+        registers = shutil.copy(os.path.join(build_dir, REGISTERS), folder)
         argv = [KERNEL, "mem=192M", f"initrd={image}", "root=/dev/ram0", "con=null",
                 "con0=fd:0,fd:1", "ssl=null", "umid=peer", f"uml_dir={folder}"]
         for i, device in enumerate(devices):
@@ -126,13 +124,14 @@ class UmlPeer:
                         f"mac=02:00:00:00:0{i}:02")
         self._process = subprocess.Popen(ns.argv(*argv), stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                         env={**os.environ, "TMPDIR": folder},
+                                         env={**os.environ, "TMPDIR": folder,
+                                              "LD_PRELOAD": registers},
                                          start_new_session=True)
         threading.Thread(target=self._read_console, daemon=True).start()
         ready = self._wait_for("=== READY ", 0, 60)
         if ready is None:
             self.close()
-            raise PeerUnavailable(f"user-mode Linux did not boot{_likely_reason()}:\n" +
+            raise PeerUnavailable("user-mode Linux did not boot:\n" +
                                   "\n".join(self._lines[-15:]))
         self.kernel = self._lines[ready].split()[-1]
 
