@@ -6,7 +6,8 @@
 
 FOLDER holds the reports of each step: NAME.xml is meson's JUnit report and NAME.json its log of exit
 statuses; NAME.txt has lines `pass NAME`, `fail NAME` or `skip NAME: REASON`. The last line printed is
-`N passed, N failed, N skipped`; the exit status is 1 if anything failed, or nothing passed.
+`N passed, N failed, N skipped`; the exit status is 1 if anything failed, or nothing passed. What failed
+is said once more before it, with the beginning of its own words.
 """
 
 import json
@@ -14,16 +15,20 @@ import os
 import sys
 import xml.etree.ElementTree as ET
 
+WORDS_MAX = 30  # lines of what one failure said
+WENT_WELL = ("[ RUN ", "[       OK ]", "[------", "[======", "[  PASSED")
+
 
 def from_junit(path):
     """[(verdict, name, reason)]: gtest cases and TAP lines one by one, other tests whole."""
     found = []
     for suite in ET.parse(path).getroot().iter("testsuite"):
+        said_by_all = (suite.findtext("system-err") or "").splitlines()
         for case in suite.iter("testcase"):
             name = f"{suite.get('name').removeprefix('sallyport.')}: {case.get('name')}"
             skipped, said = case.find("skipped"), case.find("system-out")
             if case.find("failure") is not None or case.find("error") is not None:
-                found.append(("fail", name, ""))
+                found.append(("fail", name, words_of(case) or words_among(said_by_all, case.get("name"))))
             elif skipped is not None or case.get("status") == "notrun":
                 reason = "" if skipped is None else (skipped.get("message") or skipped.text or "")
                 reason = reason or ("" if said is None else said.text or "")
@@ -41,6 +46,23 @@ def from_junit(path):
     return found
 
 
+def words_of(case):
+    """Of one with a report of its own."""
+    return "\n".join(text for kind in ("failure", "error", "system-out", "system-err")
+                     for part in case.iter(kind) if (text := part.text or part.get("message") or ""))
+
+
+def words_among(lines, name):
+    """Of a line of TAP: what stands indented behind its title in the error stream, from where it went wrong."""
+    title = name.partition(" - ")[2] + ":"
+    at = next((i for i, line in enumerate(lines) if line.strip() == title), None)
+    if at is None:
+        return ""
+    end = next((i for i in range(at + 1, len(lines)) if not lines[i].startswith("  ")), len(lines))
+    wrong = next((i for i in range(at + 1, end) if "Traceback" in lines[i]), at + 1)
+    return "\n".join(lines[wrong:end])
+
+
 def from_lines(path):
     found = []
     with open(path, encoding="utf-8") as f:
@@ -54,6 +76,7 @@ def from_lines(path):
 def main():
     folder = sys.argv[1]
     total = {"pass": 0, "fail": 0, "skip": 0}
+    failures = []
     print("\n== results")
     for file in sorted(os.listdir(folder)):
         step, kind = os.path.splitext(file)
@@ -74,8 +97,14 @@ def main():
                 print(f"  ok   {name}")
             elif verdict == "fail":
                 print(f"  FAIL {name}")
+                failures.append((name, reason))
             elif verdict == "skip":
                 print(f"  SKIP {name}: {reason or 'no reason given'}")
+    for name, words in failures:
+        print(f"\n== FAIL {name}")
+        said = [line for line in words.splitlines() if line.strip() and not line.startswith(WENT_WELL)]
+        for line in said[:WORDS_MAX]:
+            print(f"   {line[:300]}")
     print(f"{total['pass']} passed, {total['fail']} failed, {total['skip']} skipped", flush=True)
     return 1 if total["fail"] or not total["pass"] else 0
 

@@ -101,27 +101,42 @@ LIMITS = {"by-time": {"rekey_time": "8s", "life_time": "120s"},
 @BOOT.case("rekeying by time, by bytes and by packets at once loses nothing", seconds=150)
 def rekeying(guest):
     s = sites(guest)
-    # A worker holds frames for 0.2 s until it has the new SA. A machine on which sallyportd does not
-    # come to run for so long drops them, and says so: then once more. Any other loss is one.
+    loses_nothing(guest, s, lambda: rekey_all(guest, s))
+
+
+def loses_nothing(guest, s, attempt):
+    """`attempt` returns how many pings had no answer. A worker holds frames for 0.2 s until it has the new SA:
+    a machine on which sallyportd does not come to run for so long drops them, and says so. And a
+    peer whose charon has taken its old SA away before the new one is in its policy sends nothing. Then
+    once more. Any other loss is one."""
+    mark = len(s.frames_since())
     for _ in range(3):
-        lost, overdue = rekey_all(guest, s)
-        if not lost:
+        before = excused(s)
+        if not (lost := attempt()):
             break
+        overdue = excused(s) - before
         guest.note(f"pings without answer: {lost}; dropped because the SA did not come in time: {overdue}")
-        check(lost <= overdue, f"{lost} pings without answer, {overdue} of them because no SA came in time")
+        check(lost <= overdue, f"{lost} pings without answer, {overdue} of them because no SA came in time;"
+                               f" the peer's kernel refused {s.refused_by_peer()}")
     equal(lost, 0, "pings without answer, in the last of three rounds")
-    equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+    s.no_replays(mark)
+
+
+def excused(s):
+    """Frames that found no SA, and none came while they were held; packets of the peer that had none."""
+    ours = sum(d["count"] for d in s.fast.show("drops") if d["reason"] in ("no_sa", "unknown_spi")) \
+        if s.fast else 0
+    return ours + s.refused_by_peer().get("XfrmOutNoStates", 0)
 
 
 def rekey_all(guest, s):
-    """Each child is replaced some times under pings: pings lost, frames that waited in vain for an SA."""
+    """Each child is replaced some times under pings: how many had no answer."""
     children = {name: child(network, rand_time="0s", **limit)
                 for network, (name, limit) in enumerate(LIMITS.items())}
     with connection(s, "rekeying", children):
         for name in children:
             s.initiate(name)
             s.adopted(name)
-        before = waited_in_vain(s)
         seen = {name: [s.child(name)["uniqueid"]] for name in children}
         pings = {name: s.pings(network=network, size=1000 if name == "by-bytes" else 56)
                  for network, name in enumerate(children)}
@@ -138,16 +153,9 @@ def rekey_all(guest, s):
             guest.note(f"{name}: {len(seen[name]) - 1} rekeyings, {sent} pings,"
                        f" without answer: {missing}")
             lost += len(missing)
-        overdue = waited_in_vain(s) - before
         for network, name in enumerate(children):
             guest.note(s.carried(name, network, seconds=180))
-    return lost, overdue
-
-
-def waited_in_vain(s):
-    """Frames that found no SA, and none came while they were held."""
-    return sum(d["count"] for d in s.fast.show("drops") if d["reason"] in ("no_sa", "unknown_spi")) \
-        if s.fast else 0
+    return lost
 
 
 @BOOT.case("the hard limit ends an SA; a new one takes its place", seconds=60)
@@ -230,6 +238,10 @@ def two_children(guest):
            seconds=120)
 def several_networks(guest):
     s = sites(guest)
+    loses_nothing(guest, s, lambda: rekey_several(guest, s))
+
+
+def rekey_several(guest, s):
     many = child(local_ts=["10.1.0.0/24", "10.1.1.0/24", "fd00:1:0::/64"],
                  remote_ts=["10.2.0.0/24", "10.2.1.0/24", "fd00:2:0::/64"])
     pairs = [(f"10.1.{near}.2", f"10.2.{far}.2") for near in (0, 1) for far in (0, 1)]
@@ -248,18 +260,18 @@ def several_networks(guest):
             eventually(lambda: s.child("many")["uniqueid"] != seen[-1], "the child is not replaced", 30)
             seen.append(s.child("many")["uniqueid"])
             s.adopted("many")
-        sent = 0
-        for ends, ping in zip(pairs, pings):
+        sent = lost = 0
+        for ping in pings:
             count, missing = ping.flowing().stop()
-            equal(missing, [], f"pings without answer, {ends}")
             sent += count
-        guest.note(f"{len(seen) - 1} rekeyings, {sent} pings of {len(pairs)} pairs of networks")
+            lost += len(missing)
+        guest.note(f"{len(seen) - 1} rekeyings, {sent} pings of {len(pairs)} pairs of networks, without answer: {lost}")
         if s.fast:
             carried = [now - then for now, then in zip(s.fast.delivered(), before)]
-            check(min(carried) >= sent - len(pairs), f"of {sent} pings workers carried {carried}")
+            check(min(carried) >= sent - lost - len(pairs), f"of {sent} pings workers carried {carried}")
         guest.note(s.carried("many"))
         equal(s.in_clear(mark), [], "frames in clear on the wan")
-        equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+    return lost
 
 
 @BOOT.case("dead peer: SAs go, the tunnel comes back with the peer", seconds=90)
@@ -336,7 +348,7 @@ def mobike(guest):
             keys = {k for _, spi, k in s.keys.keys if spi == int(c["spi-out"], 16)}
             equal(keys, {key_before.key}, "keys of that SPI")
             guest.note(s.carried("m"))
-            equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+            s.no_replays(mark)
         finally:
             pings.stop()
             s.g.batch([f"addr add {two_sites.GATEWAY}/24 dev wan0", f"addr del {other}/24 dev wan0"])
@@ -392,8 +404,9 @@ def wire(guest):
     s.wire.stop()
     guest.note(s.look_at_wire())
     look_can_fail(s)
-    guest.note(f"the peer's kernel refused: {s.refused_by_peer()}")
-    equal(s.refused_by_peer().get("XfrmInStateSeqError", 0), 0, "replays that the peer saw")
+    refused = s.p.xfrm_statistics()  # in all cases
+    guest.note(f"the peer's kernel refused: {refused}")
+    s.no_replays(refused=refused)
 
 
 def look_can_fail(s):

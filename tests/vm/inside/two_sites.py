@@ -21,6 +21,7 @@ import time
 import check_ivs
 from lab import traffic
 from lab.checks import check, equal, eventually
+from lab.wire import esp_of
 
 from . import capture, charon, net, sallyport, xfrm
 
@@ -111,6 +112,7 @@ class Sites:
 
     def attend(self, guest):
         """For the case that runs now: whose words are shown when it fails, and what ends with it."""
+        self._refused_before = self.p.xfrm_statistics()
         guest.later(self._end_pings)
         for name, of in (("charon of the gateway", self.gateway_ike), ("charon of the peer", self.peer_ike),
                          ("sallyportd", self.fast)):
@@ -294,8 +296,23 @@ class Sites:
         return [self.fast.sa(child["spi-in"]), self.fast.sa(child["spi-out"])]
 
     def refused_by_peer(self):
-        """Errors of the peer's kernel ESP by name."""
-        return self.p.xfrm_statistics()
+        """Errors of the peer's kernel ESP by name, since this case began."""
+        return {name: more for name, count in self.p.xfrm_statistics().items()
+                if (more := count - self._refused_before.get(name, 0))}
+
+    def no_replays(self, mark=0, refused=None):
+        """The peer took nothing for a replay; else the gateway's numbers from frame `mark` on say more."""
+        seen = (self.refused_by_peer() if refused is None else refused).get("XfrmInStateSeqError", 0)
+        check(seen == 0, f"the peer took {seen} packets for replays; {self._numbers(mark)}")
+
+    def _numbers(self, mark):
+        numbers = {}
+        for _, frame in self.frames_since(mark):
+            if frame[6:12] == self.gateway_mac and (found := esp_of(frame)):
+                numbers.setdefault(found[0], []).append(found[1])
+        return "; ".join(f"{spi:08x}: {len(of)} packets from number {of[0]}"
+                         + "".join(f", {now} after {then}" for then, now in zip(of, of[1:]) if now != then + 1)
+                         for spi, of in numbers.items())
 
 
 class Pings:
