@@ -274,6 +274,49 @@ def rekey_several(guest, s):
     return lost
 
 
+GREEDY_PORTS = range(1001, 1018)
+
+
+@BOOT.case("a peer asks for 17 children of single ports: nobody else's tunnel notices", seconds=120)
+def greedy_peer(guest):
+    s = sites(guest)
+    children = {"honest": child(0), "later": child(1), "wide": child(2)}
+    of_peer = {name: {**child(), "local_ts": [f"10.2.{network}.0/24"], "remote_ts": [f"10.1.{network}.0/24"]}
+               for network, name in enumerate(children)}
+    of_peer |= {f"port-{port}": {**of_peer["wide"], "local_ts": [f"10.2.2.0/24[tcp/{port}]"]}
+                for port in GREEDY_PORTS}
+    mark = len(s.frames_since())
+    with connection(s, "greedy", children, peer={"children": of_peer}):
+        s.initiate("honest")
+        pings = s.pings().flowing()
+        guest.note(s.carried("honest"))
+        pings.forget()
+        for port in GREEDY_PORTS:
+            s.peer_ike.initiate(f"port-{port}")
+        equal(len(s.gateway_ike.children("wide")), len(GREEDY_PORTS), "children that the gateway agreed to")
+        if s.fast:
+            why = "more than 16 policies for 10.1.2.0/24 to 10.2.2.0/24"
+            eventually(lambda: [row["reason"] for row in s.fast.show("policy")].count(why) >= len(GREEDY_PORTS),
+                       lambda: f"shown as {s.fast.show('policy')}", 30)
+            equal(s.fast.show("status")["not_published"], "", "why earlier policies are in force")
+        s.tcp(network=2, size=50_000, port=GREEDY_PORTS[0])
+        s.initiate("later")
+        guest.note(s.carried("later", 1))
+        guest.note(s.carried("honest"))
+        sent, missing = pings.flowing().stop()
+        guest.note(f"{len(GREEDY_PORTS)} children beside them: {sent} pings by the first tunnel")
+        equal(missing, [], "pings without answer")
+        gone_next = s.child("honest")
+        pings = s.pings().flowing()
+        s.gateway_ike.terminate(child="honest")
+        gone(s, gone_next)
+        if s.fast:
+            eventually(lambda: no_answer(pings), "answers after the SA was deleted", 30)
+        pings.stop()
+        guest.note(s.carried("later", 1))
+        equal(s.in_clear(mark), [], "frames in clear on the wan")
+
+
 @BOOT.case("dead peer: SAs go, the tunnel comes back with the peer", seconds=90)
 def dead_peer(guest):
     s = sites(guest)

@@ -32,7 +32,8 @@ def _turned(c):
 
 @contextlib.contextmanager
 def connection(sites, name, children, peer=None, auth="psk", **ike):
-    """Loaded at both ends while the block runs; afterwards nothing of it is left."""
+    """Loaded at both ends while the block runs; afterwards nothing of it is left. `peer`: what is
+    different there."""
     gateway, other = sites.gateway_ike, sites.peer_ike
     for c in (gateway, other):
         if auth == "psk":
@@ -42,10 +43,9 @@ def connection(sites, name, children, peer=None, auth="psk", **ike):
     for c, near, mine in ((gateway, 0, children),
                           (other, 1, {k: _turned(v) for k, v in children.items()})):
         connection = {"local_addrs": [ends[near]], "remote_addrs": [ends[1 - near]],
-                      **common, **(peer or {} if near else {}),
+                      **common, "children": mine, **(peer or {} if near else {}),
                       "local": {"auth": auth, "id": IDS[near]},
-                      "remote": {"auth": auth, "id": IDS[1 - near]},
-                      "children": mine}
+                      "remote": {"auth": auth, "id": IDS[1 - near]}}
         if auth == "pubkey":
             connection["local"]["certs"] = [sites.certificates[near]]
         c.load(name, connection)

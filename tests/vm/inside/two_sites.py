@@ -135,10 +135,10 @@ class Sites:
         while self._pings:
             self._pings.pop().end()
 
-    def tcp(self, network=0, size=200_000, seconds=60):
+    def tcp(self, network=0, size=200_000, seconds=60, port=0):
         """Bytes from a to b and back, checked at both ends."""
         sent = os.urandom(1 << 16) * (size >> 16) + os.urandom(size & 0xFFFF)
-        server = self.b.run_inside(lambda: _listener(f"10.2.{network}.2"))
+        server = self.b.run_inside(lambda: _listener(f"10.2.{network}.2", port))
         got = []
 
         def answer():
@@ -414,10 +414,10 @@ class Stream:
         return self.moved, self._error
 
 
-def _listener(address):
+def _listener(address, port=0):
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((address, 0))
+    s.bind((address, port))
     s.listen(1)
     s.settimeout(60)
     return s
