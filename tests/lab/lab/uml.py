@@ -20,7 +20,7 @@ from .checks import check
 KERNEL = "/usr/bin/linux.uml"
 MODULE_ROOT = "/usr/lib/uml/modules"
 BUSYBOX = "/bin/busybox"
-REGISTERS = "tests/lab/uml_registers.so"  # why it is needed, its source says
+PRELOAD = "tests/lab/uml_preload.so"  # what it is for, its sources say: uml_*.cc
 
 # sha512_generic, hmac and drbg look out of place: without them no SA with an IV generator loads.
 MODULES = """xfrm_user esp4 esp6 xfrm4_tunnel xfrm6_tunnel gcm ghash-generic ctr hmac
@@ -116,7 +116,7 @@ class UmlPeer:
         image = os.path.join(folder, "uml.cpio.gz")
         build_image(image)
         # A copy: in LD_PRELOAD a path has no spaces, and what is missing is only warned of.
-        registers = shutil.copy(os.path.join(build_dir, REGISTERS), folder)
+        preload = shutil.copy(os.path.join(build_dir, PRELOAD), folder)
         argv = [KERNEL, "mem=192M", f"initrd={image}", "root=/dev/ram0", "con=null",
                 "con0=fd:0,fd:1", "ssl=null", "umid=peer", f"uml_dir={folder}"]
         for i, device in enumerate(devices):
@@ -125,7 +125,7 @@ class UmlPeer:
         self._process = subprocess.Popen(ns.argv(*argv), stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                          env={**os.environ, "TMPDIR": folder,
-                                              "LD_PRELOAD": registers},
+                                              "LD_PRELOAD": preload},
                                          start_new_session=True)
         threading.Thread(target=self._read_console, daemon=True).start()
         ready = self._wait_for("=== READY ", 0, 60)
