@@ -20,6 +20,10 @@ PICTURE = """
      lan                    gw                          peer                    far
   10.1.x.2 ──────── lan0 Sallyport wan0 ════════ Linux (user mode) ──────── 10.2.x.2
   clear text          10.1.x.1  192.0.2.1   ESP   192.0.2.2  10.2.x.1     clear text
+
+Each name above is a network namespace. Of the eight tunnels the Linux gateway ends five: 'plain'
+and 'esn', used below, and IPv4 in IPv6, IPv6 in IPv4, IPv6 in IPv6. The three called craft... end
+in scapy, which also sends what no honest gateway would.
 """
 
 
@@ -46,15 +50,16 @@ def moved(gateway, before):
     sas, workers = counters(gateway)
     for name in sas:
         if count := sas[name] - before[0][name]:
-            say(f"SA {name:10} +{count:6} packets")
+            say(f"SA {name:10} {count:+7} packets")
     for number, (inbound, outbound) in enumerate(workers):
         was_in, was_out = before[1][number]
-        say(f"worker {number}      +{inbound - was_in:6} inbound, +{outbound - was_out:6} outbound")
+        say(f"worker {number}      {inbound - was_in:+7} inbound, {outbound - was_out:+7} outbound")
 
 
 def show(lab, gateway):
     headline("what the gateway says of itself")
     indent(gateway.table("status"))
+    say("(reasons and notes are about this machine's kernel and drivers; the demo works with any)")
 
     for name, what in (("plain", "AES-GCM-128, worker 0"), ("esn", "AES-GCM-256 with ESN, worker 1")):
         tunnel = lab.tunnels[name]
@@ -128,7 +133,7 @@ def main(build):
         if gateway:
             gateway.kill()
         lab.close()
-        print("\n== everything is down again", flush=True)
+        headline("everything is down again; a tunnel of your own: README.md, The first tunnel")
 
 
 if __name__ == "__main__":
