@@ -27,18 +27,18 @@ using Ptrace = long (*)(int request, ...);
 
 // Not on the stack: the guest's kernel has 16 KB of it. One at a time is enough, since that kernel
 // has one CPU, is not preempted, and touches no process from an interrupt.
-std::array<std::byte, 65536> area;
+std::array<std::byte, 65536> whole_area;
 
 const auto libc_ptrace = reinterpret_cast<Ptrace>(dlsym(RTLD_NEXT, "ptrace"));
 
 // What ptrace() returns for PTRACE_SETREGSET of NT_X86_XSTATE, errno too. `part` stays the
 // caller's.
 long write_part(pid_t pid, void* kind, iovec* part) {
-    iovec whole{area.data(), area.size()};
+    iovec whole{whole_area.data(), whole_area.size()};
     if (const long result = libc_ptrace(PTRACE_GETREGSET, pid, kind, &whole); result != 0)
         return result;
     if (part->iov_len >= whole.iov_len) return libc_ptrace(PTRACE_SETREGSET, pid, kind, part);
-    std::memcpy(area.data(), part->iov_base, part->iov_len);
+    std::memcpy(whole_area.data(), part->iov_base, part->iov_len);
     return libc_ptrace(PTRACE_SETREGSET, pid, kind, &whole);
 }
 
