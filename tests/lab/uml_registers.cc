@@ -10,14 +10,13 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdarg>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/ptrace.h>
+#include <linux/ptrace.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -44,14 +43,9 @@ long write_part(pid_t pid, void* kind, iovec* part) {
 
 }  // namespace
 
-// As in ptrace(2).
-extern "C" long ptrace(__ptrace_request request, ...) noexcept {
-    std::va_list arguments;
-    va_start(arguments, request);
-    const pid_t pid = va_arg(arguments, pid_t);
-    void* const address = va_arg(arguments, void*);
-    void* const data = va_arg(arguments, void*);
-    va_end(arguments);
+// As in ptrace(2), where it is variadic: on x86-64 the four arguments arrive the same.
+// <sys/ptrace.h> would not have it so.
+extern "C" long ptrace(int request, pid_t pid, void* address, void* data) noexcept {
     if (request == PTRACE_SETREGSET && reinterpret_cast<std::uintptr_t>(address) == NT_X86_XSTATE)
         return write_part(pid, address, static_cast<iovec*>(data));
     return libc_ptrace(request, pid, address, data);
