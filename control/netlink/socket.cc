@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace sallyport::netlink {
@@ -20,6 +22,7 @@ constexpr unsigned kDatagramsAtOnce = 16;
 // After so many the owner's event loop gets its turn; the socket is still readable then.
 constexpr size_t kDatagramsMax = 64 * 1024;
 constexpr int kNotificationBuffer = 16 << 20;  // some ten thousand notifications
+constexpr int kAnswerBuffer = 1 << 20;         // of Socket::kAtOnce requests: some 6 KiB each
 constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
 
 const char* name_of(Protocol protocol) {
@@ -94,7 +97,6 @@ class Answer {
         }
     }
 
-  private:
     std::expected<bool, Error> take(const Message& message) {
         if (message.type == NLMSG_DONE) {
             const int number = decode_dump_end(message.payload);
@@ -113,6 +115,8 @@ class Answer {
         if (visit_) visit_(message);
         return false;
     }
+
+  private:
     [[nodiscard]] std::expected<bool, Error> end() const {
         if (!interrupted_) return true;
         return std::unexpected(Error{EAGAIN, "the tables changed during the dump"});
@@ -122,6 +126,62 @@ class Answer {
     const Visit& visit_;
     bool interrupted_ = false;
 };
+
+// The answers to requests that were sent at once; each says which one it is of.
+class Answers {
+  public:
+    Answers(uint32_t first, size_t count, const Socket::VisitOne& visit)
+        : first_(first), visit_(visit), results_(count), left_(count) {}
+
+    [[nodiscard]] bool are_complete() const { return left_ == 0; }
+    std::vector<std::expected<void, Error>> results() {
+        std::vector<std::expected<void, Error>> out;
+        for (auto& result : results_) out.push_back(std::move(*result));
+        return out;
+    }
+    void take(Bytes datagram) {
+        while (true) {
+            const auto message = next_message(datagram);
+            if (!message) return give_up({EPROTO, message.error()});
+            if (!*message) return;
+            const uint32_t request = (*message)->sequence - first_;
+            if (request >= results_.size() || results_[request]) continue;  // of earlier ones
+            const Visit visit = [&](const Message& each) {
+                if (visit_) visit_(request, each);
+            };
+            auto complete = Answer((*message)->sequence, visit).take(**message);
+            if (!complete) {
+                end(request, std::unexpected(std::move(complete.error())));
+            } else if (*complete) {
+                end(request, {});
+            }
+        }
+    }
+    // Nothing more will come.
+    void give_up(const Error& error) {
+        for (size_t i = 0; i < results_.size(); ++i) {
+            if (!results_[i]) end(i, std::unexpected(error));
+        }
+    }
+
+  private:
+    void end(size_t request, std::expected<void, Error> result) {
+        results_[request] = std::move(result);
+        --left_;
+    }
+
+    uint32_t first_;
+    const Socket::VisitOne& visit_;
+    std::vector<std::optional<std::expected<void, Error>>> results_;
+    size_t left_;
+};
+
+// What nobody may exceed counts where it is less.
+void set_receive_buffer(int fd, int bytes) {
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) != 0) {
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    }
+}
 
 std::expected<UniqueFd, std::string> open_and_bind(Protocol protocol, int flags) {
     UniqueFd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags,
@@ -149,6 +209,7 @@ std::expected<Socket, std::string> Socket::open(Protocol protocol) {
     setsockopt(fd->get(), SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
     setsockopt(fd->get(), SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
     setsockopt(fd->get(), SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+    set_receive_buffer(fd->get(), kAnswerBuffer);
     sockaddr_nl address{};
     socklen_t bytes = sizeof address;
     if (getsockname(fd->get(), reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
@@ -182,14 +243,52 @@ std::expected<void, Error> Socket::exchange(RequestBuffer request, const Visit& 
     }
 }
 
+std::vector<std::expected<void, Error>> Socket::exchange_all(std::vector<RequestBuffer> requests,
+                                                             const VisitOne& visit) {
+    const std::string name = name_of(protocol_);
+    const size_t count = requests.size();
+    if (count == 0) return {};
+    std::vector<iovec> parts;
+    for (RequestBuffer& request : requests) {
+        sign_request(request, port_);
+        parts.push_back({.iov_base = request.data(), .iov_len = request.size()});
+    }
+    msghdr all{};
+    all.msg_iov = parts.data();
+    all.msg_iovlen = parts.size();
+    const ssize_t sent = sendmsg(fd_.get(), &all, 0);
+    if (sent < 0) {
+        return {count, std::unexpected(system_error("cannot send to " + name))};
+    }
+    requests.clear();
+
+    Answers answers(sequence_ - static_cast<uint32_t>(count) + 1, count, visit);
+    Datagrams datagrams(kDatagramsAtOnce);
+    while (!answers.are_complete()) {
+        const int received = datagrams.receive(fd_.get(), MSG_WAITFORONE);
+        if (received < 0) {
+            if (errno == EINTR) continue;
+            if (errno == EAGAIN) errno = ETIMEDOUT;  // kPatience is over
+            answers.give_up(system_error("no answer from " + name));
+            continue;
+        }
+        for (size_t i = 0; i < static_cast<size_t>(received); ++i) {
+            if (datagrams.is_cut_off(i)) {
+                answers.give_up({EMSGSIZE, "an answer of " + name + " is too long"});
+            } else {
+                answers.take(datagrams.at(i));
+            }
+            datagrams.wipe_received(i);
+        }
+    }
+    return answers.results();
+}
+
 std::expected<Notifications, std::string> Notifications::open(Protocol protocol,
                                                               std::span<const int> groups) {
     auto fd = open_and_bind(protocol, SOCK_NONBLOCK);
     if (!fd) return std::unexpected(fd.error());
-    const int bytes = kNotificationBuffer;
-    if (setsockopt(fd->get(), SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) != 0) {
-        setsockopt(fd->get(), SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
-    }
+    set_receive_buffer(fd->get(), kNotificationBuffer);
     for (const int group : groups) {
         if (setsockopt(fd->get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0) {
             return std::unexpected(

@@ -3,9 +3,9 @@
 
 // The two kinds of netlink sockets, each of the network namespace of the thread that opens it:
 //
-//   Socket         asks the kernel: one request at a time, answered before the next is sent.
-//   Blocks. Notifications  what the kernel announces to groups. No event loop here: the owner
-//   watches fd()
+//   Socket         asks the kernel: one request, or some at once, answered before more are sent.
+//                  Blocks.
+//   Notifications  what the kernel announces to groups. No event loop here: the owner watches fd()
 //                  and calls receive() when it is readable. Never blocks.
 //
 // Both take datagrams in the same way (Datagrams in socket.cc): only the kernel is believed, what
@@ -20,6 +20,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "control/netlink/message.h"
 #include "dataplane/base/unique_fd.h"
@@ -50,6 +51,16 @@ class Socket {
     // `visit` sees every other message of the answer.
     // EAGAIN: the tables changed during the dump, which may miss something. ETIMEDOUT: no answer.
     std::expected<void, Error> exchange(RequestBuffer request, const Visit& visit = {});
+
+    // So many at once have room for their answers in the socket.
+    static constexpr size_t kAtOnce = 64;
+    using VisitOne = std::function<void(size_t request, const Message&)>;
+    // At most kAtOnce requests that are acknowledged, with the numbers that next_sequence() gave
+    // last, in their order, in one system call: the kernel carries them out one after another.
+    // Answers are as of exchange(), each of its own; of those that follow one to which none came
+    // it is not known whether they were carried out.
+    std::vector<std::expected<void, Error>> exchange_all(std::vector<RequestBuffer> requests,
+                                                         const VisitOne& visit = {});
 
   private:
     UniqueFd fd_;

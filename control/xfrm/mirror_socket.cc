@@ -3,9 +3,10 @@
 
 #include <linux/xfrm.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <optional>
+#include <iterator>
 #include <utility>
 
 namespace sallyport::xfrm {
@@ -54,26 +55,66 @@ std::expected<void, std::string> RegisterSocket::receive(RegisterMirror& mirror,
 }
 
 std::expected<KernelSa, netlink::Error> RegisterSocket::get(const SaName& name) {
-    std::optional<KernelSa> state;
-    std::string malformed = "the kernel acknowledged but did not answer";
-    const auto result = requests_.exchange(encode_get_sa(name, requests_.next_sequence()),
-                                           [&](const Message& message) {
-                                               if (message.type != kMessageState) return;
-                                               auto decoded = decode_kernel_sa(message.payload);
-                                               if (decoded) {
-                                                   state = std::move(*decoded);
-                                               } else {
-                                                   malformed = decoded.error();
-                                               }
-                                           });
-    if (!result) return std::unexpected(result.error());
-    if (!state) return std::unexpected(netlink::Error{EPROTO, malformed});
-    return std::move(*state);
+    return std::move(get_all({&name, 1}).front());
 }
 
 std::expected<void, netlink::Error> RegisterSocket::write_counters(const KernelSa& state,
                                                                    const CounterUpdate& update) {
-    return requests_.exchange(encode_counters(state, update, requests_.next_sequence()));
+    const CounterWrite write{.state = &state, .update = update};
+    return std::move(write_all({&write, 1}).front());
+}
+
+std::vector<std::expected<KernelSa, netlink::Error>> RegisterSocket::get_all(
+    std::span<const SaName> names) {
+    std::vector<std::expected<KernelSa, netlink::Error>> out;
+    out.reserve(names.size());
+    while (!names.empty()) {
+        const auto some = names.first(std::min(names.size(), netlink::Socket::kAtOnce));
+        names = names.subspan(some.size());
+        get_some(some, out);
+    }
+    return out;
+}
+
+void RegisterSocket::get_some(std::span<const SaName> names,
+                              std::vector<std::expected<KernelSa, netlink::Error>>& out) {
+    const size_t first = out.size();
+    std::vector<netlink::RequestBuffer> requests;
+    for (const SaName& name : names) {
+        requests.push_back(encode_get_sa(name, requests_.next_sequence()));
+        out.emplace_back(
+            std::unexpected(netlink::Error{EPROTO, "the kernel acknowledged but did not answer"}));
+    }
+    auto done =
+        requests_.exchange_all(std::move(requests), [&](size_t request, const Message& message) {
+            if (message.type != kMessageState) return;
+            auto decoded = decode_kernel_sa(message.payload);
+            if (decoded) {
+                out[first + request] = std::move(*decoded);
+            } else {
+                out[first + request] = std::unexpected(netlink::Error{EPROTO, decoded.error()});
+            }
+        });
+    for (size_t i = 0; i < done.size(); ++i) {
+        if (!done[i]) out[first + i] = std::unexpected(std::move(done[i].error()));
+    }
+}
+
+std::vector<std::expected<void, netlink::Error>> RegisterSocket::write_all(
+    std::span<const CounterWrite> writes) {
+    std::vector<std::expected<void, netlink::Error>> out;
+    out.reserve(writes.size());
+    while (!writes.empty()) {
+        const auto some = writes.first(std::min(writes.size(), netlink::Socket::kAtOnce));
+        writes = writes.subspan(some.size());
+        std::vector<netlink::RequestBuffer> requests;
+        for (const CounterWrite& write : some) {
+            requests.push_back(
+                encode_counters(*write.state, write.update, requests_.next_sequence()));
+        }
+        std::ranges::move(requests_.exchange_all(std::move(requests)), std::back_inserter(out));
+    }
+    return out;
 }
 
 std::expected<void, netlink::Error> RegisterSocket::expire(const KernelSa& state, bool hard) {

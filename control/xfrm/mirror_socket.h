@@ -13,12 +13,19 @@
 #include <expected>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "control/netlink/socket.h"
 #include "control/xfrm/messages.h"
 #include "control/xfrm/mirror.h"
 
 namespace sallyport::xfrm {
+
+// `state`: as it was read last; lives until it is written.
+struct CounterWrite {
+    const KernelSa* state = nullptr;
+    CounterUpdate update;
+};
 
 class RegisterSocket {
   public:
@@ -39,11 +46,17 @@ class RegisterSocket {
     std::expected<KernelSa, netlink::Error> get(const SaName& name);
     std::expected<void, netlink::Error> write_counters(const KernelSa& state,
                                                        const CounterUpdate& update);
+    // The same of many, in their order, with few system calls.
+    std::vector<std::expected<KernelSa, netlink::Error>> get_all(std::span<const SaName> names);
+    std::vector<std::expected<void, netlink::Error>> write_all(
+        std::span<const CounterWrite> writes);
     std::expected<void, netlink::Error> expire(const KernelSa& state, bool hard);
 
   private:
     RegisterSocket(netlink::Notifications notifications, netlink::Socket requests)
         : notifications_(std::move(notifications)), requests_(std::move(requests)) {}
+    void get_some(std::span<const SaName> names,
+                  std::vector<std::expected<KernelSa, netlink::Error>>& out);
 
     netlink::Notifications notifications_;
     netlink::Socket requests_;

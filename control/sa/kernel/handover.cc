@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 namespace sallyport::control {
 
@@ -65,28 +66,48 @@ bool Handover::is_settled(const Slot& slot) const {
            (slot.steered_at && *slot.steered_at + kSettle <= around_.clock.now());
 }
 
-void Handover::go_on(Slot& slot) {
-    if (!is_settled(slot)) return;
-    const auto state = around_.kernel.get(slot.name);
+void Handover::go_on(std::span<Slot* const> slots) {
+    std::vector<Slot*> settled;
+    std::vector<xfrm::SaName> names;
+    for (Slot* slot : slots) {
+        if (!is_settled(*slot)) continue;
+        settled.push_back(slot);
+        names.push_back(slot->name);
+    }
+    const auto states = around_.kernel.get_all(names);
+    std::vector<Read> outbound;
+    for (size_t i = 0; i < settled.size(); ++i) {
+        Slot& slot = *settled[i];
+        if (!is_as_steered(slot, states[i])) continue;
+        slot.replay = states[i]->replay;
+        slot.base = states[i]->usage;
+        if (InboundSide* side = slot.inbound()) {
+            install_inbound(slot, *side, *states[i]);
+            around_.kernel.note(*states[i]);
+        } else {
+            outbound.push_back({.slot = &slot, .state = &*states[i]});
+        }
+    }
+    install_outbound(outbound);
+}
+
+// False: it is left to the kernel and gone, or it has to settle first.
+bool Handover::is_as_steered(Slot& slot,
+                             const std::expected<xfrm::KernelSa, netlink::Error>& state) {
     if (!state) {
-        if (state.error().number != ESRCH) return keep_with_kernel(slot, state.error().text);
-        // It has gone meanwhile; the message about that is on its way.
-        return keep_with_kernel(slot, "it was deleted");
+        // One that has gone meanwhile: the message about that is on its way.
+        const bool gone = state.error().number == ESRCH;
+        keep_with_kernel(slot, gone ? "it was deleted" : state.error().text);
+        return false;
     }
-    if (!same_key(slot, *state)) return keep_with_kernel(slot, "it was replaced");
+    if (!same_key(slot, *state)) {
+        keep_with_kernel(slot, "it was replaced");
+        return false;
+    }
     // Its first packets came between the message about it and now: they too must have passed.
-    if (!slot.settle_first && used_by_kernel(*state)) {
-        slot.settle_first = true;
-        return;
-    }
-    slot.replay = state->replay;
-    slot.base = state->usage;
-    if (InboundSide* side = slot.inbound()) {
-        install_inbound(slot, *side, *state);
-    } else {
-        install_outbound(slot, *slot.outbound(), *state);
-    }
-    around_.kernel.note(*state);
+    if (slot.settle_first || !used_by_kernel(*state)) return true;
+    slot.settle_first = true;
+    return false;
 }
 
 InboundSaParameters Handover::inbound_parameters(const Slot& slot,
@@ -160,25 +181,41 @@ OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm:
             .outer_ttl = 64};
 }
 
-void Handover::install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    if (reservations_.next_unused(slot, state) >= sequence_end(state.esn)) {
-        return keep_with_kernel(slot, "its sequence numbers are used up");
+void Handover::install_outbound(std::span<const Read> all) {
+    std::vector<Read> left;
+    std::vector<Reservations::Wish> wishes;
+    for (const Read& each : all) {
+        if (reservations_.next_unused(*each.slot, *each.state) >= sequence_end(each.state->esn)) {
+            keep_with_kernel(*each.slot, "its sequence numbers are used up");
+            continue;
+        }
+        left.push_back(each);
+        wishes.push_back({.slot = each.slot,
+                          .looked_at = each.state,
+                          .size = reservations_.first_block(*each.state)});
     }
-    // Drawn for each SA that is built: see "Never a nonce twice".
-    const auto mask = around_.random.bits();
-    if (!mask) return keep_with_kernel(slot, mask.error());
-    const auto range = reservations_.reserve(slot, state, reservations_.first_block(state));
+    const auto ranges = reservations_.reserve(wishes);
+    for (size_t i = 0; i < left.size(); ++i) install_outbound(left[i], ranges[i]);
+}
+
+void Handover::install_outbound(const Read& read, const Reservations::Reserved& range) {
+    Slot& slot = *read.slot;
     if (!range) {
         return keep_with_kernel(slot,
                                 "sequence numbers cannot be reserved in it: " + range.error());
     }
-    auto made = make_outbound_sa(aead_, outbound_parameters(slot, state, *range, *mask));
+    // Drawn for each SA that is built: see "Never a nonce twice".
+    const auto mask = around_.random.bits();
+    if (!mask) return keep_with_kernel(slot, mask.error());
+    auto made = make_outbound_sa(aead_, outbound_parameters(slot, *read.state, *range, *mask));
     if (!made) return keep_with_kernel(slot, made.error());
+    OutboundSide& side = *slot.outbound();
     side.sa = std::move(*made);
     reservations_.note_told(side, *range, range->first);
     slot.phase = Phase::installed;
     around_.workers.send(slot.owner(), command::InstallOutbound{side.sa.get()});
     if (range->first > 1) feedback_.ask_rekey(slot);  // another sender has used the key
+    around_.kernel.note(*read.state);
 }
 
 void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {

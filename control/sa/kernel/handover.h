@@ -64,8 +64,10 @@
 // Owner: control thread.
 
 #include <chrono>
+#include <expected>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "control/sa/kernel/feedback.h"
@@ -101,8 +103,9 @@ class Handover {
     // --- to a worker
     // `group_is_served`: a worker sends for its group already.
     void steer(const xfrm::KernelSa& state, const SaDecision& decision, bool group_is_served);
-    // Takes a step with one that is steered, if it is time: read, reserve, install.
-    void go_on(Slot& slot);
+    // Takes a step with those that are steered, if it is time: read, reserve, install. One that
+    // stays with the kernel is gone afterwards.
+    void go_on(std::span<Slot* const> slots);
     // Of one that is installed, all kTick: what can have been missed.
     void look_after(Slot& slot);
     // Of an inbound SA that is installed, to those of its decision.
@@ -160,8 +163,14 @@ class Handover {
                                                            const xfrm::KernelSa& state,
                                                            const SequenceRange& range,
                                                            uint64_t iv_mask) const;
+    struct Read {
+        Slot* slot = nullptr;
+        const xfrm::KernelSa* state = nullptr;  // just now
+    };
+    bool is_as_steered(Slot& slot, const std::expected<xfrm::KernelSa, netlink::Error>& state);
     void install_inbound(Slot& slot, InboundSide& side, const xfrm::KernelSa& state);
-    void install_outbound(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    void install_outbound(std::span<const Read> all);
+    void install_outbound(const Read& read, const Reservations::Reserved& range);
     void leave_to_kernel(const Slot& slot);
     void keep_with_kernel(Slot& slot, const std::string& reason);
     void steer_away(const Slot& slot);

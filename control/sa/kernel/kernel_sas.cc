@@ -214,7 +214,7 @@ void KernelSas::lead_host_traffic(const GroupOwners& owners) {
 }
 
 void KernelSas::go_on() {
-    if (reconciler_.go_on()) next_step_.in(Handover::kSettle);
+    if (rounds_.go_on()) next_step_.in(Handover::kSettle);
 }
 
 void KernelSas::on_tick() {

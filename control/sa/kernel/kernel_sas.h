@@ -51,8 +51,8 @@ class KernelSas final : public SaSource {
     // What arrived since the last time can be replayed once after a crash.
     static constexpr uint32_t kFeedbackTicks = 10;
     // For how long frames wait in a worker for an SA that is being taken over. It must be longer
-    // than a round with many SAs, else they are lost; longer, and packet memory is kept for nothing
-    // where none comes.
+    // than a batch takes (Reconciler::kBatch), and what control does at one time, else they are
+    // lost; longer, and packet memory is kept for nothing where none comes.
     static constexpr uint32_t kHoldMs = 200;
 
     struct Setup {

@@ -48,6 +48,19 @@ std::expected<void, netlink::Error> KernelRegister::write_counters(
     return socket_->write_counters(state, update);
 }
 
+std::vector<std::expected<xfrm::KernelSa, netlink::Error>> KernelRegister::get_all(
+    std::span<const xfrm::SaName> names) {
+    auto states = socket_->get_all(names);
+    if (!receive()) mirror_.request_resync(changes_);
+    listener_.overheard();
+    return states;
+}
+
+std::vector<std::expected<void, netlink::Error>> KernelRegister::write_all(
+    std::span<const xfrm::CounterWrite> writes) {
+    return socket_->write_all(writes);
+}
+
 std::expected<void, netlink::Error> KernelRegister::expire(const xfrm::KernelSa& state, bool hard) {
     return socket_->expire(state, hard);
 }

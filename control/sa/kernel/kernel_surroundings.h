@@ -51,6 +51,10 @@ class KernelRegister final : public Register {
     void note(const xfrm::KernelSa& state) override;
     std::expected<void, netlink::Error> write_counters(const xfrm::KernelSa& state,
                                                        const xfrm::CounterUpdate& update) override;
+    std::vector<std::expected<xfrm::KernelSa, netlink::Error>> get_all(
+        std::span<const xfrm::SaName> names) override;
+    std::vector<std::expected<void, netlink::Error>> write_all(
+        std::span<const xfrm::CounterWrite> writes) override;
     std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) override;
 
   private:

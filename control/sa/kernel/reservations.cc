@@ -30,47 +30,79 @@ uint64_t Reservations::next_unused(const Slot& slot, const xfrm::KernelSa& state
     return std::max(next_of(state.replay), memory_.find(slot.memory_name).outbound_next);
 }
 
-// Of the state that had `written` put into it.
-std::expected<xfrm::KernelSa, std::string> Reservations::look_again(const Slot& slot,
-                                                                    uint64_t written) {
-    auto state = around_.kernel.get(slot.name);
-    if (!state) return std::unexpected(state.error().text);
-    if (!same_key(slot, *state) || state->replay.sent < written) {
-        return std::unexpected("it was replaced");
+// One key may be that of several wishes: what is about to be reserved is remembered at once.
+std::vector<Reservations::Reserved> Reservations::reserve(std::span<const Wish> wishes) {
+    std::vector<Reserved> out(wishes.size(),
+                              std::unexpected("the kernel itself sends with it all the time"));
+    std::vector<Attempt> attempts;
+    for (size_t i = 0; i < wishes.size(); ++i) {
+        attempts.push_back({.wish = &wishes[i],
+                            .out = &out[i],
+                            .next = next_of(wishes[i].looked_at->replay),
+                            .usage = wishes[i].looked_at->usage,
+                            .block = {}});
     }
-    return std::move(*state);
+    for (int turn = 0; turn < kReserveAttempts && !attempts.empty(); ++turn) {
+        raise_above(attempts);
+        look_again(attempts);
+    }
+    return out;
 }
 
-// Numbers that nobody has used and the kernel will not. They begin above what is used when another
-// sender has used some since: see "Never a nonce twice".
-std::expected<SequenceRange, std::string> Reservations::reserve(Slot& slot,
-                                                                const xfrm::KernelSa& looked_at,
-                                                                uint64_t size) {
-    OutboundSide& side = *slot.outbound();
-    uint64_t first = next_unused(slot, looked_at);
-    xfrm::Usage usage = looked_at.usage;
-    for (int attempt = 0; attempt < kReserveAttempts; ++attempt) {
-        if (first >= sequence_end(slot.esn)) break;
-        const SequenceRange block = next_block(first, slot.esn, size);
-        xfrm::Replay replay = looked_at.replay;
-        replay.sent = block.end - 1;
-        side.attempted = block.end;
-        const xfrm::CounterUpdate update{.replay = replay, .usage = std::nullopt};
-        if (const auto done = around_.kernel.write_counters(looked_at, update); !done) {
-            return std::unexpected(done.error().text);
+// Those that are left are written.
+void Reservations::raise_above(std::vector<Attempt>& attempts) {
+    std::vector<xfrm::CounterWrite> writes;
+    std::erase_if(attempts, [&](Attempt& each) {
+        Slot& slot = *each.wish->slot;
+        const uint64_t first = std::max(each.next, memory_.find(slot.memory_name).outbound_next);
+        if (first >= sequence_end(slot.esn)) return true;
+        each.block = next_block(first, slot.esn, each.wish->size);
+        slot.outbound()->attempted = each.block.end;
+        memory_.raise(slot.memory_name, {.outbound_next = each.block.end});
+        xfrm::Replay replay = each.wish->looked_at->replay;
+        replay.sent = each.block.end - 1;
+        writes.push_back(
+            {.state = each.wish->looked_at, .update = {.replay = replay, .usage = std::nullopt}});
+        return false;
+    });
+    const auto done = around_.kernel.write_all(writes);
+    size_t i = 0;
+    std::erase_if(attempts, [&](Attempt& each) {
+        const auto& result = done[i++];
+        if (result) {
+            each.wish->slot->outbound()->reserved = each.block.end;
+            return false;
         }
-        side.reserved = block.end;
-        memory_.raise(slot.memory_name, {.outbound_next = block.end});
-        const auto now = look_again(slot, replay.sent);
-        if (!now) return std::unexpected(now.error());
-        const uint64_t used = numbers_at_most(usage, now->usage);
-        if (used <= (block.end - block.first) / 2) {
-            return SequenceRange{.first = block.first + used, .end = block.end};
+        *each.out = std::unexpected(result.error().text);
+        return true;
+    });
+}
+
+// Those that are left have too little, and are tried again.
+void Reservations::look_again(std::vector<Attempt>& attempts) {
+    std::vector<xfrm::SaName> names;
+    for (const Attempt& each : attempts) names.push_back(each.wish->slot->name);
+    const auto states = around_.kernel.get_all(names);
+    size_t i = 0;
+    std::erase_if(attempts, [&](Attempt& each) {
+        const auto& now = states[i++];
+        if (!now) {
+            *each.out = std::unexpected(now.error().text);
+            return true;
         }
-        first = next_unused(slot, *now);
-        usage = now->usage;
-    }
-    return std::unexpected("the kernel itself sends with it all the time");
+        if (!same_key(*each.wish->slot, *now) || now->replay.sent < each.block.end - 1) {
+            *each.out = std::unexpected("it was replaced");
+            return true;
+        }
+        const uint64_t used = numbers_at_most(each.usage, now->usage);
+        if (used <= (each.block.end - each.block.first) / 2) {
+            *each.out = SequenceRange{.first = each.block.first + used, .end = each.block.end};
+            return true;
+        }
+        each.next = next_of(now->replay);
+        each.usage = now->usage;
+        return false;
+    });
 }
 
 // Of an SA that a worker has not had yet: what it has sent since it was made is known, unless it is
@@ -150,7 +182,8 @@ void Reservations::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa&
     }
     const bool sent_before = kernel_has_sent(slot, side, state);
     if (sent_before && host_uses(state)) return leave_to_kernel_(slot);
-    const auto range = reserve(slot, state, further_block(slot, side));
+    const Wish wish{.slot = &slot, .looked_at = &state, .size = further_block(slot, side)};
+    const Reserved range = reserve({&wish, 1}).front();
     if (!range) {  // tried again
         if (sent_before) note_round(slot, state);
         return;

@@ -38,9 +38,11 @@
 #include <expected>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/sequence_memory.h"
@@ -80,8 +82,16 @@ class Reservations {
 
     // --- before it is installed
     [[nodiscard]] uint64_t next_unused(const Slot& slot, const xfrm::KernelSa& state) const;
-    std::expected<SequenceRange, std::string> reserve(Slot& slot, const xfrm::KernelSa& looked_at,
-                                                      uint64_t size);
+    // `looked_at`: its state as it was read just now.
+    struct Wish {
+        Slot* slot = nullptr;
+        const xfrm::KernelSa* looked_at = nullptr;
+        uint64_t size = 0;
+    };
+    using Reserved = std::expected<SequenceRange, std::string>;
+    // Numbers that nobody has used and the kernel will not, in the order of `wishes`. They begin
+    // above what is used when another sender has used some since.
+    std::vector<Reserved> reserve(std::span<const Wish> wishes);
     [[nodiscard]] uint64_t first_block(const xfrm::KernelSa& state) const;
     void note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const;
 
@@ -95,8 +105,16 @@ class Reservations {
     [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const;
 
   private:
+    struct Attempt {
+        const Wish* wish = nullptr;
+        Reserved* out = nullptr;
+        uint64_t next = 0;  // of the kernel, and what it has counted, when it was looked at last
+        xfrm::Usage usage;
+        SequenceRange block;  // that is asked for
+    };
+    void raise_above(std::vector<Attempt>& attempts);
+    void look_again(std::vector<Attempt>& attempts);
     [[nodiscard]] uint64_t further_block(const Slot& slot, const OutboundSide& side) const;
-    std::expected<xfrm::KernelSa, std::string> look_again(const Slot& slot, uint64_t written);
     [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
                                        const xfrm::KernelSa& state) const;
     void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);

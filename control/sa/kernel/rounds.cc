@@ -77,6 +77,24 @@ void Rounds::go_on_with_earlier(xfrm::RegisterChanges changes) {
     unpublished_ = std::move(changes);
 }
 
+bool Rounds::go_on() {
+    parts_.reconciler.go_on();
+    next_batch();
+    return parts_.reconciler.is_under_way();
+}
+
+void Rounds::next_batch() {
+    const Reconciler::Decisions& now = parts_.publication.adoption().sas;
+    const auto plan = parts_.reconciler.plan_batch(now);
+    if (plan.coming.empty()) return;
+    if (const auto named = parts_.publication.keep(plan.owners); !named) {
+        around_.notices.error(named.error());
+        return around_.another_round(kRetryFirst);  // which names them anew
+    }
+    owners_published_(plan.owners);
+    parts_.reconciler.carry_out_batch(plan, now);
+}
+
 void Rounds::in_step(const xfrm::RegisterChanges& waiting) {
     if (not_published_.empty() && !waiting.policies && !waiting.resync) parts_.lease.extend();
 }

@@ -7,6 +7,7 @@
 //
 //   heard()     a message: BYPASS is not believed any more where it is about policies
 //   run()       a round
+//   go_on()     between rounds: SAs that are on their way to workers, and the next batch of them
 //   in_step()   nothing waits to be heard: what is published is what the register has, if it is
 //
 // Owner: control thread.
@@ -60,6 +61,8 @@ class Rounds {
     // `changes`: since the last round. On error what was published before stays in force, but for
     // the SAs that have gone.
     std::expected<void, std::string> run(xfrm::RegisterChanges changes);
+    // True: some are left, go on after Handover::kSettle.
+    bool go_on();
     // `waiting`: heard, and not yet of a round.
     void in_step(const xfrm::RegisterChanges& waiting);
 
@@ -69,6 +72,7 @@ class Rounds {
   private:
     std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
     std::expected<Publication::Draft, std::string> draft();
+    void next_batch();
     void go_on_with_earlier(xfrm::RegisterChanges changes);
 
     const Surroundings& around_;

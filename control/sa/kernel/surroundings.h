@@ -10,7 +10,9 @@
 #include <cstdint>
 #include <expected>
 #include <functional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "control/xfrm/mirror_socket.h"
 #include "control/xfrm/values.h"
@@ -33,6 +35,12 @@ class Register {
     virtual void note(const xfrm::KernelSa& state) = 0;
     virtual std::expected<void, netlink::Error> write_counters(
         const xfrm::KernelSa& state, const xfrm::CounterUpdate& update) = 0;
+    // The same of many, one after another, in their order. What is heard with get_all() has been
+    // told before the last of them.
+    virtual std::vector<std::expected<xfrm::KernelSa, netlink::Error>> get_all(
+        std::span<const xfrm::SaName> names) = 0;
+    virtual std::vector<std::expected<void, netlink::Error>> write_all(
+        std::span<const xfrm::CounterWrite> writes) = 0;
     virtual std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) = 0;
 
   protected:

@@ -133,6 +133,55 @@ TEST_F(NetlinkSocketTest, CutOffAndMissingAnswersAreErrors) {
     EXPECT_EQ(done.error().number, ETIMEDOUT);
 }
 
+// Three at once: an answer, an error, an acknowledgement; mixed with what belongs to none.
+TEST_F(NetlinkSocketTest, EachOfManyHasItsOwnAnswer) {
+    say(message(20, 1, 11) + acknowledgement(1, 0) + message(20, 9, 99));
+    say(acknowledgement(2, ESRCH) + acknowledgement(2, 0));
+    say(acknowledgement(3, 0));
+    Socket socket(std::move(ours_), Protocol::route, kPort);
+    std::vector<RequestBuffer> requests;
+    for (int i = 0; i < 3; ++i) {
+        requests.push_back(Writer(99, NLM_F_ACK, socket.next_sequence()).take());
+    }
+    std::vector<std::pair<size_t, int32_t>> seen;
+    const auto done =
+        socket.exchange_all(std::move(requests), [&seen](size_t request, const Message& each) {
+            seen.emplace_back(request, peek<int32_t>(each.payload).value_or(-1));
+        });
+    ASSERT_EQ(done.size(), 3u);
+    EXPECT_TRUE(done[0]);
+    ASSERT_FALSE(done[1]);
+    EXPECT_EQ(done[1].error().number, ESRCH);
+    EXPECT_TRUE(done[2]);
+    EXPECT_EQ(seen, (std::vector<std::pair<size_t, int32_t>>{{0, 11}}));
+    // In one datagram, each with our port.
+    Buffer request(100);
+    const ssize_t bytes = recv(kernel_.get(), request.data(), request.size(), 0);
+    ASSERT_EQ(bytes, static_cast<ssize_t>(3 * sizeof(nlmsghdr)));
+    Bytes rest{request.data(), static_cast<size_t>(bytes)};
+    for (uint32_t i = 1; i <= 3; ++i) {
+        const auto each = next_message(rest);
+        ASSERT_TRUE(each && *each);
+        EXPECT_EQ((*each)->sequence, i);
+        EXPECT_EQ((*each)->port, kPort);
+    }
+}
+
+TEST_F(NetlinkSocketTest, ThoseOfManyWithoutAnAnswerHaveFailed) {
+    say(acknowledgement(1, 0));
+    Socket socket(std::move(ours_), Protocol::route, kPort);
+    std::vector<RequestBuffer> requests;
+    for (int i = 0; i < 2; ++i) {
+        requests.push_back(Writer(99, NLM_F_ACK, socket.next_sequence()).take());
+    }
+    const auto done = socket.exchange_all(std::move(requests));
+    ASSERT_EQ(done.size(), 2u);
+    EXPECT_TRUE(done[0]);
+    ASSERT_FALSE(done[1]);
+    EXPECT_EQ(done[1].error().number, ETIMEDOUT);
+    EXPECT_TRUE(socket.exchange_all({}).empty());
+}
+
 TEST_F(NetlinkSocketTest, NotificationsAreTakenInOrderAndLossIsSaidInItsPlace) {
     Buffer part = message(20, 0, 3);
     part.pop_back();

@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
@@ -192,6 +193,7 @@ inline xfrm::KernelSa to_kernel_sa(const State& state) {
     sa.source = state.source;
     sa.esn = state.esn;
     sa.key = SecretBytes(key_bytes(state.key));
+    sa.arrival = state.arrival;
     sa.usage.packets = state.packets;
     sa.usage.bytes = state.bytes;
     sa.usage.add_time = state.add_time;
@@ -295,8 +297,30 @@ class Kernel {
     uint64_t arrivals_ = 0;
 };
 
+// Many requests are as many single ones.
+class OneByOne : public Register {
+  public:
+    std::vector<std::expected<xfrm::KernelSa, netlink::Error>> get_all(
+        std::span<const xfrm::SaName> names) override {
+        std::vector<std::expected<xfrm::KernelSa, netlink::Error>> out;
+        for (const xfrm::SaName& name : names) out.push_back(get(name));
+        return out;
+    }
+    std::vector<std::expected<void, netlink::Error>> write_all(
+        std::span<const xfrm::CounterWrite> writes) override {
+        std::vector<std::expected<void, netlink::Error>> out;
+        for (const xfrm::CounterWrite& each : writes) {
+            out.push_back(write_counters(*each.state, each.update));
+        }
+        return out;
+    }
+
+  protected:
+    ~OneByOne() = default;
+};
+
 // The register as the gateway sees it: what it has heard, late, and what it asks.
-class RegisterModel final : public Register {
+class RegisterModel final : public OneByOne {
   public:
     // What may go wrong with a request; and what may happen before a look and before a write.
     struct Faults {

@@ -28,7 +28,7 @@ bool is_outbound(const xfrm::SaName& name) {
 
 struct Simulation::Daemon {
     // Forwards, but for the mistake that was asked for.
-    struct Requests final : Register {
+    struct Requests final : OneByOne {
         RegisterModel& model;
         Kernel& kernel;
         const SlotTable& slots;
@@ -144,7 +144,8 @@ struct Simulation::Daemon {
           orders(world),
           time(world),
           unread(world),
-          handover(around, {slots, memory, feedback}, world.aead_, {}) {
+          handover(around, {slots, memory, feedback}, world.aead_, {}),
+          reconciler(around, slots, handover, 1 + world.dice_.below(kSlots)) {
         model.forgotten = [this, &world](const xfrm::KernelSa& last) {
             if (world.options_.mistake == Mistake::last_counters_forgotten) return;
             remember(memory, last);
@@ -170,7 +171,8 @@ struct Simulation::Daemon {
     RekeyPacer pacer{kWorkers};
     Feedback feedback{around, pacer};
     Handover handover;
-    Reconciler reconciler{around, slots, handover};
+    Reconciler reconciler;
+    Reconciler::Decisions decided;  // in the last round
 };
 
 Simulation::Simulation(uint64_t seed, const crypto::Aead& aead, Options options)
@@ -501,19 +503,33 @@ void Simulation::control_round() {
     for (const xfrm::SaName& name : changes.used) {
         if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
     }
-    const Reconciler::Decisions now = decide();
+    daemon_->decided = decide();
+    const Reconciler::Decisions& now = daemon_->decided;
     const auto plan = daemon_->reconciler.plan(now, changes, to_index(kPolicy) + 1);
+    name_owners(plan);
+    daemon_->reconciler.carry_out(plan, now, changes);
+    go_on();
+}
+
+void Simulation::name_owners(const Reconciler::Plan& plan) {
     const bool was_steered = !owners_.empty();
     owners_ = plan.owners[to_index(kPolicy)];
     if (!was_steered && !owners_.empty()) owners_since_ = now_;
-    daemon_->reconciler.carry_out(plan, now, changes);
+}
+
+// As Rounds::go_on().
+void Simulation::go_on() {
     daemon_->reconciler.go_on();
+    const auto plan = daemon_->reconciler.plan_batch(daemon_->decided);
+    if (plan.coming.empty()) return;
+    name_owners(plan);
+    daemon_->reconciler.carry_out_batch(plan, daemon_->decided);
 }
 
 void Simulation::control_goes_on() {
     if (!daemon_) return;
     daemon_->requests.pay_debts();
-    daemon_->reconciler.go_on();
+    go_on();
 }
 
 // As KernelSas::on_tick().

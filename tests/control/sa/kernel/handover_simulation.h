@@ -7,8 +7,8 @@
 // SequenceMemory, and of the workers the tables, the replay windows and the SAs. Around them
 // (handover_models.h): a kernel, an IKE daemon that adds, rekeys, deletes and moves SAs (deletes
 // and adds them again with the counters of the moment it asked, or without any), workers that take
-// their commands and give their events late, requests that fail or whose answer is lost, notices
-// that are late or lost, traffic of peer and host, crashes, restarts.
+// their commands and give their events late, batches of any size, requests that fail or whose
+// answer is lost, notices that are late or lost, traffic of peer and host, crashes, restarts.
 //
 // A *schedule* is kSteps such events in a row, then a time without faults in which all SAs go. What
 // must hold in each (Judge keeps the first broken promise):
@@ -116,6 +116,8 @@ class Simulation {
     void calm_down();
     void hear(size_t at_most);
     void tick(bool feedback);
+    void go_on();
+    void name_owners(const Reconciler::Plan& plan);
     void nobody_is_there();
     [[nodiscard]] Reconciler::Decisions decide() const;
     [[nodiscard]] bool kernel_may_serve(const State& state) const;

@@ -92,13 +92,7 @@ class HandoverTest : public ::testing::Test {
     }
     OutboundSa& sender() { return *slot(true).outbound()->sa; }
 
-    // As KernelSas::round(), when all messages have been heard, and then what follows it.
-    void round() {
-        while (!kernel_.notices.empty()) registered_.hear_one();
-        const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
-        for (const xfrm::SaName& used : changes.used) {
-            if (Slot* found = slots_.find(used)) handover_.kernel_used(*found);
-        }
+    [[nodiscard]] Reconciler::Decisions decide() const {
         Reconciler::Decisions now;
         for (const auto& [known, state] : registered_.known()) {
             SaDecision decision;
@@ -108,6 +102,16 @@ class HandoverTest : public ::testing::Test {
             decision.selectors.resize(1);
             now.emplace(known, std::move(decision));
         }
+        return now;
+    }
+    // As KernelSas::round(), when all messages have been heard, and then what follows it.
+    void round() {
+        while (!kernel_.notices.empty()) registered_.hear_one();
+        const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
+        for (const xfrm::SaName& used : changes.used) {
+            if (Slot* found = slots_.find(used)) handover_.kernel_used(*found);
+        }
+        const Reconciler::Decisions now = decide();
         reconciler_.carry_out(reconciler_.plan(now, changes, 1), now, changes);
         obey();
         time_.at += Handover::kSettle;
@@ -197,7 +201,7 @@ class HandoverTest : public ::testing::Test {
                          .random = mask_,
                          .notices = said_,
                          .another_round = [](milliseconds) {}};
-    SlotTable slots_{8};
+    SlotTable slots_{512};
     SequenceMemory memory_;
     RekeyPacer pacer_{1};
     Feedback feedback_{around_, pacer_};
@@ -205,6 +209,78 @@ class HandoverTest : public ::testing::Test {
     Reconciler reconciler_{around_, slots_, handover_};
     model::KeyNumber keys_ = 0;
 };
+
+// ---- many ---------------------------------------------------------------------------------------
+
+// However many SAs there are, of each only what comes while its own batch settles is held.
+TEST_F(HandoverTest, ManyComeInBatchesOfWholeTunnels) {
+    constexpr uint32_t kTunnels = 100;
+    const IpAddress here{.bytes = {192, 0, 2, 9}};
+    for (uint32_t i = 0; i < kTunnels; ++i) {
+        const IpAddress peer{.bytes = {10, 0, 0, static_cast<uint8_t>(i * 37 % 251)}};
+        for (const bool outbound : {true, false}) {
+            State state;
+            state.name = name(outbound, i);
+            state.name.destination = outbound ? peer : here;
+            state.source = outbound ? here : peer;
+            state.key = ++keys_;
+            state.outbound = outbound;
+            kernel_.add(state);
+        }
+    }
+    while (!kernel_.notices.empty()) registered_.hear_one();
+    const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
+    const Reconciler::Decisions now = decide();
+    Reconciler::Plan plan = reconciler_.plan(now, changes, 1);
+    reconciler_.carry_out(plan, now, changes);
+    size_t batches = 0;
+    for (size_t come = 0; come < 2 * kTunnels; ++batches) {
+        ASSERT_FALSE(plan.coming.empty());
+        ASSERT_LE(plan.coming.size(), Reconciler::kBatch);
+        std::set<IpAddress> half;  // tunnels of which one direction has come
+        for (const xfrm::SaName& each : plan.coming) {
+            const Slot* coming = slots_.find(each);
+            ASSERT_NE(coming, nullptr);
+            EXPECT_EQ(coming->phase, Phase::steered);
+            const IpAddress& peer = each.destination == here ? coming->source : each.destination;
+            if (!half.insert(peer).second) half.erase(peer);
+        }
+        EXPECT_TRUE(half.empty());
+        come += plan.coming.size();
+        EXPECT_EQ(slots_.size(), come) << "the others are with the kernel";
+        EXPECT_EQ(steered_.names.size(), come / 2);
+        time_.at += Handover::kSettle;
+        reconciler_.go_on();
+        for (const xfrm::SaName& each : plan.coming) {
+            EXPECT_EQ(slots_.find(each)->phase, Phase::installed);
+        }
+        plan = reconciler_.plan_batch(now);
+        reconciler_.carry_out_batch(plan, now);
+    }
+    EXPECT_EQ(batches, (2 * kTunnels + Reconciler::kBatch - 1) / Reconciler::kBatch);
+    EXPECT_FALSE(reconciler_.is_under_way());
+}
+
+// What came, changed or went while it waited is for the next round.
+TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
+    Reconciler one_by_one(around_, slots_, handover_, 1);
+    one_by_one.take_over();
+    add(true);
+    add(false);
+    while (!kernel_.notices.empty()) registered_.hear_one();
+    const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
+    const Reconciler::Decisions now = decide();
+    one_by_one.carry_out(one_by_one.plan(now, changes, 1), now, changes);
+    ASSERT_EQ(slots_.size(), 1u);
+    const bool first_is_outbound = slots_.find(name(true)) != nullptr;
+    kernel_.remove(name(!first_is_outbound));
+    add(!first_is_outbound);
+    while (!kernel_.notices.empty()) registered_.hear_one();
+    time_.at += Handover::kSettle;
+    one_by_one.go_on();
+    EXPECT_TRUE(one_by_one.plan_batch(now).coming.empty());
+    EXPECT_FALSE(one_by_one.is_under_way());
+}
 
 // ---- reservations ------------------------------------------------------------------------------
 

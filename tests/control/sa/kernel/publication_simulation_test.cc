@@ -118,7 +118,7 @@ class World {
         std::map<std::pair<uint32_t, uint16_t>, std::vector<uint32_t>> indices;  // of a child
         uint64_t arrivals = 0;
     };
-    struct RegisterModel final : Register {
+    struct RegisterModel final : model::OneByOne {
         World& world;
         std::map<xfrm::SaName, xfrm::KernelSa> known;
         Policies policies;
@@ -335,7 +335,7 @@ class World {
     RekeyPacer pacer_{kWorkers};
     Feedback feedback_{around_, pacer_};
     Handover handover_;
-    Reconciler reconciler_{around_, slots_, handover_};
+    Reconciler reconciler_{around_, slots_, handover_, 3};
     Publication publication_{path_, commands_, unread_, {.policies = config_}};
     BypassLease lease_{clock_, unread_};
     Rounds rounds_;
@@ -533,7 +533,7 @@ void World::control_round() {
         reconciler_.carry_out(reconciler_.plan(now.sas, again, groups_.upper_bound()), now.sas,
                               again);
     }
-    reconciler_.go_on();
+    rounds_.go_on();
     rounds_.in_step(unheard_);
 }
 
@@ -542,7 +542,7 @@ void World::control_ticks() {
     commands_.flush();
     if (mistake_ != Mistake::extends_unheard) control_hears();
     rounds_.in_step(heard_);
-    reconciler_.go_on();
+    rounds_.go_on();
 }
 
 void World::time_passes() {
