@@ -19,7 +19,9 @@ namespace sallyport::control {
 
 namespace {
 
-constexpr std::string_view kFirstLine = "sallyport-sequences 1";
+constexpr std::string_view kFirstLine = "sallyport-sequences 2";
+constexpr std::string_view kFirstLineUncounted = "sallyport-sequences 1";  // without a generation
+constexpr std::string_view kGenerationWord = "generation";
 constexpr std::string_view kFileName = "sequences";
 constexpr std::string_view kNewFileName = "sequences.new";
 constexpr std::string_view kLockName = "lock";
@@ -39,6 +41,7 @@ struct FileStatus {
     FileIdentity identity;
     int64_t changed_ns = 0;
     uint64_t bytes = 0;
+    bool regular = false;
 };
 
 std::expected<FileStatus, std::string> status_of(int fd) {
@@ -53,6 +56,7 @@ std::expected<FileStatus, std::string> status_of(int fd) {
     }
     out.changed_ns = status.stx_ctime.tv_sec * kNsPerSecond + status.stx_ctime.tv_nsec;
     out.bytes = status.stx_size;
+    out.regular = S_ISREG(status.stx_mode);
     return out;
 }
 
@@ -65,10 +69,13 @@ std::string how_to_accept() {
 }  // namespace
 
 std::string encode_sequence_file(const SequenceFile& file) {
-    std::string text(kFirstLine);
+    std::string text(file.generation == 0 ? kFirstLineUncounted : kFirstLine);
     text += "\nfile " + std::to_string(file.identity.inode) + " " +
             std::to_string(file.identity.birth_ns) + "\nwritten " +
             std::to_string(file.written_ns) + "\n";
+    if (file.generation != 0) {
+        text += std::string(kGenerationWord) + " " + std::to_string(file.generation) + "\n";
+    }
     if (file.incomplete) text += "incomplete\n";
     for (const auto& [key, record] : file.records) {
         text += "key " + key.to_hex() + " " + std::to_string(record.reserved_until) +
@@ -91,6 +98,7 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
     }
 
     SequenceFile file;
+    bool counted = false;
     uint32_t line_number = 0;
     for (std::string_view rest = body; !rest.empty();) {
         std::string_view line = rest.substr(0, rest.find('\n'));
@@ -98,9 +106,11 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
         ++line_number;
         const std::string at = "line " + std::to_string(line_number);
         if (line_number == 1) {
-            if (line != kFirstLine) return damaged("it is of another version");
+            counted = line == kFirstLine;
+            if (!counted && line != kFirstLineUncounted) return damaged("it is of another version");
             continue;
         }
+        const uint32_t first_key_line = counted ? 5 : 4;
         const std::string_view word = next_word(line);
         if (line_number == 2 && word == "file") {
             const auto inode = parse_number<uint64_t>(next_word(line));
@@ -111,9 +121,13 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
             const auto written = parse_number<int64_t>(next_word(line));
             if (!written || !line.empty()) return damaged(at);
             file.written_ns = *written;
-        } else if (line_number == 4 && word == "incomplete" && line.empty()) {
+        } else if (line_number == 4 && counted && word == kGenerationWord) {
+            const auto generation = parse_number<uint64_t>(next_word(line));
+            if (!generation || *generation == 0 || !line.empty()) return damaged(at);
+            file.generation = *generation;
+        } else if (line_number == first_key_line && word == "incomplete" && line.empty()) {
             file.incomplete = true;
-        } else if (line_number > 3 && word == "key") {
+        } else if (line_number >= first_key_line && word == "key") {
             const auto key = digest_from_hex(next_word(line));
             const auto reserved = parse_number<uint64_t>(next_word(line));
             const std::string_view trust = next_word(line);
@@ -127,11 +141,30 @@ std::expected<SequenceFile, std::string> decode_sequence_file(std::string_view t
             return damaged(at);
         }
     }
-    if (line_number < 3) return damaged("lines are missing");
+    if (line_number < (counted ? 4u : 3u)) return damaged("lines are missing");
     return file;
 }
 
 namespace {
+
+// "generation N", as wide as any number: written in one piece over the one before.
+std::string generation_line(uint64_t generation) {
+    std::string number = std::to_string(generation);
+    number.insert(0, 20 - number.size(), '0');
+    return std::string(kGenerationWord) + " " + number + "\n";
+}
+
+// What the lock file says; nullopt: nothing, or nonsense.
+std::optional<uint64_t> read_generation(int lock_fd) {
+    std::string text(generation_line(0).size(), '\0');
+    if (pread(lock_fd, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
+        return std::nullopt;
+    }
+    std::string_view line(text);
+    if (next_word(line) != kGenerationWord || !line.ends_with('\n')) return std::nullopt;
+    line.remove_suffix(1);
+    return parse_number<uint64_t>(line);
+}
 
 // Who may write there can put old numbers back, checksum and all.
 std::expected<void, std::string> prepare_directory(const std::filesystem::path& state_dir) {
@@ -166,9 +199,13 @@ std::expected<SequenceStore, std::string> SequenceStore::open(
         return std::unexpected(prepared.error());
     }
     const std::filesystem::path lock_file = state_dir / kLockName;
-    UniqueFd lock(::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    UniqueFd lock(
+        ::open(lock_file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
     if (!lock) {
         return std::unexpected("cannot open " + lock_file.string() + ": " + errno_text());
+    }
+    if (const auto status = status_of(lock.get()); !status || !status->regular) {
+        return std::unexpected(lock_file.string() + " is no regular file: remove it");
     }
     if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
         return std::unexpected("another sallyportd uses the state directory " + state_dir.string() +
@@ -185,7 +222,9 @@ SequenceStore::SequenceStore(SequenceStore&& other) noexcept
       records_(std::move(other.records_)),
       floor_(std::move(other.floor_)),
       distrust_(std::move(other.distrust_)),
-      incomplete_(other.incomplete_) {}
+      incomplete_(other.incomplete_),
+      lock_generation_(other.lock_generation_),
+      generation_(other.generation_) {}
 
 SequenceStore::~SequenceStore() {
     if (lock_fd_ >= 0) close(lock_fd_);
@@ -203,13 +242,22 @@ std::expected<void, std::string> SequenceStore::load() {
     std::filesystem::remove(dir_ / kNewFileName,
                             ignored);  // of a run that was killed while writing
     const std::filesystem::path path = dir_ / kFileName;
-    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    lock_generation_ = read_generation(lock_fd_);
+    generation_ = lock_generation_.value_or(0);
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!file) {
-        if (errno == ENOENT) return {};
-        return std::unexpected("cannot open " + path.string() + ": " + errno_text());
+        if (errno != ENOENT) {
+            return std::unexpected("cannot open " + path.string() + ": " + errno_text());
+        }
+        if (lock_generation_) {
+            distrust_ = path.string() + " has gone";
+            incomplete_ = true;
+        }
+        return {};
     }
     const auto status = status_of(file.get());
     if (!status) return std::unexpected("cannot read " + path.string() + ": " + status.error());
+    if (!status->regular) return std::unexpected(path.string() + " is no regular file: remove it");
     const auto text = read_all(file.get(), status->bytes, kSequenceFileBytesMax);
     auto decoded = text ? decode_sequence_file(*text)
                         : std::expected<SequenceFile, std::string>(std::unexpected(text.error()));
@@ -218,25 +266,49 @@ std::expected<void, std::string> SequenceStore::load() {
         incomplete_ = true;
         return {};
     }
-    records_ = std::move(decoded->records);
     incomplete_ = decoded->incomplete;
-    // A kernel update can begin to show birth times that were not known when the file was written.
-    const bool births_known = decoded->identity.birth_ns != 0 && status->identity.birth_ns != 0;
-    if (decoded->identity.inode != status->identity.inode ||
-        (births_known && decoded->identity.birth_ns != status->identity.birth_ns)) {
-        distrust_ = path.string() +
-                    " is not the file that sallyportd wrote last: it was copied or restored, so "
-                    "its numbers may be too low";
-    } else if (status->changed_ns > decoded->written_ns + kCtimeSlackNs) {
-        distrust_ = path.string() +
-                    " was touched after sallyportd wrote it (moved back, overwritten, or its "
-                    "attributes changed), so its numbers may be too low";
-    }
+    generation_ = std::max(generation_, decoded->generation);
+    distrust_ = doubts_about(*decoded, status->identity, status->changed_ns);
+    records_ = std::move(decoded->records);
     if (!distrust_.empty()) {
         incomplete_ = true;
         for (auto& [key, record] : records_) record.suspect = true;
     }
     return {};
+}
+
+std::string SequenceStore::doubts_about(const SequenceFile& file, const FileIdentity& found,
+                                        int64_t changed_ns) const {
+    const std::string name = (dir_ / kFileName).string();
+    // A kernel update can begin to show birth times that were not known when the file was written.
+    const bool births_known = file.identity.birth_ns != 0 && found.birth_ns != 0;
+    if (file.identity.inode != found.inode ||
+        (births_known && file.identity.birth_ns != found.birth_ns)) {
+        return name +
+               " is not the file that sallyportd wrote last: it was copied or restored, so its "
+               "numbers may be too low";
+    }
+    if (changed_ns > file.written_ns + kCtimeSlackNs) {
+        return name +
+               " was touched after sallyportd wrote it (moved back, overwritten, or its attributes "
+               "changed), so its numbers may be too low";
+    }
+    if (lock_generation_ && file.generation < *lock_generation_) {
+        return name + " is older than the one that sallyportd wrote last, by " +
+               (dir_ / kLockName).string() + ", so its numbers may be too low";
+    }
+    if (!lock_generation_ && file.written_ns > now_ns() + kCtimeSlackNs) {
+        return name +
+               " says that it was written in the future: the clock was set back, and nothing tells "
+               "whether it is the one that sallyportd wrote last, so its numbers may be too low";
+    }
+    return {};
+}
+
+bool SequenceStore::write_generation(uint64_t generation) const {
+    const std::string line = generation_line(generation);
+    return pwrite(lock_fd_, line.data(), line.size(), 0) == static_cast<ssize_t>(line.size()) &&
+           fdatasync(lock_fd_) == 0;
 }
 
 std::expected<void, std::string> SequenceStore::save(
@@ -281,6 +353,7 @@ std::expected<bool, std::string> SequenceStore::write_file(
     const int64_t written_ns = now_ns();
     const std::string text = encode_sequence_file({.identity = status->identity,
                                                    .written_ns = written_ns,
+                                                   .generation = generation_ + 1,
                                                    .incomplete = incomplete_,
                                                    .records = records});
     if (!write_all(file.get(), text)) return failed("write " + new_path.string());
@@ -288,6 +361,9 @@ std::expected<bool, std::string> SequenceStore::write_file(
     if (rename(new_path.c_str(), path.c_str()) != 0) return failed("rename " + new_path.string());
     const UniqueFd directory(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!directory || fsync(directory.get()) != 0) return failed("sync " + dir_.string());
+    ++generation_;
+    // Before anybody hears of the numbers: from now on an earlier file is known to be one.
+    if (!write_generation(generation_)) return failed("write " + (dir_ / kLockName).string());
     const auto renamed = status_of(file.get());
     if (!renamed) return failed("read the status of " + path.string());
     return renamed->changed_ns > written_ns + kCtimeSlackNs;

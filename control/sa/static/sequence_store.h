@@ -30,7 +30,9 @@
 //   - truncated, edited, half written: the checksum fails. (A crash of ours cannot cause that: a
 //     new file is complete and synced before it is renamed over the old one.)
 // The ctime may be kCtimeSlack later than the time of writing: that is the time an fsync and rename
-// may take. Within that slack only a hard link put back unnoticed would pass.
+// may take. Without a generation in the lock file (of an earlier version, or the lock file was
+// removed) the time is all there is: then a file that says that it was written in the future is not
+// believed, because the clock was set back and the ctime proves nothing.
 // The clock is no part of the proof where the inode's birth time is kept (ext4, xfs, btrfs, tmpfs):
 // set forward or back, a copy still has another birth time. Where it is not, a copy made after the
 // clock was set back is found by its inode number alone.
@@ -84,6 +86,7 @@ struct SequenceRecord {
 struct SequenceFile {
     FileIdentity identity;
     int64_t written_ns = 0;
+    uint64_t generation = 0;  // of its writing, from 1; 0: of a version that did not count
     bool incomplete = false;  // records were lost once: a key without one may have been used
     std::map<KeyDigest, SequenceRecord> records;
 
@@ -142,6 +145,10 @@ class SequenceStore {
     // False: the lock file has gone from its place, and with it what keeps a second daemon out.
     [[nodiscard]] bool holds_lock() const;
     std::expected<void, std::string> load();
+    // Empty: the file is the one that was written last.
+    [[nodiscard]] std::string doubts_about(const SequenceFile& file, const FileIdentity& found,
+                                           int64_t changed_ns) const;
+    [[nodiscard]] bool write_generation(uint64_t generation) const;
     [[nodiscard]] std::string lost_records() const;  // why a key without a record may be used
     std::expected<void, std::string> save(const std::map<KeyDigest, SequenceRecord>& records);
     // True: it is on disk, but took longer than the slack.
@@ -153,6 +160,8 @@ class SequenceStore {
     std::map<KeyDigest, uint64_t> floor_;  // where this run's first range of the key began
     std::string distrust_;
     bool incomplete_ = false;
+    std::optional<uint64_t> lock_generation_;  // that the lock file names; nullopt: none
+    uint64_t generation_ = 0;                  // of the file as it is
 };
 
 }  // namespace sallyport::control

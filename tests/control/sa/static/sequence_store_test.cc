@@ -235,6 +235,9 @@ TEST_F(SequenceStoreTest, LostFileIsRefused) {
     std::filesystem::remove(file_);
     auto store = open();
     EXPECT_FALSE(reserve_one(store, 1, 10));
+    // It may have been used: no beginning at 1 without a word about the number.
+    EXPECT_FALSE(store.accept(key(1), std::nullopt));
+    EXPECT_TRUE(store.accept(key(1), 5000));
 }
 
 TEST_F(SequenceStoreTest, CopyPutBackIsRefused) {
@@ -267,6 +270,82 @@ TEST_F(SequenceStoreTest, OldFileMovedBackIsRefused) {
     std::filesystem::remove(file_);
     std::filesystem::rename(dir_ / "elsewhere", file_);  // the very inode
     expect_distrusted(open(), "touched after");
+}
+
+// All within the slack of the change time, as a script does it.
+TEST_F(SequenceStoreTest, EarlierFileMovedBackAtOnceIsRefused) {
+    use_a_thousand();
+    std::filesystem::create_hard_link(file_, dir_ / "backup");
+    {
+        auto store = open();
+        ASSERT_TRUE(reserve_one(store, 1, 1000));
+    }
+    std::filesystem::rename(dir_ / "backup", file_);
+    expect_distrusted(open(), "older than the one that sallyportd wrote last");
+}
+
+// Killed behind the file and before the lock file: nobody heard of its numbers.
+TEST_F(SequenceStoreTest, FileThatIsAheadOfTheLockFileIsBelieved) {
+    use_a_thousand();
+    const std::string before = contents(dir_ / "lock");
+    {
+        auto store = open();
+        ASSERT_TRUE(reserve_one(store, 1, 1000));
+    }
+    std::fstream(dir_ / "lock") << before;
+    {
+        auto store = open();
+        EXPECT_EQ(reserve_one(store, 1, 1)->first, 2001u);
+    }
+    auto store = open();
+    EXPECT_EQ(reserve_one(store, 1, 1)->first, 2002u);
+}
+
+// The lock file is of an earlier version, or was removed: the time of change is what is left.
+TEST_F(SequenceStoreTest, WithoutAGenerationInTheLockFileTheFutureIsNotBelieved) {
+    for (const char* lock : {"", "generation 1", "generation 0000000000000000000x\n"}) {
+        use_a_thousand();
+        std::ofstream(dir_ / "lock") << lock;
+        {
+            auto store = open();
+            EXPECT_EQ(reserve_one(store, 1, 1000)->first, 1001u);
+        }
+        auto decoded = decode_sequence_file(contents(file_));
+        ASSERT_TRUE(decoded);
+        decoded->written_ns += 3600'000'000'000;
+        std::ofstream(file_) << encode_sequence_file(*decoded);
+        std::ofstream(dir_ / "lock") << lock;
+        expect_distrusted(open(), "written in the future");
+        std::filesystem::remove(file_);
+        std::filesystem::remove(dir_ / "lock");
+    }
+}
+
+TEST_F(SequenceStoreTest, FileOfTheVersionBeforeGenerationsIsCountedFromThenOn) {
+    use_a_thousand();
+    auto decoded = decode_sequence_file(contents(file_));
+    ASSERT_TRUE(decoded);
+    decoded->generation = 0;
+    std::ofstream(file_) << encode_sequence_file(*decoded);
+    std::ofstream(dir_ / "lock") << "";
+    std::filesystem::create_hard_link(file_, dir_ / "backup");
+    {
+        auto store = open();
+        EXPECT_EQ(reserve_one(store, 1, 1000)->first, 1001u);
+    }
+    std::filesystem::rename(dir_ / "backup", file_);
+    expect_distrusted(open(), "older than the one that sallyportd wrote last");
+}
+
+TEST_F(SequenceStoreTest, WhatIsNoFileIsAnErrorAndNoWait) {
+    for (const char* name : {"sequences", "lock"}) {
+        std::filesystem::remove(dir_ / name);
+        ASSERT_EQ(mkfifo((dir_ / name).c_str(), 0600), 0);
+        const auto store = SequenceStore::open(dir_);
+        ASSERT_FALSE(store);
+        EXPECT_TRUE(store.error().contains("no regular file")) << store.error();
+        std::filesystem::remove(dir_ / name);
+    }
 }
 
 TEST_F(SequenceStoreTest, ChangedAttributesAreRefused) {
@@ -405,12 +484,14 @@ TEST_F(SequenceStoreTest, LeftoverOfATornWriteIsIgnored) {
 TEST(SequenceFile, TextRoundTrip) {
     SequenceFile file{.identity = {.inode = 77, .birth_ns = 123456789},
                       .written_ns = 1700000000000000000,
+                      .generation = 7,
                       .incomplete = false,
                       .records = {}};
     file.records[key(1)] = {.reserved_until = ~uint64_t{0}, .suspect = false};
     file.records[key(2)] = {.reserved_until = 1, .suspect = true};
     for (const bool incomplete : {false, true}) {
         file.incomplete = incomplete;
+        file.generation = incomplete ? 0 : ~uint64_t{0};
         const auto decoded = decode_sequence_file(encode_sequence_file(file));
         ASSERT_TRUE(decoded) << decoded.error();
         EXPECT_EQ(*decoded, file);
