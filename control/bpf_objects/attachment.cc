@@ -3,12 +3,9 @@
 
 #include <bpf/bpf.h>
 #include <linux/magic.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/vfs.h>
 #include <xdp/libxdp.h>
 
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -118,25 +115,15 @@ std::string reason_for_alone() {
 
 std::expected<DeviceLock, std::string> DeviceLock::take(const std::string& device,
                                                         uint32_t ifindex) {
-    FileDescriptor socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    if (!socket) {
-        return std::unexpected(device + ": cannot make a lock: " + std::strerror(errno));
+    auto lock = host::Lock::take("device-" + std::to_string(ifindex));
+    if (lock) return DeviceLock(std::move(*lock));
+    if (lock.error().refusal != host::Lock::Refusal::held) {
+        return std::unexpected(device + ": " + lock.error().text);
     }
-    // An abstract address: the leading zero byte; it lives in the network namespace.
-    const std::string name = "sallyport/xdp/" + std::to_string(ifindex);
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path + 1, name.data(), name.size());
-    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-    if (bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
-        if (errno == EADDRINUSE) {
-            return std::unexpected(device +
-                                   ": another sallyportd is using this device: stop it first, or "
-                                   "give one of them another device");
-        }
-        return std::unexpected(device + ": cannot take the lock: " + std::strerror(errno));
-    }
-    return DeviceLock(std::move(socket));
+    return std::unexpected(
+        device +
+        ": another sallyportd is using this device: stop it first, or give one of them another "
+        "device");
 }
 
 std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::string& device,

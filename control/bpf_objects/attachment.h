@@ -10,23 +10,21 @@
 #include <string>
 
 #include "control/bpf_objects/bpf_objects.h"
-#include "control/bpf_objects/file_descriptor.h"
 #include "control/bpf_objects/program_object.h"
+#include "control/host/lock.h"
 
 struct xdp_program;
 
 namespace sallyport::bpf_objects {
 
-// The right to put programs on a device, held by one process for each network namespace. The kernel
-// takes it back when the process ends in whatever way, so who holds it knows that our programs on
-// the device are leftovers.
+// The right to put programs on a device: who holds it knows that our programs there are leftovers.
 class DeviceLock {
   public:
     static std::expected<DeviceLock, std::string> take(const std::string& device, uint32_t ifindex);
 
   private:
-    explicit DeviceLock(FileDescriptor socket) : socket_(std::move(socket)) {}
-    FileDescriptor socket_;
+    explicit DeviceLock(host::Lock lock) : lock_(std::move(lock)) {}
+    host::Lock lock_;
 };
 
 class XdpAttachment {

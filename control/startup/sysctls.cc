@@ -5,7 +5,7 @@
 #include <cstring>
 #include <fstream>
 
-#include "control/netlink/namespace.h"
+#include "control/host/note.h"
 
 namespace sallyport::control {
 
@@ -41,9 +41,7 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
     saved_.push_back({.name = name, .value = before == value ? noted->second : before});
     if (noted != leftover_.end()) leftover_.erase(noted);
     // The note comes first: with it, whoever finds the changed value knows the original.
-    if (!write_note()) {
-        return std::unexpected("cannot write " + note_.string() + ": " + std::strerror(errno));
-    }
+    if (auto written = write_note(); !written) return std::unexpected(written.error());
     if (before != value && !write_value(file, value)) {
         return std::unexpected("cannot write " + file.string() + ": " + std::strerror(errno));
     }
@@ -52,26 +50,17 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
 
 void Sysctls::read_note() {
     if (std::exchange(note_read_, true)) return;
-    std::ifstream in(note_);
-    std::string line;
-    if (!std::getline(in, line) || line != netlink::namespace_identity()) return;
-    while (std::getline(in, line)) {
+    for (const std::string& line : host::read_note(note_)) {
         const size_t space = line.find(' ');
         if (space != std::string::npos) leftover_[line.substr(0, space)] = line.substr(space + 1);
     }
 }
 
-bool Sysctls::write_note() const {
-    const std::filesystem::path unfinished = note_.string() + ".new";
-    std::ofstream out(unfinished);
-    out << netlink::namespace_identity() << '\n';
-    for (const Saved& saved : saved_) out << saved.name << ' ' << saved.value << '\n';
-    for (const auto& [name, value] : leftover_) out << name << ' ' << value << '\n';
-    out.close();
-    std::error_code error;
-    if (out.good()) std::filesystem::rename(unfinished, note_, error);
-    if (error) errno = error.value();
-    return out.good() && !error;
+std::expected<void, std::string> Sysctls::write_note() const {
+    std::vector<std::string> lines;
+    for (const Saved& saved : saved_) lines.push_back(saved.name + " " + saved.value);
+    for (const auto& [name, value] : leftover_) lines.push_back(name + " " + value);
+    return host::write_note(note_, lines);
 }
 
 Sysctls::~Sysctls() {
@@ -79,8 +68,7 @@ Sysctls::~Sysctls() {
     for (auto saved = saved_.rbegin(); saved != saved_.rend(); ++saved) {
         write_value(file_of(saved->name), saved->value);
     }
-    std::error_code ignored;
-    if (!saved_.empty()) std::filesystem::remove(note_, ignored);
+    if (!saved_.empty()) host::remove_note(note_);
 }
 
 }  // namespace sallyport::control

@@ -37,7 +37,7 @@ class Sysctls {
         std::string value;
     };
     void read_note();
-    [[nodiscard]] bool write_note() const;
+    [[nodiscard]] std::expected<void, std::string> write_note() const;
 
     std::filesystem::path note_;
     bool note_read_ = false;

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/xfrm/announcer.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <span>
 #include <utility>
 
-#include "control/netlink/namespace.h"
+#include "control/host/note.h"
 
 namespace sallyport::xfrm {
 
@@ -50,55 +47,37 @@ bool is_ours(const KernelSa& state) {
 }  // namespace
 
 std::expected<NamespaceLock, std::string> NamespaceLock::acquire() {
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return std::unexpected(std::string("cannot make a socket: ") + std::strerror(errno));
-    NamespaceLock lock(fd);
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    constexpr char kName[] = "\0sallyport-xfrm";  // first byte 0: abstract, per network namespace
-    std::memcpy(address.sun_path, kName, sizeof kName - 1);
-    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + sizeof kName - 1);
-    if (bind(fd, reinterpret_cast<const sockaddr*>(&address), length) != 0) {
-        return std::unexpected(
-            "another sallyportd runs in this network namespace: stop it first, or start this one "
-            "in a namespace of its own");
+    auto lock = host::Lock::take("xfrm");
+    if (lock) return NamespaceLock(std::move(*lock));
+    if (lock.error().refusal != host::Lock::Refusal::held) {
+        return std::unexpected(lock.error().text);
     }
-    return lock;
-}
-
-NamespaceLock::NamespaceLock(NamespaceLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-
-NamespaceLock::~NamespaceLock() {
-    if (fd_ >= 0) close(fd_);
+    return std::unexpected(
+        "another sallyportd runs in this network namespace: stop it first, or start this one in a "
+        "namespace of its own");
 }
 
 std::expected<RaisedAcquireExpiry, std::string> RaisedAcquireExpiry::raise(
     std::filesystem::path note) {
     const std::string original = first_line(kAcquireExpiryFile);
     // The note comes first: with it, whoever finds the raised value knows the original.
-    if (!write_line(note, netlink::namespace_identity() + " " + original)) {
-        return std::unexpected("cannot write " + note.string() + ": " + std::strerror(errno));
+    if (auto noted = host::write_note(note, std::span(&original, 1)); !noted) {
+        return std::unexpected(noted.error());
     }
     if (!write_line(kAcquireExpiryFile, kRaisedExpiry)) {
         const std::string text = std::strerror(errno);
-        std::error_code ignored;
-        std::filesystem::remove(note, ignored);
+        host::remove_note(note);
         return std::unexpected(std::string("cannot write ") + kAcquireExpiryFile + ": " + text);
     }
     return RaisedAcquireExpiry(std::move(note), original);
 }
 
 void RaisedAcquireExpiry::recover(const std::filesystem::path& note) {
-    const std::string line = first_line(note);
-    if (line.empty()) return;
-    const size_t space = line.rfind(' ');
-    if (line.substr(0, space) == netlink::namespace_identity() &&
-        first_line(kAcquireExpiryFile) == kRaisedExpiry) {
-        write_line(kAcquireExpiryFile, line.substr(space + 1));
+    const std::vector<std::string> lines = host::read_note(note);
+    if (!lines.empty() && first_line(kAcquireExpiryFile) == kRaisedExpiry) {
+        write_line(kAcquireExpiryFile, lines.front());
     }
-    std::error_code ignored;
-    std::filesystem::remove(note, ignored);
+    host::remove_note(note);
 }
 
 RaisedAcquireExpiry::RaisedAcquireExpiry(RaisedAcquireExpiry&& other) noexcept
@@ -107,8 +86,7 @@ RaisedAcquireExpiry::RaisedAcquireExpiry(RaisedAcquireExpiry&& other) noexcept
 RaisedAcquireExpiry::~RaisedAcquireExpiry() {
     if (original_.empty()) return;
     write_line(kAcquireExpiryFile, original_);
-    std::error_code ignored;
-    std::filesystem::remove(note_, ignored);
+    host::remove_note(note_);
 }
 
 std::expected<SaRegistry, std::string> SaRegistry::open(const std::filesystem::path& state_dir) {

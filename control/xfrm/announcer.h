@@ -30,24 +30,20 @@
 #include <string>
 #include <vector>
 
+#include "control/host/lock.h"
 #include "control/netlink/socket.h"
 #include "control/xfrm/messages.h"
 
 namespace sallyport::xfrm {
 
-// One daemon per network namespace: holds an abstract UNIX socket name, which only one process per
-// namespace can have and which the kernel drops with the process. Taken before anything in xfrm is
-// touched.
+// One daemon per network namespace. Taken before anything in xfrm is touched.
 class NamespaceLock {
   public:
     static std::expected<NamespaceLock, std::string> acquire();
-    NamespaceLock(NamespaceLock&& other) noexcept;
-    NamespaceLock& operator=(NamespaceLock&&) = delete;
-    ~NamespaceLock();
 
   private:
-    explicit NamespaceLock(int fd) : fd_(fd) {}
-    int fd_ = -1;
+    explicit NamespaceLock(host::Lock lock) : lock_(std::move(lock)) {}
+    host::Lock lock_;
 };
 
 // Raises net.core.xfrm_acq_expires for as long as the object lives.

@@ -6,15 +6,20 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "control/xfrm/announcer.h"
@@ -181,6 +186,22 @@ TEST_F(XfrmKernel, OneDaemonPerNamespace) {
         ASSERT_FALSE(second);
         EXPECT_TRUE(second.error().contains("another sallyportd")) << second.error();
         in_new_namespace([] { EXPECT_TRUE(NamespaceLock::acquire()); });
+    });
+}
+
+// Any local user can take an abstract name, and keep it.
+TEST_F(XfrmKernel, NoNameThatAnyUserCanTakeKeepsTheDaemonOut) {
+    in_new_namespace([&] {
+        const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        constexpr std::string_view kName = "sallyport-xfrm";
+        std::ranges::copy(kName, address.sun_path + 1);
+        const auto size = offsetof(sockaddr_un, sun_path) + 1 + kName.size();
+        ASSERT_EQ(
+            bind(fd, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(size)), 0);
+        EXPECT_TRUE(NamespaceLock::acquire());
+        close(fd);
     });
 }
 
