@@ -242,10 +242,10 @@ def older_sequence_state(bench):
         check("--accept-key" in sa["reason"], f"the reason should name the way out: {sa['reason']}")
         equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", 2), 0, "echo replies")
         equal(gateway.stop(), 0, "exit status")
-        gateway.run("--accept-key", "plain-out=1000000")
+        gateway.run("--accept-key", "plain-out=1000000000")
         gateway.start()
         ping_both_ways(bench, gateway, "plain")
-        check(gateway.sa("plain-out")["sequence"] > 1000000, "the sequence goes on above")
+        check(gateway.sa("plain-out")["sequence"] > 1000000000, "the sequence goes on above")
         equal(gateway.stop(), 0, "exit status")
     finally:
         gateway.kill()
