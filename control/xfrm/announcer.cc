@@ -165,8 +165,8 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
                 (result.error().number == EPROTONOSUPPORT || result.error().number == ENOSYS ||
                  result.error().number == ENOENT)) {
                 method_ = Method::larval;
-                reason_ = "the kernel has no ESP with " + std::string(state.suite->family) + " (" +
-                          result.error().text + ")";
+                reason_ = "the kernel has no ESP with " + std::string(state.suite->family) + ": " +
+                          result.error().text;
             }
         }
         if (method_ == Method::larval) {
