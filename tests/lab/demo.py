@@ -57,7 +57,7 @@ def moved(gateway, before):
 
 
 def show(lab, gateway):
-    headline("what the gateway says of itself")
+    headline("what the gateway says of itself (sallyportctl show status)")
     indent(gateway.table("status"))
     say("(reasons and notes are about this machine's kernel and drivers; the demo works with any)")
 
@@ -79,14 +79,14 @@ def show(lab, gateway):
             say(f"{way}: {received / 1e6:.1f} MB, {rate / 1e6:.1f} Mbit/s, {again} retransmissions")
         moved(gateway, before)
 
-    headline("packets that must not pass (made by scapy, the lab's second gateway)")
+    headline("a packet that must pass, and those that must not (made by scapy, the lab's second gateway)")
     attack(lab, gateway)
 
-    headline("what the operator sees: workers")
+    headline("what the operator sees: workers (sallyportctl show workers)")
     indent(gateway.table("workers"))
-    headline("what the operator sees: SAs")
+    headline("what the operator sees: SAs (sallyportctl show sa)")
     indent(gateway.table("sa"))
-    headline("what the operator sees: drops, each with its reason")
+    headline("what the operator sees: drops, each with its reason (sallyportctl show drops)")
     indent(gateway.table("drops"))
 
 
