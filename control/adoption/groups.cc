@@ -5,20 +5,25 @@
 
 namespace sallyport::control {
 
-namespace {
-
-// A set of indices as one number: the order in which they come does not matter.
-uint64_t with_policy(uint64_t policies, uint32_t index) {
-    uint64_t mixed = (uint64_t{index} + 1) * 0x9e3779b97f4a7c15u;
+// Their sum is a set of indices as one number: the order in which they come does not matter.
+uint64_t GroupNumbers::policy_mark(uint32_t policy) {
+    uint64_t mixed = (uint64_t{policy} + 1) * 0x9e3779b97f4a7c15u;
     mixed = (mixed ^ mixed >> 32) * 0xd6e8feb86659fd93u;
-    return policies + (mixed ^ mixed >> 32);
+    return mixed ^ mixed >> 32;
 }
-
-}  // namespace
 
 void GroupNumbers::begin() {
     roll_back();
     ++round_;
+}
+
+void GroupNumbers::begin_with_changes() {
+    begin();
+    with_changes_ = true;
+}
+
+void GroupNumbers::doubt(const Name& name) {
+    doubted_.insert(name);
 }
 
 GroupNumbers::Group& GroupNumbers::keep(Group& before, const Name& name, uint64_t policies) {
@@ -28,16 +33,19 @@ GroupNumbers::Group& GroupNumbers::keep(Group& before, const Name& name, uint64_
 }
 
 void GroupNumbers::note(const Name& name, uint32_t policy) {
+    note_all(name, policy_mark(policy));
+}
+
+void GroupNumbers::note_all(const Name& name, uint64_t marks) {
     if (const auto group = groups_.find(name); group != groups_.end()) {
-        group->second.policies = with_policy(group->second.policies, policy);
+        group->second.policies += marks;
         return;
     }
     if (const auto known = committed_.find(name); known != committed_.end()) {
-        keep(known->second, name, with_policy(0, policy));
+        keep(known->second, name, marks);
         return;
     }
-    uint64_t& policies = new_[name];
-    policies = with_policy(policies, policy);
+    new_[name] += marks;
 }
 
 GroupNumbers::Group* GroupNumbers::predecessor(const Name& name, uint64_t policies) {
@@ -47,7 +55,10 @@ GroupNumbers::Group* GroupNumbers::predecessor(const Name& name, uint64_t polici
         Name rest = it->first;
         rest.spi = {};
         if (rest != any_spi) break;
-        if (it->second.kept != round_ && it->second.policies == policies) return &it->second;
+        if (it->second.kept != round_ && it->second.policies == policies &&
+            !is_settled(it->first)) {
+            return &it->second;
+        }
     }
     return nullptr;
 }
@@ -57,6 +68,7 @@ std::optional<PolicyId> GroupNumbers::number(const Name& name) {
         return PolicyId{known->second.number};
     }
     const auto known = committed_.find(name);
+    if (known != committed_.end() && is_settled(name)) return PolicyId{known->second.number};
     if (known != committed_.end() && known->second.kept != round_) {
         return PolicyId{keep(known->second, name, 0).number};
     }
@@ -82,13 +94,23 @@ std::optional<PolicyId> GroupNumbers::number(const Name& name) {
 }
 
 void GroupNumbers::commit() {
-    for (const auto& [name, group] : committed_) {
+    const auto let_go = [this](const Group& group) {
         if (group.kept != round_) resting_.push_back(group.number);
+    };
+    if (with_changes_) {
+        for (const Name& name : doubted_) {
+            const auto before = committed_.find(name);
+            if (before == committed_.end()) continue;
+            let_go(before->second);
+            committed_.erase(before);
+        }
+        committed_.merge(groups_);
+    } else {
+        for (const auto& [name, group] : committed_) let_go(group);
+        committed_ = std::move(groups_);
     }
-    committed_ = std::move(groups_);
-    groups_.clear();
-    new_.clear();
     given_.clear();
+    roll_back();
 }
 
 void GroupNumbers::roll_back() {
@@ -97,6 +119,8 @@ void GroupNumbers::roll_back() {
     groups_.clear();
     new_.clear();
     given_.clear();
+    doubted_.clear();
+    with_changes_ = false;
 }
 
 void GroupNumbers::rested() {

@@ -9,6 +9,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "dataplane/base/ids.h"
@@ -26,6 +27,9 @@ namespace sallyport::control {
 //                       +----> roll_back()   as before begin(): nothing was given or taken away
 //   rested()                                 no worker reads an SPD any more in which resting
 //                                            numbers stand for what they were: they may be given
+//
+// A round that begins with begin_with_changes() is about the names that it doubts; all others keep
+// their numbers, at no cost.
 class GroupNumbers {
   public:
     struct Name {
@@ -42,9 +46,16 @@ class GroupNumbers {
     explicit GroupNumbers(uint32_t capacity) : capacity_(capacity) {}
     // Starts a round, from what was committed last.
     void begin();
+    void begin_with_changes();
+    // In such a round: policies have left or joined `name`. It loses its number unless that is
+    // asked for.
+    void doubt(const Name& name);
     // `policy` (its index, each once) is of group `name`. Before the numbers of the round are asked
     // for; not needed for groups whose templates never name an SPI.
     void note(const Name& name, uint32_t policy);
+    // All of a group's at once: the sum of policy_mark() over them.
+    void note_all(const Name& name, uint64_t marks);
+    static uint64_t policy_mark(uint32_t policy);
     // nullopt: more than `capacity` groups, with the numbers at rest.
     std::optional<PolicyId> number(const Name& name);
     void commit();
@@ -56,17 +67,22 @@ class GroupNumbers {
   private:
     struct Group {
         uint32_t number = 0;
-        uint64_t policies = 0;  // noted, see with_policy()
+        uint64_t policies = 0;  // noted, the sum of their policy_mark()
         uint64_t kept = 0;      // of committed_: in this round somebody has its number
     };
     using Groups = std::map<Name, Group>;
     // Of the round before, not kept under its own name, with the same policies.
     Group* predecessor(const Name& name, uint64_t policies);
     Group& keep(Group& before, const Name& name, uint64_t policies);
+    [[nodiscard]] bool is_settled(const Name& name) const {
+        return with_changes_ && !doubted_.contains(name);
+    }
 
     uint32_t capacity_;
     uint32_t upper_bound_ = 0;
     uint64_t round_ = 0;
+    bool with_changes_ = false;
+    std::set<Name> doubted_;
     Groups committed_;
     Groups groups_;                 // of the round
     std::map<Name, uint64_t> new_;  // noted, without a number yet: their policies

@@ -285,22 +285,25 @@ RegisterMirror::Outcome RegisterMirror::take_policy(const Message& message,
     if (is_own_index((*policy)->row.index)) return Outcome::own;
     // Also an update without a difference: the kernel puts it behind others of its priority.
     (*policy)->arrival = ++arrivals_;
-    policies_.insert_or_assign((*policy)->row.index, std::move(**policy));
-    changes.policies = true;
+    const uint32_t index = (*policy)->row.index;
+    policies_.insert_or_assign(index, std::move(**policy));
+    changes.policies.insert(index);
     return Outcome::applied;
 }
 
 void RegisterMirror::remove_policy(uint32_t index, RegisterChanges& changes) {
-    if (policies_.erase(index) != 0) changes.policies = true;
+    if (policies_.erase(index) != 0) changes.policies.insert(index);
 }
 
 RegisterMirror::Outcome RegisterMirror::flush_policies(const Message& message,
                                                        RegisterChanges& changes) {
     const auto main_type = decode_flush_policies(message.payload);
     if (!main_type) return Outcome::malformed;
-    const size_t count = std::erase_if(
-        policies_, [&](const auto& entry) { return entry.second.main_type == *main_type; });
-    if (count != 0) changes.policies = true;
+    std::erase_if(policies_, [&](const auto& entry) {
+        if (entry.second.main_type != *main_type) return false;
+        changes.policies.insert(entry.first);
+        return true;
+    });
     return Outcome::applied;
 }
 
@@ -369,12 +372,22 @@ void RegisterMirror::end_dump(RegisterChanges& changes) {
     }
     for (const auto& [name, state] : dumped_states_) {
         const auto known = states_.find(name);
-        if (known == states_.end() || !same_sa(known->second, state)) changes.added.insert(name);
+        if (known == states_.end() || !same_sa(known->second, state)) {
+            changes.added.insert(name);
+        } else if (known->second.arrival != state.arrival) {
+            changes.moved.insert(name);
+        }
     }
     states_ = std::exchange(dumped_states_, {});
 
     number_arrivals(dumped_policies_, policies_, arrivals_, same_policy);
-    if (dumped_policies_ != policies_) changes.policies = true;
+    for (const auto& [index, policy] : policies_) {
+        if (!dumped_policies_.contains(index)) changes.policies.insert(index);
+    }
+    for (const auto& [index, policy] : dumped_policies_) {
+        const auto known = policies_.find(index);
+        if (known == policies_.end() || known->second != policy) changes.policies.insert(index);
+    }
     policies_ = std::exchange(dumped_policies_, {});
     changes.resync = false;
 }

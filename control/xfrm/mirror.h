@@ -43,10 +43,11 @@ namespace sallyport::xfrm {
 // What one message (or a dump) changed. Sets, because a burst of messages is applied as one.
 struct RegisterChanges {
     bool resync = false;       // what is known cannot be trusted: dump again
-    bool policies = false;     // some policy came, went or changed
     std::set<SaName> added;    // new, or the same name with other keys, addresses, mode or limits
     std::set<SaName> removed;  // not there any more. In both sets: it went and came again.
     std::set<SaName> used;     // counters moved by the kernel itself (NEWAE)
+    std::set<SaName> moved;    // the order in which states came is another than was known (dump)
+    std::set<uint32_t> policies;  // by index: those that came, went or changed
     struct Acquire {
         KernelPolicy policy;
         IpAddress source;
@@ -56,8 +57,8 @@ struct RegisterChanges {
     static constexpr size_t kAcquiresMax = 64;  // more are only counted
 
     [[nodiscard]] bool empty() const {
-        return !resync && !policies && added.empty() && removed.empty() && used.empty() &&
-               acquires.empty();
+        return !resync && policies.empty() && added.empty() && removed.empty() && used.empty() &&
+               moved.empty() && acquires.empty();
     }
 };
 

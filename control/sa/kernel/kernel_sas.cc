@@ -154,7 +154,7 @@ void KernelSas::read_again() {
 void KernelSas::on_overheard() {
     if (stopped_) return;
     rounds_.heard(changes_);
-    if (changes_.resync || changes_.policies || !changes_.added.empty() ||
+    if (changes_.resync || !changes_.policies.empty() || !changes_.added.empty() ||
         !changes_.removed.empty()) {
         next_round_.in(kCoalesce);
     }

@@ -15,7 +15,7 @@ constexpr size_t kEntriesLeast = 16;
 }  // namespace
 
 void Rounds::heard(const xfrm::RegisterChanges& changes) {
-    if (changes.policies || changes.resync) parts_.lease.take_away();
+    if (!changes.policies.empty() || changes.resync) parts_.lease.take_away();
 }
 
 // What has no room is left to the kernel in the large, more of it until the rest has.
@@ -50,6 +50,8 @@ std::expected<void, std::string> Rounds::publish(const xfrm::RegisterChanges& ch
 std::expected<void, std::string> Rounds::run(xfrm::RegisterChanges changes) {
     changes.added.merge(unpublished_.added);
     changes.removed.merge(unpublished_.removed);
+    changes.moved.merge(unpublished_.moved);
+    changes.policies.merge(unpublished_.policies);
     unpublished_ = {};
     auto done = publish(changes);
     if (done) {
@@ -96,7 +98,8 @@ void Rounds::next_batch() {
 }
 
 void Rounds::in_step(const xfrm::RegisterChanges& waiting) {
-    if (not_published_.empty() && !waiting.policies && !waiting.resync) parts_.lease.extend();
+    if (not_published_.empty() && waiting.policies.empty() && !waiting.resync)
+        parts_.lease.extend();
 }
 
 }  // namespace sallyport::control

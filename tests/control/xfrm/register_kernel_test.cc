@@ -135,7 +135,7 @@ TEST_F(XfrmRegisterKernel, PoliciesAreFollowed) {
     in_new_namespace([] {
         ASSERT_TRUE(succeeds("ip xfrm policy add " + kPolicy + " priority 100" + kTemplate));
         Follower follower = Follower::start();
-        EXPECT_TRUE(follower.changes.policies);
+        EXPECT_FALSE(follower.changes.policies.empty());
         ASSERT_EQ(follower.mirror.policies().size(), 1u);
         const auto first = [&]() -> const KernelPolicy& {
             return follower.mirror.policies().begin()->second;
@@ -157,7 +157,7 @@ TEST_F(XfrmRegisterKernel, PoliciesAreFollowed) {
                  "update " + kPolicy + " priority 100" + kTemplate,
                  "delete src 10.1.0.0/16 dst 10.3.0.0/16 dir in mark 3 mask 0xff"}) {
             ASSERT_TRUE(succeeds("ip xfrm policy " + command)) << command;
-            EXPECT_TRUE(follower.receive().policies) << command;
+            EXPECT_FALSE(follower.receive().policies.empty()) << command;
             EXPECT_FALSE(follower.changes.resync) << command;
             expect_as_dumped(follower.mirror);
         }
@@ -342,7 +342,7 @@ TEST_F(XfrmRegisterKernel, LostNotificationsAreMadeGood) {
             EXPECT_LT(follower.mirror.policies().size(), 500u + round);
             follower.dump();
             EXPECT_FALSE(follower.changes.resync);
-            EXPECT_TRUE(follower.changes.policies);
+            EXPECT_FALSE(follower.changes.policies.empty());
             EXPECT_EQ(follower.mirror.policies().size(), 500u);
             expect_as_dumped(follower.mirror);
             EXPECT_TRUE(follower.receive().empty());

@@ -236,7 +236,7 @@ TEST(XfrmRegisterMirror, StatesFollowNotifications) {
         EXPECT_EQ(spis(changes.used), row.used);
         EXPECT_EQ(known_spis(mirror), row.left);
         EXPECT_EQ(changes.resync, row.resync);
-        EXPECT_FALSE(changes.policies);
+        EXPECT_TRUE(changes.policies.empty());
         EXPECT_EQ(changes.empty(),
                   row.added.empty() && row.removed.empty() && row.used.empty() && !row.resync);
         EXPECT_EQ(mirror.counters().messages, row.known.size() + row.burst.size());
@@ -399,7 +399,7 @@ TEST(XfrmRegisterMirror, ADumpIsCompared) {
     dump(mirror, changes,
          {{kNew, full_state(0xb)}, {kNew, full_state(0xa)}, {XFRM_MSG_NEWPOLICY, full_policy(9)}});
     EXPECT_EQ(spis(changes.added), (Spis{0xa, 0xb}));
-    EXPECT_TRUE(changes.policies);
+    EXPECT_EQ(changes.policies, std::set<uint32_t>{9});
     EXPECT_LT(mirror.find(name(0xa))->arrival, mirror.find(name(0xb))->arrival)
         << "the kernel shows the newest first";
     const uint64_t arrival_b = mirror.find(name(0xb))->arrival;
@@ -421,7 +421,7 @@ TEST(XfrmRegisterMirror, ADumpIsCompared) {
           {XFRM_MSG_NEWPOLICY, full_policy(17)}});
     EXPECT_EQ(spis(changes.added), (Spis{0xb, 0xc, 0xd}));
     EXPECT_EQ(spis(changes.removed), Spis{0xa});
-    EXPECT_TRUE(changes.policies);
+    EXPECT_EQ(changes.policies, (std::set<uint32_t>{9, 17}));
     EXPECT_EQ(known_spis(mirror), (Spis{0xb, 0xc, 0xd}));
     EXPECT_EQ(mirror.policies().size(), 1u);
     EXPECT_GT(mirror.find(name(0xb))->arrival, arrival_b);
@@ -459,30 +459,30 @@ TEST(XfrmRegisterMirror, PoliciesFollowNotifications) {
     struct Row {
         const char* what;
         Steps burst;
-        bool changed;
+        std::set<uint32_t> changed;
         std::vector<uint32_t> left;
     };
     for (const Row& row : std::vector<Row>{
-             {"new", {{kAdd, full_policy(17)}}, true, {9, 17}},
-             {"update of what is not known", {{kChange, full_policy(17)}}, true, {9, 17}},
-             {"update", {{kChange, full_policy(9, 5)}}, true, {9}},
+             {"new", {{kAdd, full_policy(17)}}, {17}, {9, 17}},
+             {"update of what is not known", {{kChange, full_policy(17)}}, {17}, {9, 17}},
+             {"update", {{kChange, full_policy(9, 5)}}, {9}, {9}},
              {"update without a difference changes the order",
               {{kChange, full_policy(9)}},
-              true,
+              {9},
               {9}},
-             {"deleted by index", {{kRemove, policy_deletion(9, false)}}, true, {}},
-             {"deleted by selector", {{kRemove, policy_deletion(9, true)}}, true, {}},
-             {"deleted, not known", {{kRemove, policy_deletion(17, true)}}, false, {9}},
-             {"soft expiry", {{kEnd, ending(9, 0)}}, false, {9}},
-             {"hard expiry", {{kEnd, ending(9, 1)}}, true, {}},
-             {"flush", {{kClear, Payload()}}, true, {}},
+             {"deleted by index", {{kRemove, policy_deletion(9, false)}}, {9}, {}},
+             {"deleted by selector", {{kRemove, policy_deletion(9, true)}}, {9}, {}},
+             {"deleted, not known", {{kRemove, policy_deletion(17, true)}}, {}, {9}},
+             {"soft expiry", {{kEnd, ending(9, 0)}}, {}, {9}},
+             {"hard expiry", {{kEnd, ending(9, 1)}}, {9}, {}},
+             {"flush", {{kClear, Payload()}}, {9}, {}},
              {"flush of the other type",
               {{kClear, Payload().add(XFRMA_POLICY_TYPE, sub)}},
-              false,
+              {},
               {9}},
-             {"of a socket", {{kAdd, of_socket()}}, false, {9}},
-             {"our own", {{kAdd, full_policy(0x53000001)}}, false, {9}},
-             {"our own deleted", {{kRemove, policy_deletion(0x53000001, false)}}, false, {9}},
+             {"of a socket", {{kAdd, of_socket()}}, {}, {9}},
+             {"our own", {{kAdd, full_policy(0x53000001)}}, {}, {9}},
+             {"our own deleted", {{kRemove, policy_deletion(0x53000001, false)}}, {}, {9}},
          }) {
         SCOPED_TRACE(row.what);
         RegisterMirror mirror(kOwnPort);
@@ -511,13 +511,24 @@ TEST(XfrmRegisterMirror, ADumpTellsTheOrderOfPolicies) {
     changes = {};
     dump(mirror, changes,
          {{kAdd, full_policy(25)}, {kAdd, full_policy(17)}, {kAdd, full_policy(9)}});
-    EXPECT_FALSE(changes.policies);
+    EXPECT_TRUE(changes.policies.empty());
     dump(mirror, changes,
          {{kAdd, full_policy(9)}, {kAdd, full_policy(25)}, {kAdd, full_policy(17)}});
-    EXPECT_TRUE(changes.policies) << "9 was replaced by itself";
+    EXPECT_EQ(changes.policies, std::set<uint32_t>{9}) << "9 was replaced by itself";
     const auto arrival = [&](uint32_t index) { return mirror.policies().at(index).arrival; };
     EXPECT_LT(arrival(17), arrival(25));
     EXPECT_LT(arrival(25), arrival(9));
+}
+
+TEST(XfrmRegisterMirror, ADumpTellsThatStatesCameInAnotherOrder) {
+    RegisterMirror mirror;
+    RegisterChanges changes;
+    dump(mirror, changes, {{kNew, full_state(0xb)}, {kNew, full_state(0xa)}});
+    changes = {};
+    dump(mirror, changes, {{kNew, full_state(0xa)}, {kNew, full_state(0xb)}});
+    EXPECT_TRUE(changes.added.empty());
+    EXPECT_EQ(spis(changes.moved), Spis{0xa}) << "deleted, and added with the same keys";
+    EXPECT_GT(mirror.find(name(0xa))->arrival, mirror.find(name(0xb))->arrival);
 }
 
 TEST(XfrmRegisterMirror, AcquiresAreShownUpToALimit) {

@@ -425,14 +425,16 @@ void World::add_policies(const Child& child) {
     policy.row.index = static_cast<uint32_t>(kernel_.arrivals * 8 + 1);
     indices.push_back(policy.row.index);
     kernel_.policies.emplace(policy.row.index, policy);
-    unheard_.policies = true;
+    unheard_.policies.insert(policy.row.index);
     remember_policies();
 }
 
 void World::remove_policies(const Child& child) {
     auto& indices = kernel_.indices[{child.tunnel, child.port}];
-    for (const uint32_t index : std::exchange(indices, {})) kernel_.policies.erase(index);
-    unheard_.policies = true;
+    for (const uint32_t index : std::exchange(indices, {})) {
+        kernel_.policies.erase(index);
+        unheard_.policies.insert(index);
+    }
     remember_policies();
 }
 
@@ -505,7 +507,7 @@ void World::control_hears() {
     register_.known.clear();
     for (const auto& [name, spec] : kernel_.sas)
         register_.known.emplace(name, kernel_sa(name, spec));
-    heard_.policies |= std::exchange(unheard_.policies, false);
+    heard_.policies.merge(std::exchange(unheard_.policies, {}));
     heard_.added.merge(std::exchange(unheard_.added, {}));
     heard_.removed.merge(std::exchange(unheard_.removed, {}));
     rounds_.heard(heard_);
