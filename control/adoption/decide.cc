@@ -9,6 +9,7 @@
 
 #include "control/adoption/coarse.h"
 #include "control/adoption/inbound_selectors.h"
+#include "control/adoption/names.h"
 #include "control/adoption/owners.h"
 #include "control/adoption/policies.h"
 #include "control/adoption/sas.h"
@@ -23,12 +24,6 @@ namespace {
 
 using namespace adoption;
 
-constexpr uint8_t kFlagNoPathMtuDiscovery = 4;
-constexpr uint32_t kExtraDontEncapDscp = 1;
-
-constexpr uint32_t kConfigOwn = 0x80000000;
-constexpr uint8_t kOwnModeConfig = 0xfe;  // what is no group of the register
-constexpr uint8_t kOwnModeKernel = 0xff;
 // Beyond this many, every later group counts as within reach of one of them.
 constexpr size_t kPassingOnMax = 256;
 
@@ -56,48 +51,6 @@ std::string hidden_by(std::span<const Region> regions, const SpdEntry& entry, si
     return {};
 }
 
-// SpdPlace::tier, in the order of the list.
-enum Tier : uint8_t {
-    kTierSub,  // sub policies
-    kTierMain,
-    kTierLastSub,  // `in` policies without a `fwd` twin
-    kTierLast,
-    kTierConfiguration,
-};
-
-SpdPlace place_of(const xfrm::KernelPolicy& policy) {
-    return {.tier = policy.main_type ? kTierMain : kTierSub,
-            .priority = policy.row.priority,
-            .arrival = policy.arrival,
-            .index = policy.row.index};
-}
-
-// Of a policy with templates; addresses as its own packets have them.
-GroupNumbers::Name class_name(const xfrm::KernelPolicy& policy, const xfrm::Template& wanted,
-                              uint32_t own) {
-    return {.source = wanted.source,
-            .destination = wanted.destination,
-            .reqid = wanted.reqid,
-            .mode = static_cast<uint8_t>(wanted.mode),
-            .protocol = wanted.protocol,
-            .if_id = policy.if_id,
-            .own = own,
-            .spi = wanted.spi};
-}
-
-// The group that a policy is of.
-GroupNumbers::Name group_name(const JudgedPolicy& judged) {
-    const xfrm::KernelPolicy& policy = *judged.policy;
-    if (judged.entry.action != SpdAction::protect || !judged.exact()) {
-        return {.own = policy.row.index};
-    }
-    GroupNumbers::Name name = class_name(policy, policy.templates.front(), 0);
-    if (policy.row.direction != xfrm::PolicyDirection::out) {
-        std::swap(name.source, name.destination);
-    }
-    return name;
-}
-
 class Decider {
   public:
     Decider(const std::map<xfrm::SaName, xfrm::KernelSa>& states, const AdoptionSetup& setup,
@@ -106,9 +59,7 @@ class Decider {
 
     Adoption decide(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
         numbers_.begin();
-        beyond_capacity_ =
-            numbers_.number({.mode = kOwnModeKernel, .own = std::numeric_limits<uint32_t>::max()})
-                .value_or(PolicyId{});
+        beyond_capacity_ = numbers_.number(name_beyond_capacity()).value_or(PolicyId{});
         read_policies(policies);
         make_outbound_list();
         make_inbound_list();
@@ -130,17 +81,10 @@ class Decider {
 
     // ---- SAs ----
     void decide_sas();
-    std::optional<xfrm::StateDirection> direction_of(const xfrm::KernelSa& sa,
-                                                     std::span<const uint32_t> fitting_out,
-                                                     std::span<const uint32_t> fitting_in);
     void decide_outbound(const xfrm::KernelSa& sa, std::span<const uint32_t> fitting,
                          SaDecision& decision);
     void decide_inbound(std::span<const uint32_t> fitting, SaDecision& decision);
     void choose_owners();
-
-    bool is_local(const IpAddress& address) const {
-        return std::ranges::find(setup_.local_addresses, address) != setup_.local_addresses.end();
-    }
 
     const std::map<xfrm::SaName, xfrm::KernelSa>& states_;
     const AdoptionSetup& setup_;
@@ -151,15 +95,14 @@ class Decider {
     TemplateClasses inbound_classes_{xfrm::StateDirection::inbound};
     std::vector<Row> outbound_rows_;
     std::vector<Row> inbound_rows_;
-    std::optional<InboundSelectors> inbound_selectors_;  // of inbound_rows_
-    std::vector<std::vector<Member>> members_;           // by group
+    std::optional<ListedRows> inbound_list_;    // of inbound_rows_
+    std::vector<std::vector<Member>> members_;  // by group
     std::map<std::pair<IpAddress, IpAddress>, uint32_t> parties_;
 
     Adoption out_;
 };
 
 void Decider::read_policies(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
-    out_.policies.reserve(policies.size());
     std::vector<JudgedPolicy> ordered = judge_in_order(policies);
     // Where all out policies of a group begin to name an SPI, they take its number with them, and
     // the in and fwd policies, whose SAs do not care, get another.
@@ -204,12 +147,13 @@ void Decider::read_policy(JudgedPolicy&& judged) {
     // Needs no group, so it may be beyond capacity.
     const bool is_exact_filter = !protects && judged.exact();
     auto& rows = outbound ? outbound_rows_ : inbound_rows_;
-    Row row{.judged = std::move(judged), .template_class = {}, .view = out_.policies.size()};
+    Row row{.judged = std::move(judged), .template_class = {}, .view = policy.row.index};
     TemplateClasses& classes = outbound ? outbound_classes_ : inbound_classes_;
     if (protects) {
         // More than one is an obstacle, but SAs have to know.
         for (const xfrm::Template& wanted : policy.templates) {
-            const uint32_t index = classes.obtain(class_name(policy, wanted, name.own), wanted);
+            const uint32_t index =
+                classes.obtain(class_name(wanted, policy.if_id, name.own), wanted);
             TemplateClass& its_class = classes[index];
             its_class.group = row.judged.entry.policy;
             its_class.obstacle = obstacle;
@@ -217,10 +161,10 @@ void Decider::read_policy(JudgedPolicy&& judged) {
             row.template_class = index;
         }
     }
-    out_.policies.push_back({.index = policy.row.index,
-                             .group = row.judged.entry.policy,
-                             .action = row.judged.entry.action,
-                             .reason = is_exact_filter ? std::string() : std::move(obstacle)});
+    out_.policies[row.view] = {.index = policy.row.index,
+                               .group = row.judged.entry.policy,
+                               .action = row.judged.entry.action,
+                               .reason = is_exact_filter ? std::string() : std::move(obstacle)};
     rows.push_back(std::move(row));
 }
 
@@ -313,9 +257,7 @@ void Decider::make_inbound_list() {
         }
     }
     for (const Row* row : behind) {
-        SpdPlace place = place_of(*row->judged.policy);
-        place.tier = row->judged.policy->main_type ? kTierLast : kTierLastSub;
-        add(*row, place);
+        add(*row, behind_others(place_of(*row->judged.policy)));
     }
     add_config_policies(list, SpdDirection::inbound);
     const auto regions = regions_of(list.claims(), setup_.entries_max);
@@ -326,36 +268,17 @@ void Decider::make_inbound_list() {
     SpdList with = with_regions(list.claims(), regions, SpdDirection::inbound, beyond_capacity_);
     out_.inbound = std::move(with.entries);
     out_.inbound_places = std::move(with.places);
-    inbound_selectors_.emplace(inbound_rows_);
+    inbound_list_.emplace(inbound_rows_);
 }
 
 void Decider::add_config_policies(ClaimList& list, SpdDirection direction) {
     SpdPlace place{.tier = kTierConfiguration};
     for (SpdEntry entry : spd_entries(setup_.policies, direction)) {
         std::string unused;
-        entry.policy =
-            number({.mode = kOwnModeConfig, .own = kConfigOwn + to_index(entry.policy)}, 0, unused);
+        entry.policy = number(config_group_name(entry.policy), 0, unused);
         list.add(entry, Claim::kConfiguration, place);
         ++place.index;
     }
-}
-
-std::optional<xfrm::StateDirection> Decider::direction_of(const xfrm::KernelSa& sa,
-                                                          std::span<const uint32_t> fitting_out,
-                                                          std::span<const uint32_t> fitting_in) {
-    if (sa.direction) return sa.direction;
-    // An optional template wants no SA of its own, so it says nothing.
-    const auto wants = [](TemplateClasses& classes) {
-        return [&](uint32_t index) { return !classes[index].wanted.optional; };
-    };
-    bool outbound = std::ranges::any_of(fitting_out, wants(outbound_classes_));
-    bool inbound = std::ranges::any_of(fitting_in, wants(inbound_classes_));
-    if (outbound == inbound) {
-        outbound = is_local(sa.source);
-        inbound = is_local(sa.name.destination);
-    }
-    if (outbound == inbound) return std::nullopt;
-    return outbound ? xfrm::StateDirection::outbound : xfrm::StateDirection::inbound;
 }
 
 void Decider::decide_sas() {
@@ -368,20 +291,20 @@ void Decider::decide_sas() {
         SaDecision& decision = out_.sas.try_emplace(out_.sas.end(), name)->second;
         const auto fitting_out = outbound_classes_.fitting(sa);
         const auto fitting_in = inbound_classes_.fitting(sa);
-        decision.direction = direction_of(sa, fitting_out, fitting_in);
-        decision.reason = obstacle_of(sa, decision.direction, setup_.suites);
-        if (!decision.direction) {
-            if (decision.adopted()) decision.reason = "direction not known";
-        } else if (*decision.direction == xfrm::StateDirection::outbound) {
+        // An optional template wants no SA of its own, so it says nothing.
+        const auto wants = [](TemplateClasses& classes) {
+            return [&](uint32_t index) { return !classes[index].wanted.optional; };
+        };
+        judge_alone(sa,
+                    {.outbound = std::ranges::any_of(fitting_out, wants(outbound_classes_)),
+                     .inbound = std::ranges::any_of(fitting_in, wants(inbound_classes_))},
+                    setup_, decision);
+        if (decision.direction == xfrm::StateDirection::outbound) {
             decide_outbound(sa, fitting_out, decision);
-        } else {
+        } else if (decision.direction == xfrm::StateDirection::inbound) {
             decide_inbound(fitting_in, decision);
         }
-        if (decision.adopted()) {
-            decision.suite = suite_of(sa, setup_.suites);
-            decision.copy_dscp = (sa.extra_flags & kExtraDontEncapDscp) == 0;
-            if ((sa.flags & kFlagNoPathMtuDiscovery) != 0) decision.df = DfPolicy::clear;
-        }
+        if (decision.adopted()) take_form(sa, setup_.suites, decision);
         // Only marks tell them apart, which no worker and no XDP program sees.
         if (previous != nullptr && previous->spi == name.spi &&
             previous->destination == name.destination && previous->protocol == name.protocol) {
@@ -415,7 +338,8 @@ void Decider::decide_inbound(std::span<const uint32_t> fitting, SaDecision& deci
         if (decision.adopted()) decision.reason = reason;
     };
     if (fitting.empty()) return refuse("no policy for it yet");
-    decision.group = inbound_classes_[fitting.front()].group;
+    const auto name = [this](uint32_t index) { return inbound_classes_[index].name; };
+    decision.group = inbound_classes_[std::ranges::max(fitting, {}, name)].group;
     std::vector<uint32_t> rows;
     for (const uint32_t index : fitting) {
         const TemplateClass& one = inbound_classes_[index];
@@ -424,7 +348,7 @@ void Decider::decide_inbound(std::span<const uint32_t> fitting, SaDecision& deci
     }
     if (!decision.adopted()) return;
     // `in` and `fwd` policies with one selector are one selector.
-    auto selectors = inbound_selectors_->of(fitting, rows);
+    auto selectors = selectors_past_others(*inbound_list_, fitting, rows);
     if (!selectors) return refuse(selectors.error());
     decision.selectors = std::move(*selectors);
 }

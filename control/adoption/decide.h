@@ -55,7 +55,9 @@
 // policies with other templates or without any take away from them: the kernel drops a decrypted
 // packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated). A
 // worker cannot know whether `in` or `fwd` would be asked, so neither may forbid it; one suffices.
-// Where that takes more than kSelectorsMax selectors, the SA stays with the kernel.
+// Where that takes more than kSelectorsMax selectors, the SA stays with the kernel. Of several
+// templates that fit it, its group is that of one that says most (GroupNumbers::Name, the
+// greatest).
 //
 // Owner: the worker whose CPU is the SA's pcpu, where it runs one; else by hash of peer and reqid,
 // so that a rekeyed SA stays where its predecessor was. RFC 9611: outbound SAs without a CPU are
@@ -107,6 +109,7 @@ struct SaDecision {
     uint64_t rank = 0;                     // outbound: greater goes first among those of one group
     std::vector<Selector> selectors;       // inbound
     [[nodiscard]] bool adopted() const { return reason.empty(); }
+    friend bool operator==(const SaDecision&, const SaDecision&) = default;
 };
 
 // What `show policy` tells of one policy of the register.
@@ -133,7 +136,7 @@ struct Adoption {
     // and they are compared.
     std::optional<SpdEdits> edits;
     std::map<xfrm::SaName, SaDecision> sas;
-    std::vector<PolicyView> policies;
+    std::map<uint32_t, PolicyView> policies;  // by index
     uint32_t group_count = 0;
     std::vector<uint32_t> if_id_by_group;  // 0: none
     // Left to the kernel as a whole: what none of its policies covers there is not meant to leave.

@@ -22,23 +22,89 @@ std::string too_many() {
     return "more than " + std::to_string(kSelectorsMax) + " selectors";
 }
 
+using Line = InboundList::Line;
+
+// A line with what is asked of it often.
+struct Seen {
+    Line line = 0;
+    InboundList::View view;
+};
+
+// Where a selector stands first in either list.
+struct Places {
+    std::optional<Seen> in;
+    std::optional<Seen> forward;
+
+    void note(const Seen& seen) {
+        std::optional<Seen>& first = seen.view.forward ? forward : in;
+        if (!first || seen.view.place < first->view.place) first = seen;
+    }
+    [[nodiscard]] const Seen& first() const {
+        if (!in) return *forward;
+        return !forward || in->view.place < forward->view.place ? *in : *forward;
+    }
+    // In a list that has no such policy, every other one may be asked first.
+    [[nodiscard]] bool may_follow(const Seen& other) const {
+        const std::optional<Seen>& own = other.view.forward ? forward : in;
+        return !own || other.view.place < own->view.place;
+    }
+};
+
+// Those that may be asked before the policies at `places`, wide ones first.
+std::vector<Seen> before(const InboundList& list, const Places& places) {
+    std::vector<Seen> found;
+    for (const Line other : list.overlapping(places.first().line)) {
+        const Seen seen{.line = other, .view = list.view(other)};
+        if (places.may_follow(seen)) found.push_back(seen);
+    }
+    // They take away what narrow ones would only cut into pieces.
+    std::ranges::sort(found, {}, [](const Seen& seen) {
+        const SpdEntry& entry = *seen.view.entry;
+        return std::tuple(entry.protocol != 0, entry.source.bits + entry.destination.bits,
+                          seen.view.place);
+    });
+    return found;
+}
+
+// What a packet by the SA may be to pass the policies at `places`.
+std::expected<std::vector<Selector>, std::string> past(const InboundList& list,
+                                                       std::span<const uint32_t> fitting,
+                                                       const Places& places) {
+    std::vector<Selector> parts{selector_of(*places.first().view.entry)};
+    for (const Seen& other : before(list, places)) {
+        const InboundList::View& view = other.view;
+        if (view.template_class && std::ranges::binary_search(fitting, *view.template_class)) {
+            continue;
+        }
+        if (view.of_interface) continue;
+        if (view.obstacle != nullptr) {
+            return std::unexpected("a policy before its own: " + *view.obstacle);
+        }
+        std::vector<Selector> left;
+        for (const Selector& part : parts) {
+            const auto rest = without(part, *view.entry);
+            if (!rest) return std::unexpected("a policy before its own has a protocol");
+            left.insert(left.end(), rest->begin(), rest->end());
+        }
+        parts = std::move(left);
+        if (parts.size() > kPartsMax) return std::unexpected(too_many());
+    }
+    return parts;
+}
+
 }  // namespace
 
-InboundSelectors::InboundSelectors(std::span<const Row> rows)
-    : rows_(rows), entries_(entries_of(rows)), index_(entries_) {}
-
-std::expected<std::vector<Selector>, std::string> InboundSelectors::of(
-    std::span<const uint32_t> fitting, std::span<const uint32_t> positions) const {
+std::expected<std::vector<Selector>, std::string> selectors_past_others(
+    const InboundList& list, std::span<const uint32_t> fitting, std::span<const Line> lines) {
     // `in` and `fwd` policies with one selector are one selector.
     std::map<SelectorKey, Places> by_selector;
-    for (const uint32_t position : positions) {
-        Places& places = by_selector[selector_key(entries_[position])];
-        uint32_t& place = is_forward(position) ? places.forward : places.in;
-        place = std::min(place, position);
+    for (const Line line : lines) {
+        const Seen seen{.line = line, .view = list.view(line)};
+        by_selector[selector_key(*seen.view.entry)].note(seen);
     }
     std::vector<Selector> selectors;
     for (const auto& [key, places] : by_selector) {
-        const auto parts = past(fitting, places);
+        const auto parts = past(list, fitting, places);
         if (!parts) return std::unexpected(parts.error());
         selectors.insert(selectors.end(), parts->begin(), parts->end());
         if (selectors.size() > kSelectorsMax) return std::unexpected(too_many());
@@ -47,43 +113,17 @@ std::expected<std::vector<Selector>, std::string> InboundSelectors::of(
     return selectors;
 }
 
-std::vector<uint32_t> InboundSelectors::before(const Places& places) const {
-    std::vector<uint32_t> found = index_.overlapping(std::min(places.in, places.forward));
-    // In a list that has no such policy, every other one may be asked first.
-    std::erase_if(found, [&](uint32_t other) {
-        return other >= (is_forward(other) ? places.forward : places.in);
-    });
-    // They take away what narrow ones would only cut into pieces.
-    std::ranges::sort(found, {}, [&](uint32_t other) {
-        const SpdEntry& entry = entries_[other];
-        return std::tuple(entry.protocol != 0, entry.source.bits + entry.destination.bits, other);
-    });
-    return found;
-}
+ListedRows::ListedRows(std::span<const Row> rows)
+    : rows_(rows), entries_(entries_of(rows)), index_(entries_) {}
 
-std::expected<std::vector<Selector>, std::string> InboundSelectors::past(
-    std::span<const uint32_t> fitting, const Places& places) const {
-    std::vector<Selector> parts{selector_of(entries_[std::min(places.in, places.forward)])};
-    for (const uint32_t other : before(places)) {
-        const Row& row = rows_[other];
-        if (row.template_class && std::ranges::binary_search(fitting, *row.template_class)) {
-            continue;
-        }
-        // Policies of interfaces do not apply to SAs without one.
-        if (row.judged.policy->if_id != 0) continue;
-        if (row.judged.may_pass_on) {
-            return std::unexpected("a policy before its own: " + row.judged.obstacle);
-        }
-        std::vector<Selector> left;
-        for (const Selector& part : parts) {
-            const auto rest = without(part, row.judged.entry);
-            if (!rest) return std::unexpected("a policy before its own has a protocol");
-            left.insert(left.end(), rest->begin(), rest->end());
-        }
-        parts = std::move(left);
-        if (parts.size() > kPartsMax) return std::unexpected(too_many());
-    }
-    return parts;
+InboundList::View ListedRows::view(Line line) const {
+    const JudgedPolicy& judged = rows_[line].judged;
+    return {.entry = &entries_[line],
+            .forward = judged.policy->row.direction == xfrm::PolicyDirection::forward,
+            .place = {.index = line},
+            .template_class = rows_[line].template_class,
+            .of_interface = judged.policy->if_id != 0,
+            .obstacle = judged.may_pass_on ? &judged.obstacle : nullptr};
 }
 
 }  // namespace sallyport::control::adoption

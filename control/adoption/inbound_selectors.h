@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <expected>
-#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,6 +14,7 @@
 
 #include "control/adoption/policies.h"
 #include "control/adoption/selectors.h"
+#include "dataplane/spd/place.h"
 
 namespace sallyport::control::adoption {
 
@@ -30,37 +30,49 @@ using SelectorKey = decltype(selector_key(SpdEntry{}));
 struct Row {
     JudgedPolicy judged;
     std::optional<uint32_t> template_class;
-    size_t view = 0;  // in Adoption::policies
+    uint32_t view = 0;  // in Adoption::policies
 };
 
-class InboundSelectors {
+// The list, by what its lines are called.
+class InboundList {
+  public:
+    using Line = uint32_t;
+    struct View {
+        const SpdEntry* entry = nullptr;
+        bool forward = false;  // `fwd`, else `in`
+        SpdPlace place;        // in the kernel's order
+        std::optional<uint32_t> template_class;
+        bool of_interface = false;              // does not apply to SAs without one
+        const std::string* obstacle = nullptr;  // it may pass on packets of its entry; null: not
+    };
+    [[nodiscard]] virtual View view(Line line) const = 0;
+    // Those whose entries share packets with that of `line`, itself included, in no order.
+    [[nodiscard]] virtual std::vector<Line> overlapping(Line line) const = 0;
+
+  protected:
+    ~InboundList() = default;
+};
+
+// What an SA may carry that fits the template classes `fitting` (ascending), whose lines are
+// `lines`. Fails with the reason why it stays with the kernel.
+std::expected<std::vector<Selector>, std::string> selectors_past_others(
+    const InboundList& list, std::span<const uint32_t> fitting,
+    std::span<const InboundList::Line> lines);
+
+// Rows in kernel order as such a list; a line is a position.
+class ListedRows final : public InboundList {
   public:
     // `rows` outlives the object.
-    explicit InboundSelectors(std::span<const Row> rows);
-    InboundSelectors(const InboundSelectors&) = delete;  // the index refers to the entries
-    InboundSelectors& operator=(const InboundSelectors&) = delete;
+    explicit ListedRows(std::span<const Row> rows);
+    ListedRows(const ListedRows&) = delete;  // the index refers to the entries
+    ListedRows& operator=(const ListedRows&) = delete;
 
-    // Of an SA that fits the template classes `fitting` (ascending), whose rows are `positions`.
-    // Fails with the reason why it stays with the kernel.
-    [[nodiscard]] std::expected<std::vector<Selector>, std::string> of(
-        std::span<const uint32_t> fitting, std::span<const uint32_t> positions) const;
+    [[nodiscard]] View view(Line line) const override;
+    [[nodiscard]] std::vector<Line> overlapping(Line line) const override {
+        return index_.overlapping(line);
+    }
 
   private:
-    // Where a selector stands first in either list.
-    struct Places {
-        static constexpr uint32_t kNowhere = std::numeric_limits<uint32_t>::max();
-        uint32_t in = kNowhere;
-        uint32_t forward = kNowhere;
-    };
-    [[nodiscard]] bool is_forward(uint32_t position) const {
-        return rows_[position].judged.policy->row.direction == xfrm::PolicyDirection::forward;
-    }
-    // Positions of those that may be asked before the policies at `places`, wide ones first.
-    [[nodiscard]] std::vector<uint32_t> before(const Places& places) const;
-    // What a packet by the SA may be to pass the policies at `places`.
-    [[nodiscard]] std::expected<std::vector<Selector>, std::string> past(
-        std::span<const uint32_t> fitting, const Places& places) const;
-
     std::span<const Row> rows_;
     std::vector<SpdEntry> entries_;
     OverlapIndex index_;

@@ -17,6 +17,7 @@ namespace {
 // or are honoured (control/adoption/decide.h).
 constexpr uint8_t kFlagNoEcn = 1;
 constexpr uint8_t kFlagDecapDscp = 2;
+constexpr uint8_t kFlagNoPathMtuDiscovery = 4;
 constexpr uint8_t kFlagWildcardReceive = 8;
 constexpr uint32_t kExtraDontEncapDscp = 1;
 constexpr uint32_t kExtraSequenceMayWrap = 2;
@@ -104,6 +105,32 @@ std::string obstacle_of(const xfrm::KernelSa& sa, std::optional<xfrm::StateDirec
         return "TFC padding";
     }
     return {};
+}
+
+void judge_alone(const xfrm::KernelSa& sa, Wanted wanted, const AdoptionSetup& setup,
+                 SaDecision& decision) {
+    const auto is_local = [&setup](const IpAddress& address) {
+        return std::ranges::find(setup.local_addresses, address) != setup.local_addresses.end();
+    };
+    decision.direction = sa.direction;
+    if (!decision.direction) {
+        if (wanted.outbound == wanted.inbound) {
+            wanted = {.outbound = is_local(sa.source), .inbound = is_local(sa.name.destination)};
+        }
+        if (wanted.outbound != wanted.inbound) {
+            decision.direction =
+                wanted.outbound ? xfrm::StateDirection::outbound : xfrm::StateDirection::inbound;
+        }
+    }
+    decision.reason = obstacle_of(sa, decision.direction, setup.suites);
+    if (!decision.direction && decision.adopted()) decision.reason = "direction not known";
+}
+
+void take_form(const xfrm::KernelSa& sa, std::span<const crypto::Suite> suites,
+               SaDecision& decision) {
+    decision.suite = suite_of(sa, suites);
+    decision.copy_dscp = (sa.extra_flags & kExtraDontEncapDscp) == 0;
+    if ((sa.flags & kFlagNoPathMtuDiscovery) != 0) decision.df = DfPolicy::clear;
 }
 
 bool fits_outbound(const xfrm::Template& wanted, uint32_t if_id, const xfrm::KernelSa& sa) {

@@ -173,4 +173,57 @@ std::vector<uint32_t> OverlapIndex::overlapping(uint32_t position) const {
     return found;
 }
 
+void OverlapMap::insert(Side& side, const IpPrefix& prefix, uint32_t number) {
+    side.keys.insert({.address = prefix.address, .bits = prefix.bits, .number = number});
+    ++side.lengths[prefix.bits];
+}
+
+void OverlapMap::erase(Side& side, const IpPrefix& prefix, uint32_t number) {
+    if (side.keys.erase({.address = prefix.address, .bits = prefix.bits, .number = number}) == 0) {
+        return;
+    }
+    const auto length = side.lengths.find(prefix.bits);
+    if (--length->second == 0) side.lengths.erase(length);
+}
+
+void OverlapMap::insert(uint32_t number, const SpdEntry& entry) {
+    insert(by_source_, entry.source, number);
+    insert(by_destination_, entry.destination, number);
+}
+
+void OverlapMap::erase(uint32_t number, const SpdEntry& entry) {
+    erase(by_source_, entry.source, number);
+    erase(by_destination_, entry.destination, number);
+}
+
+bool OverlapMap::collect(const Side& side, const IpPrefix& prefix, size_t most,
+                         std::vector<uint32_t>& found) {
+    found.clear();
+    const auto take = [&](const Key& from, const IpAddress& last, uint8_t bits_last) {
+        for (auto it = side.keys.lower_bound(from); it != side.keys.end(); ++it) {
+            if (std::tie(it->address, it->bits) > std::tie(last, bits_last)) break;
+            if (found.size() == most) return false;
+            found.push_back(it->number);
+        }
+        return true;
+    };
+    for (const auto& [bits, unused] : side.lengths) {
+        if (bits >= prefix.bits) break;
+        const IpPrefix around = shortened(prefix, bits);
+        if (!take({.address = around.address, .bits = bits}, around.address, bits)) return false;
+    }
+    // Shorter prefixes that begin at the same address sort before it, all others are inside.
+    return take({.address = prefix.address, .bits = prefix.bits}, last_address(prefix), 128);
+}
+
+std::vector<uint32_t> OverlapMap::candidates(const SpdEntry& entry) const {
+    std::vector<uint32_t> found;
+    for (size_t most = 32;; most *= 4) {
+        if (collect(by_destination_, entry.destination, most, found) ||
+            collect(by_source_, entry.source, most, found)) {
+            return found;
+        }
+    }
+}
+
 }  // namespace sallyport::control::adoption

@@ -3,8 +3,11 @@
 
 // Selectors as sets of packets: what two share, what is left of one without the other.
 
+#include <compare>
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -47,6 +50,36 @@ class OverlapIndex {
     [[nodiscard]] std::vector<Run> candidates(const Side& side, const IpPrefix& prefix) const;
 
     std::span<const SpdEntry> entries_;
+    Side by_source_;
+    Side by_destination_;
+};
+
+// The same of entries that come and go, each by a number of its own.
+class OverlapMap {
+  public:
+    void insert(uint32_t number, const SpdEntry& entry);
+    void erase(uint32_t number, const SpdEntry& entry);
+    // Of those whose prefixes may share addresses with the entry's, the shorter of two lists: the
+    // caller looks at the entries themselves.
+    [[nodiscard]] std::vector<uint32_t> candidates(const SpdEntry& entry) const;
+
+  private:
+    struct Key {
+        IpAddress address;
+        uint8_t bits = 0;
+        uint32_t number = 0;
+        friend auto operator<=>(const Key&, const Key&) = default;
+    };
+    struct Side {
+        std::set<Key> keys;
+        std::map<uint8_t, size_t> lengths;  // in use, how often
+    };
+    static void insert(Side& side, const IpPrefix& prefix, uint32_t number);
+    static void erase(Side& side, const IpPrefix& prefix, uint32_t number);
+    // False: there are more than `most`.
+    static bool collect(const Side& side, const IpPrefix& prefix, size_t most,
+                        std::vector<uint32_t>& found);
+
     Side by_source_;
     Side by_destination_;
 };

@@ -24,7 +24,8 @@ const IpAddress& TemplateClasses::far_end(const IpAddress& source,
 uint32_t TemplateClasses::obtain(const GroupNumbers::Name& name, const xfrm::Template& wanted) {
     const auto [known, is_new] = by_name_.try_emplace(name, static_cast<uint32_t>(classes_.size()));
     if (!is_new) return known->second;
-    classes_.push_back({.wanted = wanted, .if_id = name.if_id, .obstacle = {}, .rows = {}});
+    classes_.push_back(
+        {.name = name, .wanted = wanted, .if_id = name.if_id, .obstacle = {}, .rows = {}});
     const IpAddress& end = far_end(wanted.source, wanted.destination);
     by_end_[{wanted.reqid, end}].push_back(known->second);
     if (is_any(end)) some_name_no_end_ = true;

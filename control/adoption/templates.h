@@ -18,6 +18,7 @@ namespace sallyport::control::adoption {
 // What SAs are compared with: the policies of one direction that have one template. Policies that
 // only the kernel can judge are each for themselves.
 struct TemplateClass {
+    GroupNumbers::Name name;
     xfrm::Template wanted;
     uint32_t if_id = 0;
     PolicyId group{};

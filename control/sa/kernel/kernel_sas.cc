@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "control/adoption/names.h"
 #include "control/netlink/addresses.h"
 #include "control/sa/kernel/rows.h"
 
@@ -266,9 +267,17 @@ std::vector<SaRow> KernelSas::sas() const {
 std::vector<PolicyRow> KernelSas::policies() const {
     std::vector<PolicyRow> out;
     const auto& policies = register_.mirror().policies();
-    for (const PolicyView& view : publication_.adoption().policies) {
-        const auto found = policies.find(view.index);
-        if (found != policies.end()) out.push_back(row_of(found->second, view));
+    const auto& views = publication_.adoption().policies;
+    std::vector<std::pair<SpdPlace, const PolicyView*>> ordered;
+    for (const auto& [index, view] : views) {
+        const auto found = policies.find(index);
+        if (found != policies.end()) {
+            ordered.emplace_back(adoption::place_of(found->second), &view);
+        }
+    }
+    std::ranges::sort(ordered);
+    for (const auto& [place, view] : ordered) {
+        out.push_back(row_of(policies.at(view->index), *view));
     }
     return out;
 }

@@ -151,7 +151,7 @@ TEST(Coarse, SeventeenNarrowedChildrenStopNobody) {
         EXPECT_EQ(now->reason_of(child.outbound), "its policy: " + why);
         EXPECT_EQ(now->reason_of(child.inbound), "") << "what comes in needs no SPD entry";
     }
-    for (const PolicyView& view : now->adoption.policies) {
+    for (const auto& [index, view] : now->adoption.policies) {
         const auto& policy = reg.policies.at(view.index);
         const bool is_honest = policy.templates.front().reqid == honest.reqid;
         const bool outbound = policy.row.direction == PolicyDirection::out;
@@ -256,8 +256,8 @@ TEST(Coarse, FiltersAmongThemAreTheKernelsToo) {
         EXPECT_EQ(now->fate({address("10.1.0.1"), address("10.2.0.1"), kTcp, 9, port}),
                   Fate::kernel);
     }
-    const auto hidden = std::ranges::count_if(now->adoption.policies, [&](const PolicyView& view) {
-        return reg.policies.at(view.index).templates.empty() && !view.reason.empty();
+    const auto hidden = std::ranges::count_if(now->adoption.policies, [&](const auto& item) {
+        return reg.policies.at(item.first).templates.empty() && !item.second.reason.empty();
     });
     EXPECT_EQ(hidden, 8) << "and they say so";
 }

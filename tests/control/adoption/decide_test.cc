@@ -70,7 +70,7 @@ TEST(Adoption, GroupsBehindAPolicyThatMayPassPacketsOnStayWithTheKernel) {
                    marked);
     const Adoption adoption = reg.decide();
     EXPECT_EQ(adoption.sas.at(out).reason, "its policy: behind one that only the kernel can judge");
-    for (const PolicyView& view : adoption.policies) {
+    for (const auto& [index, view] : adoption.policies) {
         if (view.index == reg.first_index()) {
             EXPECT_EQ(view.reason, "behind one that only the kernel can judge");
         }
@@ -273,7 +273,7 @@ std::vector<KernelPolicy*> out_policies(Register& reg) {
 }
 
 const PolicyView& view_of(const Adoption& adoption, const KernelPolicy& policy) {
-    return *std::ranges::find(adoption.policies, policy.row.index, &PolicyView::index);
+    return adoption.policies.at(policy.row.index);
 }
 
 // Each out policy goes by the SA that its template names, and by no other.
@@ -562,7 +562,7 @@ TEST(Adoption, PoliciesOfXfrmInterfaces) {
     EXPECT_EQ(adoption.if_id_by_group.at(group), 42u);
     EXPECT_TRUE(owners_of(adoption).at(group).empty());
     EXPECT_TRUE(adoption.inbound.empty());  // they say nothing of what arrives by a port
-    for (const PolicyView& view : adoption.policies) EXPECT_EQ(view.reason, "xfrm interface 42");
+    for (const auto& [index, view] : adoption.policies) EXPECT_EQ(view.reason, "xfrm interface 42");
 }
 
 TEST(Adoption, ConfiguredPoliciesStandBehind) {
@@ -723,7 +723,7 @@ TEST(Adoption, WithoutAnyCapacityTheKernelServesAll) {
     EXPECT_FALSE(adoption.sas.at(out).adopted());
     ASSERT_EQ(adoption.outbound.size(), 2u);
     EXPECT_EQ(adoption.outbound[0].action, SpdAction::discard);
-    EXPECT_EQ(adoption.policies[0].reason, "");
+    EXPECT_EQ(adoption.policies.rbegin()->second.reason, "");
     EXPECT_TRUE(owners_of(adoption).at(to_index(adoption.outbound[1].policy)).empty());
 }
 

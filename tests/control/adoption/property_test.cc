@@ -211,7 +211,7 @@ bool worker_accepts(const SaDecision& sa, const Packet& packet) {
 
 // The view of the policy with this index.
 const PolicyView& view_of(const Adoption& adoption, uint32_t index) {
-    return *std::ranges::find(adoption.policies, index, &PolicyView::index);
+    return adoption.policies.at(index);
 }
 
 struct Counts {

@@ -227,7 +227,7 @@ TEST(Adoption, PoliciesThatOnlyTheKernelCanJudge) {
         ASSERT_EQ(adoption.inbound.size(), 1u);
         EXPECT_EQ(adoption.inbound[0].action, SpdAction::protect);
         ASSERT_EQ(adoption.policies.size(), 3u);
-        for (const PolicyView& view : adoption.policies) EXPECT_EQ(view.reason, row.reason);
+        for (const auto& [index, view] : adoption.policies) EXPECT_EQ(view.reason, row.reason);
         const std::string expected = std::string("its policy: ") + row.reason;
         EXPECT_EQ(adoption.sas.at(out).reason, expected);
         EXPECT_EQ(adoption.sas.at(in).reason, expected);

@@ -81,6 +81,14 @@ class Register {
         policies.emplace(policy.row.index, policy);
         return policy.row.index;
     }
+    // Behind others of its priority, as any update puts it.
+    void update(uint32_t index, const Change& change) {
+        xfrm::KernelPolicy& policy = policies.at(index);
+        change(policy);
+        policy.arrival = ++arrivals_;
+    }
+    // It came later than was thought.
+    void move(const xfrm::SaName& name) { states.at(name).arrival = ++arrivals_; }
     [[nodiscard]] uint32_t first_index() const { return first_index_; }
 
     // out, in and fwd. `change` sees each before it goes in.

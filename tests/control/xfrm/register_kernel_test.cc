@@ -169,11 +169,11 @@ TEST_F(XfrmRegisterKernel, PoliciesAreFollowed) {
                                                           : "fwd") +
                              " index " + std::to_string(index) +
                              (first().if_id != 0 ? " if_id 9" : "")));
-        EXPECT_TRUE(follower.receive().policies);
+        EXPECT_FALSE(follower.receive().policies.empty());
         EXPECT_EQ(follower.mirror.policies().size(), 2u);
         expect_as_dumped(follower.mirror);
         ASSERT_TRUE(succeeds("ip xfrm policy flush"));
-        EXPECT_TRUE(follower.receive().policies);
+        EXPECT_FALSE(follower.receive().policies.empty());
         EXPECT_TRUE(follower.mirror.policies().empty());
         EXPECT_EQ(follower.mirror.counters().malformed, 0u);
     });

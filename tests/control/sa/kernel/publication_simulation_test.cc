@@ -637,7 +637,7 @@ void World::find_kernels_group() {
         });
         const bool is_wide = entry.protocol == 0 && !entry.has_ports;
         const bool is_of_a_policy = std::ranges::any_of(
-            now.policies, [&](const PolicyView& view) { return view.group == entry.policy; });
+            now.policies, [&](const auto& item) { return item.second.group == entry.policy; });
         if (is_open && is_wide && !is_of_a_policy) kernels_ = entry.policy;
     }
 }
