@@ -64,6 +64,13 @@ void RunningAdoption::decide_all(const Register& now, const AdoptionSetup& setup
         note_uncommon();
     }
     adoption_ = decide_adoption(now.states, now.policies, setup, numbers_);
+    if (adoption_.outbound == earlier_adoption_.outbound &&
+        adoption_.inbound == earlier_adoption_.inbound) {
+        // Any places say the order.
+        adoption_.outbound_places = earlier_adoption_.outbound_places;
+        adoption_.inbound_places = earlier_adoption_.inbound_places;
+        adoption_.edits.emplace();
+    }
     seems_common_ = seems_common(adoption_, now);
 }
 

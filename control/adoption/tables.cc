@@ -610,8 +610,8 @@ void RunningAdoption::Tables::decide_groups(const Step& step, const std::set<Cla
     }
 }
 
-// `again`: whose classes were looked up.
-void RunningAdoption::Tables::decide_sas(Step& step, std::set<xfrm::SaName> again, Change& change) {
+// `again`: whose classes were looked up. False: one has gone, and nobody said so.
+bool RunningAdoption::Tables::decide_sas(Step& step, std::set<xfrm::SaName> again, Change& change) {
     const auto add = [&](const xfrm::SaName& name) { again.insert(name); };
     for (const ClassId id : step.classes) for_each_fitting(id, add);
     std::set<ClassId> groups;
@@ -627,8 +627,9 @@ void RunningAdoption::Tables::decide_sas(Step& step, std::set<xfrm::SaName> agai
     for (const ClassId id : groups) for_each_fitting(id, add);
     std::map<xfrm::SaName, SaDecision> fresh;
     for (const xfrm::SaName& name : again) {
-        fresh.emplace_hint(fresh.end(), name,
-                           decide_alone(step, step.now.states.at(name), sas_.at(name)));
+        const auto state = step.now.states.find(name);
+        if (state == step.now.states.end()) return false;
+        fresh.emplace_hint(fresh.end(), name, decide_alone(step, state->second, sas_.at(name)));
     }
     decide_groups(step, groups, fresh);
     for (auto& [name, decision] : fresh) {
@@ -637,6 +638,7 @@ void RunningAdoption::Tables::decide_sas(Step& step, std::set<xfrm::SaName> agai
         undo_.assign(out_.sas, name, std::move(decision));
         change.sas.insert(name);
     }
+    return true;
 }
 
 // ---- steps -------------------------------------------------------------------------------------
@@ -649,11 +651,12 @@ bool RunningAdoption::Tables::change_all_policies(Step& step) {
     return true;
 }
 
-void RunningAdoption::Tables::decide_touched(Step& step, Change& change) {
+bool RunningAdoption::Tables::decide_touched(Step& step, Change& change) {
     std::set<xfrm::SaName> again;
     for (const xfrm::SaName& name : step.unfitted) fit(step, name, again, change);
-    decide_sas(step, std::move(again), change);
+    if (!decide_sas(step, std::move(again), change)) return false;
     count_groups(step.numbers);
+    return true;
 }
 
 bool RunningAdoption::Tables::fill(const Register& now, const AdoptionSetup& setup,
@@ -677,7 +680,7 @@ bool RunningAdoption::Tables::fill(const Register& now, const AdoptionSetup& set
         if (!read_state(step, name)) return false;
     }
     Change all;
-    decide_touched(step, all);
+    if (!decide_touched(step, all)) return false;
     make_lists();
     undo_.on();
     return true;
@@ -699,7 +702,7 @@ bool RunningAdoption::Tables::step(const Register& now, const xfrm::RegisterChan
             if (!read_state(step, name)) return false;
         }
     }
-    decide_touched(step, change);
+    if (!decide_touched(step, change)) return false;
     if (!out_.edits->outbound.empty() || !out_.edits->inbound.empty()) make_lists();
     return true;
 }

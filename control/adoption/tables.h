@@ -104,7 +104,7 @@ class RunningAdoption::Tables final : public adoption::InboundList {
 
     bool read_policy(Step& step, uint32_t index);
     bool change_all_policies(Step& step);
-    void decide_touched(Step& step, Change& change);
+    bool decide_touched(Step& step, Change& change);
     bool number_groups(Step& step);
     void touch_renumbered(Step& step);
     void change_policies(Step& step);
@@ -130,7 +130,7 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     void refit(Step& step, const xfrm::SaName& name, Side side, std::vector<ClassId>& fitting,
                std::vector<ClassId> now);
     [[nodiscard]] std::vector<ClassId> classes_for(const xfrm::KernelSa& sa, Side side) const;
-    void decide_sas(Step& step, std::set<xfrm::SaName> again, Change& change);
+    bool decide_sas(Step& step, std::set<xfrm::SaName> again, Change& change);
     void decide_groups(const Step& step, const std::set<ClassId>& groups,
                        std::map<xfrm::SaName, SaDecision>& fresh) const;
     [[nodiscard]] SaDecision decide_alone(const Step& step, const xfrm::KernelSa& sa,

@@ -40,6 +40,7 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
               .notices = notices_,
               .another_round = [this](std::chrono::milliseconds in) { next_round_.in(in); }},
       groups_(config.max_sas),
+      adoption_(groups_),
       slots_(config.max_sas),
       pacer_(setup_.cpus.size()),
       feedback_(around_, pacer_),
@@ -48,8 +49,10 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       publication_(kernel_path_, commands, notices_, {.policies = config.policies}),
       lease_(clock_, notices_),
       rounds_(
-          around_, {groups_, reconciler_, publication_, lease_, commands},
-          [this](size_t entries_max) { return decide(entries_max); },
+          around_, {groups_, adoption_, reconciler_, publication_, lease_, commands},
+          [this](const xfrm::RegisterChanges& changes, size_t entries_max) {
+              decide(changes, entries_max);
+          },
           [this](const GroupOwners& owners) { lead_host_traffic(owners); }) {}
 
 KernelSas::~KernelSas() = default;
@@ -167,14 +170,13 @@ void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
     }
 }
 
-Adoption KernelSas::decide(size_t entries_max) {
+void KernelSas::decide(const xfrm::RegisterChanges& changes, size_t entries_max) {
     if (auto addresses = netlink::local_addresses()) local_addresses_ = std::move(*addresses);
-    return decide_adoption(register_.mirror(),
-                           {.cpus = setup_.cpus,
-                            .local_addresses = local_addresses_,
-                            .policies = config_.policies,
-                            .entries_max = entries_max},
-                           groups_);
+    adoption_.decide({register_.mirror().states(), register_.mirror().policies()}, changes,
+                     {.cpus = setup_.cpus,
+                      .local_addresses = local_addresses_,
+                      .policies = config_.policies,
+                      .entries_max = entries_max});
 }
 
 void KernelSas::round() {
@@ -202,10 +204,10 @@ void KernelSas::run_round() {
 // With the owners of a policy, what this host itself sends by it comes to the worker or does not:
 // so an SA that is taken over settles for both.
 void KernelSas::lead_host_traffic(const GroupOwners& owners) {
-    host_traffic::Policies now{.outbound = publication_.adoption().outbound, .served = {}};
+    host_traffic::Policies now{.outbound = adoption_.adoption().outbound, .served = {}};
     for (const auto& workers : owners) now.served.push_back(!workers.empty());
     // Also of SAs that the kernel keeps: their ESP and their IKE are this host's own packets.
-    for (const auto& [name, decision] : publication_.adoption().sas) {
+    for (const auto& [name, decision] : adoption_.adoption().sas) {
         const xfrm::KernelSa* state = register_.find(name);
         if (state == nullptr || decision.direction != xfrm::StateDirection::outbound) continue;
         now.near_ends.insert(state->source);
@@ -244,7 +246,7 @@ void KernelSas::handle(const Event& event) {
 // ---- views -------------------------------------------------------------------------------------
 
 SaRow KernelSas::row_of_one(const xfrm::KernelSa& state) const {
-    const auto& decisions = publication_.adoption().sas;
+    const auto& decisions = adoption_.adoption().sas;
     const auto decision = decisions.find(state.name);
     SaRow row = row_of(state, decision != decisions.end() ? &decision->second : nullptr);
     const Slot* slot = slots_.find(state.name);
@@ -267,7 +269,7 @@ std::vector<SaRow> KernelSas::sas() const {
 std::vector<PolicyRow> KernelSas::policies() const {
     std::vector<PolicyRow> out;
     const auto& policies = register_.mirror().policies();
-    const auto& views = publication_.adoption().policies;
+    const auto& views = adoption_.adoption().policies;
     std::vector<std::pair<SpdPlace, const PolicyView*>> ordered;
     for (const auto& [index, view] : views) {
         const auto found = policies.find(index);

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "config/config.h"
-#include "control/adoption/decide.h"
+#include "control/adoption/running.h"
 #include "control/host_traffic/host_traffic.h"
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/handover.h"
@@ -93,7 +93,7 @@ class KernelSas final : public SaSource {
     void round();
     void go_on();
     void on_tick();
-    [[nodiscard]] Adoption decide(size_t entries_max);
+    void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
     void run_round();
     void lead_host_traffic(const GroupOwners& owners);
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
@@ -126,6 +126,7 @@ class KernelSas final : public SaSource {
     // what is known of SAs, and who works on it
     std::vector<IpAddress> local_addresses_;
     GroupNumbers groups_;
+    RunningAdoption adoption_;
     SlotTable slots_;
     SequenceMemory memory_;
     RekeyPacer pacer_;

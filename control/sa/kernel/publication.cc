@@ -11,21 +11,22 @@ namespace sallyport::control {
 
 namespace {
 
-bool same_policies(const Adoption& a, const Adoption& b) {
-    return a.outbound == b.outbound && a.inbound == b.inbound &&
-           a.if_id_by_group == b.if_id_by_group;
+// Of those that are known to be in force but for its edits.
+bool has_no_edits(const Adoption& now) {
+    return now.edits && now.edits->outbound.empty() && now.edits->inbound.empty();
 }
 
 }  // namespace
 
-std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adoption now) const {
-    Draft out{.adoption = std::move(now), .spd = std::nullopt, .open_rows = {}};
-    const size_t entries = std::max(out.adoption.outbound.size(), out.adoption.inbound.size());
-    auto open = open_rows_of(out.adoption);
+std::expected<Publication::Draft, Publication::Misfit> Publication::draft(
+    const Adoption& now) const {
+    Draft out;
+    const size_t entries = std::max(now.outbound.size(), now.inbound.size());
+    auto open = open_rows_of(now);
     if (!open) return std::unexpected(Misfit{.text = open.error(), .entries_fit = entries / 2});
     out.open_rows = std::move(*open);
-    if (spd_ != nullptr && same_policies(out.adoption, adoption_)) return out;
-    auto compiled = compile_entries(out.adoption.outbound, out.adoption.inbound);
+    if (spd_ != nullptr && has_no_edits(now) && now.if_id_by_group == if_ids_) return out;
+    auto compiled = compile_entries(now.outbound, now.inbound);
     if (!compiled) {
         return std::unexpected(Misfit{.text = compiled.error(), .entries_fit = entries / 2});
     }
@@ -42,8 +43,8 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(Adopti
     return out;
 }
 
-std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners owners,
-                                                      const OuterPairs& outer) {
+std::expected<void, std::string> Publication::publish(Draft draft, const Adoption& now,
+                                                      GroupOwners owners, const OuterPairs& outer) {
     const std::vector<xfrm::PolicyRow> outer_rows =
         outer_rows_of(outer, draft.spd ? *draft.spd->spd : *spd_);
     // What either SPD leaves to the kernel ends there until it is certain which one is in use.
@@ -60,13 +61,12 @@ std::expected<void, std::string> Publication::publish(Draft draft, GroupOwners o
             spd_ = draft.spd->spd.get();
             commands_.publish(std::move(draft.spd->spd));
         };
-        const auto done =
-            programs_->publish(*draft.spd, owners, draft.adoption.if_id_by_group, switched);
+        const auto done = programs_->publish(*draft.spd, owners, now.if_id_by_group, switched);
         if (!done) return done;
     } else if (owners != owners_) {
         if (auto done = programs_->update_owners(owners); !done) return done;
     }
-    adoption_ = std::move(draft.adoption);
+    if (draft.spd) if_ids_ = now.if_id_by_group;
     owners_ = std::move(owners);
     open_rows_ = std::move(draft.open_rows);
     if (const auto told = tell_kernel(outer_rows, open_rows_); !told) {

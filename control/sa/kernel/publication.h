@@ -80,7 +80,6 @@ class Publication {
     void open(Programs& programs) { programs_ = &programs; }
 
     struct Draft {
-        Adoption adoption;
         std::optional<PublishedSpd> spd;  // nullopt: that in use
         std::vector<xfrm::PolicyRow> open_rows;
     };
@@ -88,16 +87,14 @@ class Publication {
         std::string text;
         size_t entries_fit = 0;  // as many of a direction may
     };
-    // Fails where there is no room for all of it.
-    [[nodiscard]] std::expected<Draft, Misfit> draft(Adoption now) const;
-    // `owners`: of its groups. `outer`: of tunnels whose SAs workers have, source and destination.
-    std::expected<void, std::string> publish(Draft draft, GroupOwners owners,
+    // Fails where there is no room for all of it. Edits of `now` are about what is in force.
+    [[nodiscard]] std::expected<Draft, Misfit> draft(const Adoption& now) const;
+    // `now`: what the draft was made of. `owners`: of its groups. `outer`: of tunnels whose SAs
+    // workers have, source and destination.
+    std::expected<void, std::string> publish(Draft draft, const Adoption& now, GroupOwners owners,
                                              const OuterPairs& outer);
     // Only the owners are others: those that are left of what is in force.
     std::expected<void, std::string> keep(GroupOwners owners);
-
-    // What is in force.
-    [[nodiscard]] const Adoption& adoption() const { return adoption_; }
 
   private:
     static std::vector<xfrm::PolicyRow> outer_rows_of(const OuterPairs& outer, const Spd& spd);
@@ -111,7 +108,7 @@ class Publication {
     Notices& notices_;
     Setup setup_;
     Programs* programs_ = nullptr;
-    Adoption adoption_;
+    std::vector<uint32_t> if_ids_;            // published last
     const Spd* spd_ = nullptr;                // published last; null: none yet
     GroupOwners owners_;                      // published last
     std::vector<xfrm::PolicyRow> open_rows_;  // where what is in force leaves packets to the kernel

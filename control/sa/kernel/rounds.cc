@@ -19,10 +19,11 @@ void Rounds::heard(const xfrm::RegisterChanges& changes) {
 }
 
 // What has no room is left to the kernel in the large, more of it until the rest has.
-std::expected<Publication::Draft, std::string> Rounds::draft() {
+std::expected<Publication::Draft, std::string> Rounds::draft(const xfrm::RegisterChanges& changes) {
     size_t entries_max = std::numeric_limits<size_t>::max();
     for (;;) {
-        auto draft = parts_.publication.draft(decide_(entries_max));
+        decide_(changes, entries_max);
+        auto draft = parts_.publication.draft(parts_.adoption.adoption());
         if (draft) return std::move(*draft);
         if (entries_max == 0) return std::unexpected(draft.error().text);
         // Each try asks for less than the one before, whatever it is told.
@@ -33,17 +34,17 @@ std::expected<Publication::Draft, std::string> Rounds::draft() {
 
 std::expected<void, std::string> Rounds::publish(const xfrm::RegisterChanges& changes) {
     if (!parts_.commands.some_read_earlier_spds()) parts_.groups.rested();
-    auto drafted = draft();
+    auto drafted = draft(changes);
     if (!drafted) return std::unexpected(drafted.error());
-    const auto plan =
-        parts_.reconciler.plan(drafted->adoption.sas, changes, parts_.groups.upper_bound());
-    if (auto done = parts_.publication.publish(std::move(*drafted), plan.owners, plan.outer);
+    const Adoption& now = parts_.adoption.adoption();
+    const auto plan = parts_.reconciler.plan(now.sas, changes, parts_.groups.upper_bound());
+    if (auto done = parts_.publication.publish(std::move(*drafted), now, plan.owners, plan.outer);
         !done) {
         return done;
     }
-    parts_.groups.commit();
+    parts_.adoption.commit();
     owners_published_(plan.owners);
-    parts_.reconciler.carry_out(plan, parts_.publication.adoption().sas, changes);
+    parts_.reconciler.carry_out(plan, now.sas, changes);
     return {};
 }
 
@@ -59,7 +60,7 @@ std::expected<void, std::string> Rounds::run(xfrm::RegisterChanges changes) {
         retry_in_ = kRetryFirst;
         return done;
     }
-    parts_.groups.roll_back();
+    parts_.adoption.roll_back();
     parts_.lease.take_away();
     not_published_ = done.error();
     go_on_with_earlier(std::move(changes));
@@ -86,7 +87,7 @@ bool Rounds::go_on() {
 }
 
 void Rounds::next_batch() {
-    const Reconciler::Decisions& now = parts_.publication.adoption().sas;
+    const Reconciler::Decisions& now = parts_.adoption.adoption().sas;
     const auto plan = parts_.reconciler.plan_batch(now);
     if (plan.coming.empty()) return;
     if (const auto named = parts_.publication.keep(plan.owners); !named) {

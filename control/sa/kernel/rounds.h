@@ -19,8 +19,8 @@
 #include <string>
 #include <utility>
 
-#include "control/adoption/decide.h"
 #include "control/adoption/groups.h"
+#include "control/adoption/running.h"
 #include "control/sa/kernel/bypass_lease.h"
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
@@ -39,13 +39,15 @@ class Rounds {
 
     struct Parts {
         GroupNumbers& groups;
+        RunningAdoption& adoption;
         Reconciler& reconciler;
         Publication& publication;
         BypassLease& lease;
         WorkerCommands& commands;
     };
-    // What is to be, with room for so many entries: decide_adoption() of the register.
-    using Decide = std::function<Adoption(size_t entries_max)>;
+    // Decides what is to be after changes since the last round that was published, with room for so
+    // many entries: RunningAdoption::decide() of the register.
+    using Decide = std::function<void(const xfrm::RegisterChanges& changes, size_t entries_max)>;
     // Called when owners of groups are published, before SAs that come with them settle and those
     // that go are retired: this host's own packets change their way with the others.
     using OwnersPublished = std::function<void(const GroupOwners&)>;
@@ -71,7 +73,7 @@ class Rounds {
 
   private:
     std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
-    std::expected<Publication::Draft, std::string> draft();
+    std::expected<Publication::Draft, std::string> draft(const xfrm::RegisterChanges& changes);
     void next_batch();
     void go_on_with_earlier(xfrm::RegisterChanges changes);
 

@@ -3,7 +3,7 @@
 // Policies on their way into force, in every order that dice come upon: peers that negotiate
 // whatever helps them to be in the way, publications that fail at any step, workers that are late,
 // a daemon that stands still. The parts under test are the real ones (Rounds, Publication,
-// BypassLease, Reconciler, Handover, GroupNumbers, decide_adoption(), WorkerCommands); around them
+// BypassLease, Reconciler, Handover, GroupNumbers, RunningAdoption, WorkerCommands); around them
 // are models of the register, of the XDP programs and of workers.
 //
 // A schedule is kSteps events in a row, then a time without faults. What must hold in each:
@@ -330,6 +330,7 @@ class World {
                          .notices = unread_,
                          .another_round = [](milliseconds) {}};
     GroupNumbers groups_{kGroups};
+    RunningAdoption adoption_{groups_};
     SlotTable slots_{kGroups};
     SequenceMemory memory_;
     RekeyPacer pacer_{kWorkers};
@@ -355,16 +356,15 @@ World::World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell
       tell_(tell),
       config_{bypass_some()},
       handover_(around_, {slots_, memory_, feedback_}, aead, {}),
-      rounds_(around_, {groups_, reconciler_, publication_, lease_, commands_},
-              [this](size_t entries_max) {
+      rounds_(around_, {groups_, adoption_, reconciler_, publication_, lease_, commands_},
+              [this](const xfrm::RegisterChanges& changes, size_t entries_max) {
                   static constexpr uint16_t kCpus[] = {0, 1};
                   static const std::vector<IpAddress> kLocal = {address("192.0.2.1")};
-                  return decide_adoption(register_.known, register_.policies,
-                                         {.cpus = kCpus,
-                                          .local_addresses = kLocal,
-                                          .policies = config_,
-                                          .entries_max = entries_max},
-                                         groups_);
+                  adoption_.decide({register_.known, register_.policies}, changes,
+                                   {.cpus = kCpus,
+                                    .local_addresses = kLocal,
+                                    .policies = config_,
+                                    .entries_max = entries_max});
               }) {
     publication_.open(programs_);
     lease_.open(programs_);
@@ -519,7 +519,6 @@ void World::control_round() {
     if (mistake_ == Mistake::failed_changes_forgotten && in_trouble_) {
         // As a round that fails before it looks at them.
         changes.added.clear();
-        changes.removed.clear();
     }
     const xfrm::RegisterChanges again = changes;
     const auto done = rounds_.run(std::move(changes));
@@ -629,7 +628,7 @@ void World::leaves(const Packet& packet) {
 }
 
 void World::find_kernels_group() {
-    const Adoption& now = publication_.adoption();
+    const Adoption& now = adoption_.adoption();
     kernels_ = kNobody;
     for (const SpdEntry& entry : now.outbound) {
         const bool is_open = std::ranges::any_of(now.left_open, [&](const AddressPair& pair) {
@@ -706,7 +705,13 @@ void World::calm_down() {
         return judge_.broken("at the end: " + rounds_.not_published());
     }
     if (programs_.bypass_until < now_) return judge_.broken("at the end BYPASS is not believed");
-    for (const auto& [name, decision] : publication_.adoption().sas) {
+    for (const auto& [name, spec] : kernel_.sas) {
+        const auto decided = adoption_.adoption().sas.find(name);
+        if (decided == adoption_.adoption().sas.end()) {
+            judge_.broken("an SA has none, and nobody has decided so: " + control::to_text(name));
+            return;
+        }
+        const SaDecision& decision = decided->second;
         const Slot* slot = slots_.find(name);
         if (!decision.adopted()) {
             if (slot != nullptr) judge_.broken("a worker has an SA that is not for workers");
@@ -772,9 +777,9 @@ TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
         Adoption now;
         now.outbound.push_back({.action = SpdAction::protect, .source = all, .destination = all});
         now.left_open.push_back({.source = all, .destination = all});
-        auto draft = publication.draft(std::move(now));
+        auto draft = publication.draft(now);
         EXPECT_TRUE(draft);
-        return publication.publish(std::move(*draft), {{}}, outer);
+        return publication.publish(std::move(*draft), now, {{}}, outer);
     };
     path.refuses_all = true;
     EXPECT_FALSE(publish());
