@@ -76,6 +76,13 @@ static __always_inline int sp_is_local(struct xdp_md* ctx, const struct sp_packe
     return result == BPF_FIB_LKUP_RET_NOT_FWDED || result == BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
+/* The kernel would drop it without a word to us. */
+static __always_inline int sp_exceeds_port(const struct sp_packet* packet, __u32 port) {
+    const struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
+
+    return info && packet->ip_bytes > info->mtu;
+}
+
 /* One hop less, and the link addresses of the next one. */
 static __always_inline int sp_rewrite(struct xdp_md* ctx, const struct bpf_fib_lookup* fib,
                                       __u32 family, enum sp_origin origin) {
@@ -170,7 +177,11 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards it. */
     if (origin != SP_ORIGIN_ORIGINATED && packet->ttl <= 1) return sp_pass();
 
-    result = sp_fib_lookup(ctx, packet, packet->ip_bytes, &fib);
+    /* Of our own ESP the path's MTU is for those to respect who make it: anybody can have the
+       kernel believe in a small one, by a forged ICMP message that quotes an empty packet of ours.
+     */
+    result =
+        sp_fib_lookup(ctx, packet, origin == SP_ORIGIN_ORIGINATED ? 0 : packet->ip_bytes, &fib);
     resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
     /* Too big for the route: the kernel fragments or answers. Ask again only for the port. */
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) result = sp_fib_lookup(ctx, packet, 0, &fib);
@@ -197,6 +208,8 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     if (port) {
         reason = sp_refuse_in_clear(ctx, packet, *port, origin, &by_kernel);
         if (reason) return sp_drop(reason);
+        if (origin == SP_ORIGIN_ORIGINATED && sp_exceeds_port(packet, *port))
+            return sp_drop(SP_DROP_too_big);
     }
     verdict = sp_connection_verdict(ctx, packet, port, origin);
     if (verdict == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);

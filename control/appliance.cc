@@ -140,9 +140,12 @@ Appliance::Step Appliance::make_source() {
                                               *guard_, *commands_, host_traffic_);
         return {};
     }
-    auto sas = StaticSas::make(
-        log_, config_, {.cpus = cpus_, .mtu = mtu, .kernel_connections = interface_.has_value()},
-        *aead_, *sequences_, *registry_, *commands_);
+    auto sas = StaticSas::make(log_, config_,
+                               {.cpus = cpus_,
+                                .mtu = mtu,
+                                .mtu_max = largest_outer_mtu(ports_),
+                                .kernel_connections = interface_.has_value()},
+                               *aead_, *sequences_, *registry_, *commands_);
     if (!sas) return std::unexpected(sas.error());
     source_ = std::move(*sas);
     return {};

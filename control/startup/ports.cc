@@ -68,6 +68,14 @@ uint32_t outer_mtu(std::span<const RunningPort> ports) {
     return mtu;
 }
 
+uint32_t largest_outer_mtu(std::span<const RunningPort> ports) {
+    uint32_t mtu = 0;
+    for (const RunningPort& port : ports) {
+        if (port.is_unprotected()) mtu = std::max(mtu, port.mtu);
+    }
+    return mtu;
+}
+
 uint32_t tunnel_mtu(std::span<const RunningPort> ports) {
     const uint32_t outer = outer_mtu(ports);
     return std::clamp(outer - std::min(outer, esp::kTunnelOverheadMax), kTapMtuMin, kTapMtuMax);

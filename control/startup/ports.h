@@ -36,6 +36,8 @@ std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Co
 
 // The largest packet that every port of the unprotected side carries.
 uint32_t outer_mtu(std::span<const RunningPort> ports);
+// The largest packet that any of them carries.
+uint32_t largest_outer_mtu(std::span<const RunningPort> ports);
 // Room for the tunnel, so that the kernel fragments (or refuses) what it routes into one.
 uint32_t tunnel_mtu(std::span<const RunningPort> ports);
 

@@ -90,10 +90,19 @@ TEST_F(EgressRoute, what_the_kernel_finishes) {
     pass("no neighbour, outer v6", outer6("2001:db8:1::99", kOriginated));
     pass("no neighbour, inner", inner4("10.1.0.99", kTransit));
     pass("no neighbour, inner v6", inner6("2001:db8:a::99", kTransit));
-    pass("too big for the route", outer4("10.3.0.9", kOriginated, 64, 700));
-    pass("too big for the route v6", outer6("2001:db8:b:3::9", kOriginated, 64, 1300));
     pass("not out of a port", inner4("198.18.0.2", kTransit));
     pass("not out of a port v6", inner6("2001:db8:c::2", kTransit));
+}
+
+// A forged ICMP message makes such a route for ten minutes, and the kernel would drop what it is
+// given.
+TEST_F(EgressRoute, esp_meets_the_mtu_of_the_port_and_not_of_a_route) {
+    forward("v4", outer4("10.3.0.9", kOriginated, 64, 700), outer4("10.3.0.9", kToPeer, 64, 700));
+    forward("v6", outer6("2001:db8:b:3::9", kOriginated, 64, 1300),
+            outer6("2001:db8:b:3::9", kToPeer, 64, 1300));
+    drop("v4", outer4("192.0.2.2", kOriginated, 64, 1500), SP_DROP_too_big);
+    drop("v6", outer6("2001:db8:1::2", kOriginated, 64, 1500), SP_DROP_too_big);
+    drop("without a neighbour", outer4("192.0.2.99", kOriginated, 64, 1500), SP_DROP_too_big);
 }
 
 TEST_F(EgressRoute, what_no_route_leads_to) {

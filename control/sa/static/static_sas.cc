@@ -155,6 +155,13 @@ void StaticSas::reserve_first() {
 
 void StaticSas::build_outbound(ManagedSa& sa) {
     const config::StaticSa& config = *sa.config;
+    // No port would send what it makes.
+    if (config.mtu > setup_.mtu_max) {
+        return refuse(sa, "its mtu of " + std::to_string(config.mtu) +
+                              " is more than any unprotected port carries (" +
+                              std::to_string(setup_.mtu_max) +
+                              "): leave it out, or raise the MTU of the port");
+    }
     const SequenceStore::Range range{.first = sa.sequence_told, .end = sa.sequence_reserved};
     auto made =
         make_outbound_sa(aead_, {.id = sa.id,

@@ -291,6 +291,16 @@ def foreign_xdp(bench):
     equal(bench.gateway().running, True, "running once the program is gone")
 
 
+@case("an SA whose outer packets no port carries is refused, the others are not")
+def mtu_above_the_port(bench):
+    gateway = bench.gateway(plain_out_keys={"mtu": 1501})
+    sa = gateway.sa("plain-out")
+    equal(sa["state"], "refused", "state of plain-out")
+    check("1501" in sa["reason"] and "(1500)" in sa["reason"], f"the reason: {sa['reason']}")
+    equal(gateway.sa("plain-in")["state"], "active", "state of plain-in")
+    equal(gateway.sa("esn-out")["state"], "active", "state of another SA")
+
+
 @case("a missing device: file and line, status 2, nothing changed")
 def missing_device(bench):
     lab = bench.lab

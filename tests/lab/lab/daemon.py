@@ -39,11 +39,12 @@ def _port_tables(name, values):
 
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
-                lan_keys=None, outside_keys=None, policies=(), crafted_keys=None):
+                lan_keys=None, outside_keys=None, policies=(), crafted_keys=None, plain_out_keys=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
     policies: stand before the others. crafted_keys: more keys of the policies of crafted tunnels.
+    plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
     """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
@@ -73,7 +74,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                               "replay_window": t.window, **common}),
             _table("[[sa]]", {"name": f"{t.name}-out", "direction": "outbound", "spi": t.spi_out,
                               "source": t.near, "destination": t.peer, "key": t.key_out.hex(),
-                              **common}),
+                              **(plain_out_keys or {} if t.name == "plain" else {}), **common}),
         ]
     return "\n".join(parts)
 
