@@ -59,6 +59,9 @@ class RunningAdoption {
     // With its edits after decide(); its lists are complete, too.
     [[nodiscard]] const Adoption& adoption() const { return adoption_; }
 
+    // What the last decide() said.
+    [[nodiscard]] const Change& change() const { return change_; }
+
     // Something uncommon is there.
     [[nodiscard]] bool decides_all() const { return tables_ == nullptr; }
 

@@ -33,6 +33,20 @@ bool is_done(const std::expected<void, netlink::Error>& result) {
     return number == ESRCH || number == ENOENT || number == ENODEV || number == EEXIST;
 }
 
+std::vector<bool> concerned_groups(const Policies& policies, std::span<const IpAddress> own) {
+    std::vector<bool> concerned;
+    for (const SpdEntry& entry : policies.outbound) {
+        const auto is_inside = [&](const IpAddress& address) {
+            return entry.source.contains(address);
+        };
+        if (std::ranges::none_of(own, is_inside)) continue;
+        const size_t index = to_index(entry.policy);
+        if (index >= concerned.size()) concerned.resize(index + 1);
+        concerned[index] = true;
+    }
+    return concerned;
+}
+
 std::string describe(const WayName& name) {
     return to_string(name.to) + " from " + to_string(name.source);
 }
@@ -116,6 +130,18 @@ void HostTraffic::follow(Policies now) {
     if (now == policies_) return;
     policies_ = std::move(now);
     if (requests_) put_right();
+}
+
+void HostTraffic::serve(std::span<const std::pair<PolicyId, bool>> groups) {
+    bool concerns_us = false;
+    for (const auto& [group, served] : groups) {
+        const size_t index = to_index(group);
+        if (index >= policies_.served.size()) policies_.served.resize(index + 1);
+        if (policies_.served[index] == served) continue;
+        policies_.served[index] = served;
+        concerns_us = concerns_us || (index < concerned_.size() && concerned_[index]);
+    }
+    if (concerns_us && requests_) put_right();
 }
 
 // ---- news --------------------------------------------------------------------------------------
@@ -202,6 +228,7 @@ void HostTraffic::put_right() {
         const auto own = netlink::local_addresses();
         if (!own) return repair_later();
         plan = plan_ways(policies_, *own);
+        concerned_ = concerned_groups(policies_, *own);
     }
     left_ = plan.left.size();
     std::set<IpAddress> sources;

@@ -24,7 +24,10 @@
 #include <expected>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "control/host_traffic/plan.h"
 #include "control/log.h"
@@ -49,6 +52,9 @@ class HostTraffic {
     std::expected<void, std::string> open(uint32_t ifindex);
     // From now on these hold. What the kernel refuses is in the log, and tried again.
     void follow(host_traffic::Policies now);
+    // Of what holds: does a worker send for a group. Costs no plan where no address of the host is
+    // inside a policy of theirs.
+    void serve(std::span<const std::pair<PolicyId, bool>> groups);
     // Removes all.
     void close();
 
@@ -88,6 +94,7 @@ class HostTraffic {
     bool said_failed_ = false;  // since all was right last
     std::chrono::milliseconds retry_ = kRepair;
     host_traffic::Policies policies_;
+    std::vector<bool> concerned_;  // groups: an address of the host is inside a policy
     struct Installed {
         Way way;
         bool sure = true;  // false: may have gone meanwhile

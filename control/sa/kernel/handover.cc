@@ -23,7 +23,7 @@ Handover::Handover(const Surroundings& around, const Parts& parts, const crypto:
       slots_(parts.slots),
       memory_(parts.memory),
       feedback_(parts.feedback),
-      reservations_(around, parts.memory, parts.feedback,
+      reservations_(around, parts.slots, parts.memory, parts.feedback,
                     [this](const Slot& slot) { leave_to_kernel(slot); }),
       aead_(aead),
       setup_(setup) {}
@@ -54,7 +54,8 @@ void Handover::steer(const xfrm::KernelSa& state, const SaDecision& decision,
     // SA that is unused until now. Only where a worker serves a group already is nothing of the
     // group on its way.
     slot.settle_first = !outbound || !group_is_served || used_by_kernel(state);
-    if (outbound) return;  // steered when the owners of its policy are published
+    if (outbound)
+        return slots_.join_group(slot);  // steered when the owners of its policy are published
     slot.side.emplace<InboundSide>();
     slot.steered_at = around_.clock.now();
 }
@@ -223,6 +224,7 @@ void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
     if (side.before) {
         around_.another_round(kLater);  // one replacement at a time
         slot.decision.selectors.clear();
+        slots_.doubt(slot.name);
         return;
     }
     auto made = make_inbound_sa(aead_, inbound_parameters(slot, state));
@@ -258,6 +260,7 @@ void Handover::kernel_used(Slot& slot) {
 // It stays in place until its policy has another owner.
 void Handover::leave_to_kernel(const Slot& slot) {
     if (!kept_.emplace(slot.name, kHostUsesIt).second) return;
+    slots_.doubt(slot.name);
     around_.notices.warning(to_text(slot.name) + ": " + kHostUsesIt +
                             " again and again: it and its successors stay with the kernel for a "
                             "while; " +
@@ -296,14 +299,18 @@ void Handover::raise_in_kernel(const xfrm::SaName& name,
                                const std::optional<StateDirection>& direction) {
     auto state = around_.kernel.get(name);
     if (!state) {
-        if (state.error().number != ESRCH) around_.another_round(kLater);
+        if (state.error().number == ESRCH) return;
+        slots_.doubt(name);
+        around_.another_round(kLater);
         return;
     }
     const xfrm::Replay replay = raised(*state, direction);
     if (replay != state->replay) {
         const xfrm::CounterUpdate update{.replay = replay, .usage = std::nullopt};
         if (const auto done = around_.kernel.write_counters(*state, update); !done) {
-            if (done.error().number != ESRCH) around_.another_round(kLater);
+            if (done.error().number == ESRCH) return;
+            slots_.doubt(name);
+            around_.another_round(kLater);
             return;
         }
         state->replay = replay;
@@ -313,15 +320,20 @@ void Handover::raise_in_kernel(const xfrm::SaName& name,
 
 // ---- back to the kernel ------------------------------------------------------------------------
 
-void Handover::forget_kept(const xfrm::RegisterChanges& changes) {
-    for (const auto* names : {&changes.added, &changes.removed}) {
-        for (const xfrm::SaName& name : *names) kept_.erase(name);
+void Handover::forget_kept(const xfrm::RegisterChanges& changes,
+                           const std::set<xfrm::SaName>& names) {
+    for (const auto* others : {&changes.added, &changes.removed}) {
+        for (const xfrm::SaName& name : *others) kept_.erase(name);
     }
-    std::erase_if(kept_, [](const auto& kept) { return kept.second == kNoRoom; });
+    for (const xfrm::SaName& name : names) {
+        const auto kept = kept_.find(name);
+        if (kept != kept_.end() && kept->second == kNoRoom) kept_.erase(kept);
+    }
 }
 
 void Handover::keep_with_kernel(Slot& slot, const std::string& reason) {
     kept_[slot.name] = reason;
+    slots_.doubt(slot.name);
     steer_away(slot);
     slots_.release(slot);
     around_.another_round(kSoon);  // the owners of its policy
@@ -338,8 +350,10 @@ void Handover::steer_away(const Slot& slot) {
 // go and the kernel knows what it has accepted: earlier, the kernel would accept it once more.
 void Handover::retire(Slot& slot) {
     if (!slot.with_worker()) {
+        slots_.doubt(slot.name);
         steer_away(slot);
-        return slots_.release(slot);
+        slots_.release(slot);
+        return around_.another_round(kSoon);  // one of its key may be behind in the kernel
     }
     if (const InboundSide* side = slot.inbound()) {
         around_.workers.send(slot.owner(), command::RetireInbound{side->sa.get()});
@@ -393,6 +407,7 @@ void Handover::let_go(Slot& slot) {
         around_.kernel.find(slot.name) != nullptr) {
         feedback_.ask_rekey(slot);
     }
+    slots_.doubt(slot.name);
     steer_away(slot);
     slots_.release(slot);
     around_.another_round(kSoon);  // one of the same name may be waiting for this
@@ -432,6 +447,7 @@ void Handover::take(const event::InboundRetired& news) {
     // The new form was refused: the earlier one is still in place, and leaves now.
     side.sa = std::move(side.before);
     kept_[slot->name] = "its worker cannot change it";
+    slots_.doubt(slot->name);
     if (slot->phase != Phase::retiring) slots_.leave(*slot);
     retire(*slot);
     around_.another_round(kSoon);

@@ -67,6 +67,7 @@
 #include <expected>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 
@@ -147,8 +148,8 @@ class Handover {
     }
     // It was not tried, and stays with the kernel.
     void keep(const xfrm::SaName& name, const char* reason) { kept_[name] = reason; }
-    // They may be tried again: those that came or went, and those that found no room.
-    void forget_kept(const xfrm::RegisterChanges& changes);
+    // They may be tried again: those that came or went, and those of `names` that found no room.
+    void forget_kept(const xfrm::RegisterChanges& changes, const std::set<xfrm::SaName>& names);
 
   private:
     // Inbound, once, some time after it was installed: what the kernel has accepted since it was

@@ -53,7 +53,9 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
           [this](const xfrm::RegisterChanges& changes, size_t entries_max) {
               decide(changes, entries_max);
           },
-          [this](const GroupOwners& owners) { lead_host_traffic(owners); }) {}
+          [this](const GroupOwners& owners, const OwnerChanges& changed, bool other_spd) {
+              lead_host_traffic(owners, changed, other_spd);
+          }) {}
 
 KernelSas::~KernelSas() = default;
 
@@ -190,7 +192,7 @@ void KernelSas::round() {
 void KernelSas::run_round() {
     xfrm::RegisterChanges changes = std::exchange(changes_, {});
     changes_.used = std::move(changes.used);  // overheard: the next look is theirs
-    steering_.name_marked(register_.mirror().states());
+    steering_.name_marked(changes, register_.mirror().states());
     const bool failed_before = !rounds_.not_published().empty();
     const auto done = rounds_.run(std::move(changes));
     if (!done && !failed_before) {
@@ -203,7 +205,13 @@ void KernelSas::run_round() {
 
 // With the owners of a policy, what this host itself sends by it comes to the worker or does not:
 // so an SA that is taken over settles for both.
-void KernelSas::lead_host_traffic(const GroupOwners& owners) {
+void KernelSas::lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed,
+                                  bool other_spd) {
+    if (!other_spd && !has_other_ends()) {
+        std::vector<std::pair<PolicyId, bool>> served;
+        for (const auto& [group, workers] : changed) served.emplace_back(group, !workers.empty());
+        return host_traffic_.serve(served);
+    }
     host_traffic::Policies now{.outbound = adoption_.adoption().outbound, .served = {}};
     for (const auto& workers : owners) now.served.push_back(!workers.empty());
     // Also of SAs that the kernel keeps: their ESP and their IKE are this host's own packets.
@@ -213,7 +221,22 @@ void KernelSas::lead_host_traffic(const GroupOwners& owners) {
         now.near_ends.insert(state->source);
         now.far_ends.insert(name.destination);
     }
+    near_ends_ = now.near_ends;
+    far_ends_ = now.far_ends;
     host_traffic_.follow(std::move(now));
+}
+
+// An SA came with an end that none had. One that went leaves its ends behind until policies change:
+// a peer that is not led into a tunnel.
+bool KernelSas::has_other_ends() {
+    const auto& decisions = adoption_.adoption().sas;
+    return std::ranges::any_of(adoption_.change().sas, [&](const xfrm::SaName& name) {
+        const auto decision = decisions.find(name);
+        const xfrm::KernelSa* state = register_.find(name);
+        return decision != decisions.end() && state != nullptr &&
+               decision->second.direction == xfrm::StateDirection::outbound &&
+               !(near_ends_.contains(state->source) && far_ends_.contains(name.destination));
+    });
 }
 
 void KernelSas::go_on() {

@@ -95,7 +95,8 @@ class KernelSas final : public SaSource {
     void on_tick();
     void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
     void run_round();
-    void lead_host_traffic(const GroupOwners& owners);
+    void lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed, bool other_spd);
+    [[nodiscard]] bool has_other_ends();
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
 
     Log& log_;
@@ -125,6 +126,8 @@ class KernelSas final : public SaSource {
 
     // what is known of SAs, and who works on it
     std::vector<IpAddress> local_addresses_;
+    std::set<IpAddress> near_ends_;  // of tunnels, as host_traffic_ knows them
+    std::set<IpAddress> far_ends_;
     GroupNumbers groups_;
     RunningAdoption adoption_;
     SlotTable slots_;

@@ -76,26 +76,43 @@ void OwnerSteering::remove(const xfrm::SaName& name) {
     }
 }
 
-void OwnerSteering::name_marked(const std::map<xfrm::SaName, xfrm::KernelSa>& states) {
-    std::set<std::pair<Spi, IpAddress>> marked;
-    for (const auto& [name, state] : states) {
-        if (name.mark.mask != 0 && name.protocol == xfrm::kProtocolEsp) {
-            marked.emplace(name.spi, name.destination);
+void OwnerSteering::name_marked(const xfrm::RegisterChanges& changes,
+                                const std::map<xfrm::SaName, xfrm::KernelSa>& states) {
+    const auto is_marked = [](const xfrm::SaName& name) {
+        return name.mark.mask != 0 && name.protocol == xfrm::kProtocolEsp;
+    };
+    std::set<std::pair<Spi, IpAddress>> doubtful;
+    for (const auto* names : {&changes.added, &changes.removed}) {
+        for (const xfrm::SaName& name : *names) {
+            if (is_marked(name)) doubtful.emplace(name.spi, name.destination);
         }
     }
-    for (const auto& [spi, destination] : marked_) {
-        if (marked.contains({spi, destination})) continue;
+    for (const auto& [spi, destination] : doubtful) {
+        bool marked = false;
+        const xfrm::SaName first{
+            .spi = spi, .destination = destination, .protocol = xfrm::kProtocolEsp, .mark = {}};
+        for (auto it = states.lower_bound(first);
+             it != states.end() && it->first.spi == spi && it->first.destination == destination;
+             ++it) {
+            marked = marked || is_marked(it->first);
+        }
+        set_marked(spi, destination, marked);
+    }
+}
+
+void OwnerSteering::set_marked(Spi spi, const IpAddress& destination, bool marked) {
+    if (marked_.contains({spi, destination}) == marked) return;
+    if (!marked) {
+        marked_.erase({spi, destination});
         if (const auto done = bpf_->remove_owner(spi, destination); !done) {
             log_.error(done.error());
         }
+        return;
     }
-    for (const auto& [spi, destination] : marked) {
-        if (marked_.contains({spi, destination})) continue;
-        if (const auto done = bpf_->insert_owner(spi, destination, std::nullopt); !done) {
-            log_.error("packets of an SA with a mark do not reach the kernel: " + done.error());
-        }
+    marked_.emplace(spi, destination);
+    if (const auto done = bpf_->insert_owner(spi, destination, std::nullopt); !done) {
+        log_.error("packets of an SA with a mark do not reach the kernel: " + done.error());
     }
-    marked_ = std::move(marked);
 }
 
 double BpfPrograms::share_of_room(const CompiledSpd& outbound, const CompiledSpd& inbound) const {

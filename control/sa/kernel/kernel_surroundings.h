@@ -76,9 +76,12 @@ class OwnerSteering final : public Steering {
 
     // XDP asks the kernel for states without a mark. One with a mark would not be found, so the
     // map says that it is the kernel's.
-    void name_marked(const std::map<xfrm::SaName, xfrm::KernelSa>& states);
+    void name_marked(const xfrm::RegisterChanges& changes,
+                     const std::map<xfrm::SaName, xfrm::KernelSa>& states);
 
   private:
+    void set_marked(Spi spi, const IpAddress& destination, bool marked);
+
     Log& log_;
     bpf_objects::BpfObjects* bpf_ = nullptr;
     std::set<std::pair<Spi, IpAddress>> marked_;

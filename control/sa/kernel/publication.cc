@@ -43,10 +43,21 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(
     return out;
 }
 
+// `owners` has the earlier ones afterwards.
+void Publication::swap_owners(OwnerChanges& owners) {
+    for (auto& [group, workers] : owners) {
+        const size_t index = to_index(group);
+        if (index >= owners_.size()) owners_.resize(index + 1);
+        std::swap(owners_[index], workers);
+    }
+}
+
 std::expected<void, std::string> Publication::publish(Draft draft, const Adoption& now,
-                                                      GroupOwners owners, const OuterPairs& outer) {
-    const std::vector<xfrm::PolicyRow> outer_rows =
-        outer_rows_of(outer, draft.spd ? *draft.spd->spd : *spd_);
+                                                      const OwnerChanges& owners,
+                                                      const OuterTunnels& outer) {
+    std::set<OuterPair> covered =
+        covered_by(draft.spd ? *draft.spd->spd : *spd_, draft, now, outer);
+    const std::vector<xfrm::PolicyRow> outer_rows = outer_rows_of(covered);
     // What either SPD leaves to the kernel ends there until it is certain which one is in use.
     std::vector<xfrm::PolicyRow> both = draft.open_rows;
     for (const xfrm::PolicyRow& row : open_rows_) {
@@ -55,19 +66,26 @@ std::expected<void, std::string> Publication::publish(Draft draft, const Adoptio
         };
         if (std::ranges::none_of(draft.open_rows, is_same)) both.push_back(row);
     }
-    if (auto told = tell_kernel(outer_rows, both); !told) return told;
+    if (auto told = tell_kernel(outer_rows, both); !told) return std::unexpected(told.error());
+    OwnerChanges swapped = owners;
+    swap_owners(swapped);
+    std::expected<void, std::string> done;
     if (draft.spd) {
+        if (owners_.size() < now.group_count) owners_.resize(now.group_count);
         const auto switched = [&] {
             spd_ = draft.spd->spd.get();
             commands_.publish(std::move(draft.spd->spd));
         };
-        const auto done = programs_->publish(*draft.spd, owners, now.if_id_by_group, switched);
-        if (!done) return done;
-    } else if (owners != owners_) {
-        if (auto done = programs_->update_owners(owners); !done) return done;
+        done = programs_->publish(*draft.spd, owners_, now.if_id_by_group, switched);
+    } else if (!owners.empty()) {
+        done = programs_->update_owners(owners_);
+    }
+    if (!done) {
+        swap_owners(swapped);
+        return std::unexpected(done.error());
     }
     if (draft.spd) if_ids_ = now.if_id_by_group;
-    owners_ = std::move(owners);
+    covered_ = std::move(covered);
     open_rows_ = std::move(draft.open_rows);
     if (const auto told = tell_kernel(outer_rows, open_rows_); !told) {
         notices_.error("xfrm policies of an earlier SPD are left: " + told.error());
@@ -75,27 +93,60 @@ std::expected<void, std::string> Publication::publish(Draft draft, const Adoptio
     return {};
 }
 
-std::expected<void, std::string> Publication::keep(GroupOwners owners) {
-    if (owners == owners_) return {};
-    if (auto done = programs_->update_owners(owners); !done) return done;
-    owners_ = std::move(owners);
+std::expected<void, std::string> Publication::keep(const OwnerChanges& owners) {
+    if (owners.empty()) return {};
+    OwnerChanges swapped = owners;
+    swap_owners(swapped);
+    if (auto done = programs_->update_owners(owners_); !done) {
+        swap_owners(swapped);
+        return std::unexpected(done.error());
+    }
     return {};
 }
 
 // A worker's ESP packet that needs the kernel's help (no neighbour yet) must not be taken for
-// traffic to protect, where a policy is wide enough to cover the tunnel's own addresses.
-std::vector<xfrm::PolicyRow> Publication::outer_rows_of(const OuterPairs& outer, const Spd& spd) {
-    std::vector<std::pair<IpAddress, IpAddress>> covered;
-    for (const auto& [source, destination] : outer) {
+// traffic to protect, where a policy is wide enough to cover the tunnel's own addresses. Where the
+// SPD is another only the pairs that changed entries may cover are looked up, and those that were
+// covered.
+std::set<OuterPair> Publication::covered_by(const Spd& spd, const Draft& draft, const Adoption& now,
+                                            const OuterTunnels& outer) const {
+    std::set<OuterPair> covered = covered_;
+    const auto look_up = [&](const OuterPair& pair) {
         const SpdVerdict verdict =
             spd.lookup(SpdDirection::outbound,
-                       {.family = destination.family,
-                        .source = std::as_bytes(std::span(source.bytes)).data(),
-                        .destination = std::as_bytes(std::span(destination.bytes)).data(),
+                       {.family = pair.destination.family,
+                        .source = std::as_bytes(std::span(pair.source.bytes)).data(),
+                        .destination = std::as_bytes(std::span(pair.destination.bytes)).data(),
                         .protocol = IPPROTO_ESP});
-        if (verdict.kind != SpdVerdict::Kind::no_match) covered.emplace_back(source, destination);
+        if (verdict.kind != SpdVerdict::Kind::no_match && outer.pairs().contains(pair)) {
+            covered.insert(pair);
+        } else {
+            covered.erase(pair);
+        }
+    };
+    for (const OuterPair& pair : outer.changed()) look_up(pair);
+    if (!draft.spd) return covered;
+    if (!now.edits) {
+        for (const auto& [pair, count] : outer.pairs()) look_up(pair);
+        return covered;
     }
-    return xfrm::outer_esp_rows(covered);
+    for (const OuterPair& pair : covered_) look_up(pair);
+    for (const SpdEdit& edit : now.edits->outbound) {
+        if (!edit.entry) continue;
+        const IpPrefix& to = edit.entry->destination;
+        const OuterPair first{.destination = to.address, .source = {}};
+        for (auto it = outer.pairs().lower_bound(first);
+             it != outer.pairs().end() && to.contains(it->first.destination); ++it) {
+            if (edit.entry->source.contains(it->first.source)) look_up(it->first);
+        }
+    }
+    return covered;
+}
+
+std::vector<xfrm::PolicyRow> Publication::outer_rows_of(const std::set<OuterPair>& covered) {
+    std::vector<std::pair<IpAddress, IpAddress>> pairs;
+    for (const OuterPair& pair : covered) pairs.emplace_back(pair.source, pair.destination);
+    return xfrm::outer_esp_rows(pairs);
 }
 
 std::expected<std::vector<xfrm::PolicyRow>, std::string> Publication::open_rows_of(

@@ -31,6 +31,7 @@
 #include "config/config.h"
 #include "control/adoption/decide.h"
 #include "control/policy/compile.h"
+#include "control/sa/kernel/outer_tunnels.h"
 #include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/slot_table.h"
 #include "control/sa/kernel/surroundings.h"
@@ -89,15 +90,22 @@ class Publication {
     };
     // Fails where there is no room for all of it. Edits of `now` are about what is in force.
     [[nodiscard]] std::expected<Draft, Misfit> draft(const Adoption& now) const;
-    // `now`: what the draft was made of. `owners`: of its groups. `outer`: of tunnels whose SAs
-    // workers have, source and destination.
-    std::expected<void, std::string> publish(Draft draft, const Adoption& now, GroupOwners owners,
-                                             const OuterPairs& outer);
-    // Only the owners are others: those that are left of what is in force.
-    std::expected<void, std::string> keep(GroupOwners owners);
+    // `now`: what the draft was made of. `owners`: of its groups. `outer`: updated to `now`.
+    std::expected<void, std::string> publish(Draft draft, const Adoption& now,
+                                             const OwnerChanges& owners, const OuterTunnels& outer);
+    // Only owners are others: those that are left of what is in force.
+    std::expected<void, std::string> keep(const OwnerChanges& owners);
+
+    // Published last.
+    [[nodiscard]] const GroupOwners& owners() const { return owners_; }
 
   private:
-    static std::vector<xfrm::PolicyRow> outer_rows_of(const OuterPairs& outer, const Spd& spd);
+    // Pairs of `outer` that a policy covers, where `spd` is in force from now on.
+    [[nodiscard]] std::set<OuterPair> covered_by(const Spd& spd, const Draft& draft,
+                                                 const Adoption& now,
+                                                 const OuterTunnels& outer) const;
+    static std::vector<xfrm::PolicyRow> outer_rows_of(const std::set<OuterPair>& covered);
+    void swap_owners(OwnerChanges& owners);
     [[nodiscard]] std::expected<std::vector<xfrm::PolicyRow>, std::string> open_rows_of(
         const Adoption& now) const;
     std::expected<void, std::string> tell_kernel(const std::vector<xfrm::PolicyRow>& outer,
@@ -111,6 +119,7 @@ class Publication {
     std::vector<uint32_t> if_ids_;            // published last
     const Spd* spd_ = nullptr;                // published last; null: none yet
     GroupOwners owners_;                      // published last
+    std::set<OuterPair> covered_;             // by policies of what is in force
     std::vector<xfrm::PolicyRow> open_rows_;  // where what is in force leaves packets to the kernel
     std::optional<std::vector<xfrm::PolicyRow>> kernel_rows_{std::in_place};  // nullopt: unknown
     std::string outer_refused_;                                               // why, said once

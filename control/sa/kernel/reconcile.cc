@@ -45,17 +45,41 @@ bool Reconciler::stays(const Slot& slot, const Decisions& now,
     return slot.outbound() == nullptr || decision->second.group == slot.decision.group;
 }
 
-Reconciler::Plan Reconciler::plan(const Decisions& now, const xfrm::RegisterChanges& changes,
+// That something has happened to.
+std::set<xfrm::SaName> Reconciler::names_of(const xfrm::RegisterChanges& changes) const {
+    std::set<xfrm::SaName> names = again_;
+    names.insert(slots_.doubtful().begin(), slots_.doubtful().end());
+    names.insert(changes.added.begin(), changes.added.end());
+    names.insert(changes.removed.begin(), changes.removed.end());
+    return names;
+}
+
+bool Reconciler::may_come(const xfrm::SaName& name, const Decisions& now,
+                          const xfrm::RegisterChanges& changes) const {
+    const auto decision = now.find(name);
+    return taking_over_ && decision != now.end() && decision->second.adopted() &&
+           !is_kept(handover_, name, changes);
+}
+
+Reconciler::Plan Reconciler::plan(const Decisions& now, const RunningAdoption::Change& decided,
+                                  const xfrm::RegisterChanges& changes,
                                   uint32_t group_count) const {
-    Plan plan;
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (!stays(*slot, now, changes)) plan.leaving.push_back(slot);
+    Plan plan{.names = names_of(changes), .whole = decided.whole || all_again_};
+    if (plan.whole) {
+        for (const auto& [name, slot] : slots_.by_name()) plan.names.insert(name);
+        for (const auto& [name, decision] : now) plan.names.insert(name);
+    } else {
+        plan.names.insert(decided.sas.begin(), decided.sas.end());
+        if (slots_.room() > 0) plan.names.insert(no_room_.begin(), no_room_.end());
     }
-    for (const auto& [name, decision] : now) {
-        if (!taking_over_ || !decision.adopted() || is_kept(handover_, name, changes)) continue;
-        const Slot* slot = slots_.find(name);
-        if (slot != nullptr && stays(*slot, now, changes)) continue;
-        if (decision.direction == xfrm::StateDirection::outbound &&
+    for (const xfrm::SaName& name : plan.names) {
+        Slot* slot = slots_.find(name);
+        if (slot != nullptr) {
+            if (stays(*slot, now, changes)) continue;
+            plan.leaving.push_back(slot);
+        }
+        if (!may_come(name, now, changes)) continue;
+        if (now.at(name).direction == xfrm::StateDirection::outbound &&
             handover_.host_uses(*around_.kernel.find(name))) {
             plan.used_by_host.push_back(name);
             continue;
@@ -107,89 +131,118 @@ void Reconciler::split(Plan& plan, const xfrm::RegisterChanges& changes) const {
 
 Reconciler::Plan Reconciler::plan_batch(const Decisions& now) {
     Plan plan;
-    plan.owners = owners_;
     const size_t steered = steered_.size();
     while (steered + plan.coming.size() < batch_ && !waiting_.empty()) {
         const Waiting next = waiting_.front();
         waiting_.pop_front();
-        const auto decision = now.find(next.name);
         const xfrm::KernelSa* state = around_.kernel.find(next.name);
         // What has changed since is for the next round.
-        if (decision == now.end() || state == nullptr || state->arrival != next.arrival ||
-            slots_.find(next.name) != nullptr || slots_.room() <= plan.coming.size()) {
+        if (state == nullptr || state->arrival != next.arrival ||
+            slots_.find(next.name) != nullptr || !may_come(next.name, now, {})) {
             continue;
         }
+        if (slots_.room() <= plan.coming.size()) {
+            again_.insert(next.name);
+            continue;
+        }
+        if (!plan.names.insert(next.name).second) continue;
         plan.coming.push_back(next.name);
-        if (decision->second.direction != xfrm::StateDirection::outbound) continue;
-        std::vector<WorkerId>& owners = plan.owners[to_index(decision->second.group)];
-        const auto place = std::ranges::lower_bound(owners, decision->second.owner);
-        if (place != owners.end() && *place == decision->second.owner) continue;
-        if (owners.size() < SP_OWNERS_MAX) owners.insert(place, decision->second.owner);
     }
+    name_owners(plan, now, static_cast<uint32_t>(owners_.size()));
     return plan;
 }
 
-Reconciler::Plan Reconciler::plan_without_publication(const xfrm::RegisterChanges& changes,
-                                                      uint32_t group_count) const {
-    Plan plan;
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (has_gone(*slot, changes)) plan.leaving.push_back(slot);
+void Reconciler::put_back(const Plan& batch) {
+    again_.insert(batch.names.begin(), batch.names.end());
+}
+
+Reconciler::Plan Reconciler::plan_without_publication(const xfrm::RegisterChanges& changes) const {
+    Plan plan{.names = names_of(changes)};
+    for (const xfrm::SaName& name : plan.names) {
+        Slot* slot = slots_.find(name);
+        if (slot != nullptr && has_gone(*slot, changes)) plan.leaving.push_back(slot);
     }
-    name_owners(plan, {}, group_count);
+    name_owners(plan, {}, static_cast<uint32_t>(owners_.size()));
     return plan;
 }
 
+// Of groups that some come to or leave, and of those that were not published since.
 void Reconciler::name_owners(Plan& plan, const Decisions& now, uint32_t group_count) const {
-    std::vector<std::set<WorkerId>> owners(group_count);
+    std::map<PolicyId, std::set<WorkerId>> owners;
+    if (plan.whole) {
+        for (uint32_t group = 0; group < group_count; ++group) owners[PolicyId{group}];
+    }
+    for (const PolicyId group : slots_.changed_groups()) owners[group];
     const std::set<const Slot*> leaving(plan.leaving.begin(), plan.leaving.end());
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (slot->outbound() == nullptr || leaving.contains(slot)) continue;
-        owners[to_index(slot->decision.group)].insert(slot->owner());
-        plan.outer.emplace(slot->source, name.destination);
+    for (const Slot* slot : leaving) {
+        if (slot->outbound() != nullptr) owners[slot->decision.group];
     }
     for (const xfrm::SaName& name : plan.coming) {
         const SaDecision& decision = now.at(name);
         if (decision.direction != xfrm::StateDirection::outbound) continue;
-        owners[to_index(decision.group)].insert(decision.owner);
-        plan.outer.emplace(around_.kernel.find(name)->source, name.destination);
+        owners[decision.group].insert(decision.owner);
     }
-    for (const Waiting& each : plan.waiting) {
-        if (now.at(each.name).direction != xfrm::StateDirection::outbound) continue;
-        plan.outer.emplace(around_.kernel.find(each.name)->source, each.name.destination);
+    for (auto& [group, workers] : owners) {
+        slots_.for_each_of_group(group, [&](const Slot& slot) {
+            if (!leaving.contains(&slot)) workers.insert(slot.owner());
+        });
+        std::vector<WorkerId> named(workers.begin(), workers.end());
+        if (named.size() > SP_OWNERS_MAX) named.resize(SP_OWNERS_MAX);
+        const size_t index = to_index(group);
+        const bool same = index < owners_.size() ? named == owners_[index] : named.empty();
+        if (!same) plan.owners.emplace(group, std::move(named));
     }
-    for (const std::set<WorkerId>& workers : owners) {
-        plan.owners.emplace_back(workers.begin(), workers.end());
-        if (workers.size() > SP_OWNERS_MAX) plan.owners.back().resize(SP_OWNERS_MAX);
+}
+
+void Reconciler::owners_published(const Plan& plan) {
+    for (const auto& [group, workers] : plan.owners) {
+        if (to_index(group) >= owners_.size()) owners_.resize(to_index(group) + size_t{1});
+        owners_[to_index(group)] = workers;
     }
+    slots_.owners_published();
 }
 
 void Reconciler::carry_out(const Plan& plan, const Decisions& now,
                            const xfrm::RegisterChanges& changes) {
-    handover_.forget_kept(changes);
-    waiting_ = plan.waiting;
-    owners_ = plan.owners;
+    handover_.forget_kept(changes, plan.names);
+    all_again_ = false;
+    again_.clear();
+    slots_.forget_doubts();
+    note_waiting(plan);
     for (Slot* slot : plan.leaving) slots_.leave(*slot);
-    refresh(now);
+    refresh(plan, now);
     steer(plan, now);
-    const Names behind = behind_in_kernel(now);
+    const Names behind = behind_in_kernel(plan, now);
     for (Slot* slot : plan.leaving) handover_.retire(*slot);
     for (const auto& [name, direction] : behind) handover_.raise_in_kernel(name, direction);
-    const auto steered_at = around_.clock.now();
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (!slot->steered_at) slot->steered_at = steered_at;
-    }
+    note_steered(plan);
 }
 
 void Reconciler::carry_out(const Plan& plan) {
-    waiting_.clear();
-    owners_ = plan.owners;
+    // They may come after the next publication, if they still may.
+    for (const Waiting& each : std::exchange(waiting_, {})) again_.insert(each.name);
     for (Slot* slot : plan.leaving) slots_.leave(*slot);
     for (Slot* slot : plan.leaving) handover_.retire(*slot);
 }
 
 void Reconciler::carry_out_batch(const Plan& plan, const Decisions& now) {
-    owners_ = plan.owners;
     for (const xfrm::SaName& name : plan.coming) steer(name, now.at(name), false);
+    note_steered(plan);
+}
+
+// News come before those that have waited.
+void Reconciler::note_waiting(const Plan& plan) {
+    if (plan.whole) {
+        waiting_ = plan.waiting;
+        no_room_.clear();
+    } else {
+        waiting_.insert(waiting_.begin(), plan.waiting.begin(), plan.waiting.end());
+        for (const xfrm::SaName& name : plan.names) no_room_.erase(name);
+    }
+    no_room_.insert(plan.no_room.begin(), plan.no_room.end());
+}
+
+void Reconciler::note_steered(const Plan& plan) {
     const auto steered_at = around_.clock.now();
     for (const xfrm::SaName& name : plan.coming) {
         Slot* slot = slots_.find(name);
@@ -197,8 +250,10 @@ void Reconciler::carry_out_batch(const Plan& plan, const Decisions& now) {
     }
 }
 
-void Reconciler::refresh(const Decisions& now) {
-    for (const auto& [name, slot] : slots_.by_name()) {
+void Reconciler::refresh(const Plan& plan, const Decisions& now) {
+    for (const xfrm::SaName& name : plan.names) {
+        Slot* slot = slots_.find(name);
+        if (slot == nullptr) continue;
         const xfrm::KernelSa& state = *around_.kernel.find(name);
         if (slot->limits != state.limits) slot->soft_reported = slot->hard_reported = false;
         slot->limits = state.limits;
@@ -211,16 +266,18 @@ void Reconciler::refresh(const Decisions& now) {
     }
 }
 
+// A worker sends for it already.
+bool Reconciler::is_served(PolicyId group) const {
+    bool served = false;
+    slots_.for_each_of_group(
+        group, [&](const Slot& slot) { served = served || slot.phase == Phase::installed; });
+    return served;
+}
+
 void Reconciler::steer(const Plan& plan, const Decisions& now) {
-    std::set<PolicyId> served;
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (slot->outbound() != nullptr && slot->phase == Phase::installed) {
-            served.insert(slot->decision.group);
-        }
-    }
     for (const xfrm::SaName& name : plan.coming) {
         const SaDecision& decision = now.at(name);
-        steer(name, decision, served.contains(decision.group));
+        steer(name, decision, is_served(decision.group));
     }
     for (const xfrm::SaName& name : plan.no_room) handover_.keep(name, Handover::kNoRoom);
     for (const xfrm::SaName& name : plan.used_by_host) {
@@ -233,13 +290,23 @@ void Reconciler::steer(const xfrm::SaName& name, const SaDecision& decision, boo
     if (const Slot* slot = slots_.find(name)) steered_.push_back(slot->id);
 }
 
-// Without a slot, and the kernel's counters are behind.
-Reconciler::Names Reconciler::behind_in_kernel(const Decisions& now) const {
+// Without a slot, and the kernel's counters are behind those of its key, which may be that of
+// another name with the SPI.
+Reconciler::Names Reconciler::behind_in_kernel(const Plan& plan, const Decisions& now) const {
     Names behind;
-    for (const auto& [name, decision] : now) {
-        if (slots_.find(name) == nullptr &&
-            handover_.is_behind(*around_.kernel.find(name), decision.direction)) {
+    const auto look = [&](const xfrm::SaName& name, const SaDecision& decision) {
+        if (slots_.find(name) != nullptr) return;
+        const xfrm::KernelSa* state = around_.kernel.find(name);
+        if (state != nullptr && handover_.is_behind(*state, decision.direction)) {
             behind.emplace_back(name, decision.direction);
+        }
+    };
+    std::optional<Spi> before;
+    for (const xfrm::SaName& name : plan.names) {
+        if (std::exchange(before, name.spi) == name.spi) continue;
+        const xfrm::SaName first{.spi = name.spi, .destination = {}, .protocol = 0, .mark = {}};
+        for (auto it = now.lower_bound(first); it != now.end() && it->first.spi == name.spi; ++it) {
+            look(it->first, it->second);
         }
     }
     return behind;

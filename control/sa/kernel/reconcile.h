@@ -14,6 +14,9 @@
 // carry_out() steers it. So an SA's frames wait in its worker for as long as a batch takes,
 // however many SAs there are; those of a later batch are served by the kernel meanwhile.
 //
+// What a round looks at are the SAs that something has happened to: their state, what is decided of
+// them, a word of their worker's. All others stay as they are, at no cost.
+//
 // Where the policies cannot be published nobody comes: the number of a group may stand for another
 // one in what is in force. Only those leave whose state has gone (plan_without_publication()).
 //
@@ -28,6 +31,7 @@
 #include <utility>
 #include <vector>
 
+#include "control/adoption/running.h"
 #include "control/sa/kernel/handover.h"
 #include "control/sa/kernel/slot_table.h"
 #include "control/xfrm/mirror.h"
@@ -36,8 +40,8 @@ namespace sallyport::control {
 
 // By group: the workers that send for it, sorted, each once, at most SP_OWNERS_MAX.
 using GroupOwners = std::vector<std::vector<WorkerId>>;
-// Outer source and destination.
-using OuterPairs = std::set<std::pair<IpAddress, IpAddress>>;
+// Those that are others from now on.
+using OwnerChanges = std::map<PolicyId, std::vector<WorkerId>>;
 
 class Reconciler {
   public:
@@ -57,26 +61,33 @@ class Reconciler {
         uint64_t arrival = 0;
     };
     struct Plan {
+        std::set<xfrm::SaName> names;  // that it is about
+        bool whole = false;            // all
         std::vector<Slot*> leaving;
         std::vector<xfrm::SaName> coming;        // now
         std::deque<Waiting> waiting;             // would come, in later batches
         std::vector<xfrm::SaName> no_room;       // would come
         std::vector<xfrm::SaName> used_by_host;  // the same
-        GroupOwners owners;                      // of outbound SAs that stay or come
-        OuterPairs outer;                        // of the same, and of those that wait
+        OwnerChanges owners;                     // of outbound SAs that stay or come
     };
-    // Until take_over() no SA comes. `group_count`: numbers of groups are below it.
-    [[nodiscard]] Plan plan(const Decisions& now, const xfrm::RegisterChanges& changes,
-                            uint32_t group_count) const;
-    [[nodiscard]] Plan plan_without_publication(const xfrm::RegisterChanges& changes,
-                                                uint32_t group_count) const;
+    // Until take_over() no SA comes. `decided`: what became different in `now` since the last plan
+    // that was carried out. `group_count`: numbers of groups are below it.
+    [[nodiscard]] Plan plan(const Decisions& now, const RunningAdoption::Change& decided,
+                            const xfrm::RegisterChanges& changes, uint32_t group_count) const;
+    [[nodiscard]] Plan plan_without_publication(const xfrm::RegisterChanges& changes) const;
     // Of those that wait since the last plan; `now` is what it was made from.
     [[nodiscard]] Plan plan_batch(const Decisions& now);
+    // Owners are what the plan says, before it is carried out; or are not, and are named anew.
+    void owners_published(const Plan& plan);
+    void put_back(const Plan& batch);
     // With what the plan was made from, or without decisions where nothing was published.
     void carry_out(const Plan& plan, const Decisions& now, const xfrm::RegisterChanges& changes);
     void carry_out(const Plan& plan);
     void carry_out_batch(const Plan& plan, const Decisions& now);
-    void take_over() { taking_over_ = true; }
+    void take_over() {
+        taking_over_ = true;
+        all_again_ = true;
+    }
 
     // Those that are steered go on, each when its time has come.
     void go_on();
@@ -88,21 +99,30 @@ class Reconciler {
     [[nodiscard]] bool has_gone(const Slot& slot, const xfrm::RegisterChanges& changes) const;
     [[nodiscard]] bool stays(const Slot& slot, const Decisions& now,
                              const xfrm::RegisterChanges& changes) const;
+    [[nodiscard]] std::set<xfrm::SaName> names_of(const xfrm::RegisterChanges& changes) const;
+    [[nodiscard]] bool may_come(const xfrm::SaName& name, const Decisions& now,
+                                const xfrm::RegisterChanges& changes) const;
     void split(Plan& plan, const xfrm::RegisterChanges& changes) const;
     void name_owners(Plan& plan, const Decisions& now, uint32_t group_count) const;
-    void refresh(const Decisions& now);
+    [[nodiscard]] bool is_served(PolicyId group) const;
+    void note_waiting(const Plan& plan);
+    void refresh(const Plan& plan, const Decisions& now);
     void steer(const Plan& plan, const Decisions& now);
     void steer(const xfrm::SaName& name, const SaDecision& decision, bool group_is_served);
-    [[nodiscard]] Names behind_in_kernel(const Decisions& now) const;
+    void note_steered(const Plan& plan);
+    [[nodiscard]] Names behind_in_kernel(const Plan& plan, const Decisions& now) const;
 
     const Surroundings& around_;
     SlotTable& slots_;
     Handover& handover_;
     size_t batch_;
     bool taking_over_ = false;
-    std::deque<Waiting> waiting_;
-    std::vector<SaId> steered_;  // maybe not any more
-    GroupOwners owners_;         // of the last plan
+    bool all_again_ = false;          // the next plan is about all
+    std::set<xfrm::SaName> again_;    // the next plan is about them too
+    std::set<xfrm::SaName> no_room_;  // and where there is room, about them
+    std::deque<Waiting> waiting_;     // maybe not any more, and some twice
+    std::vector<SaId> steered_;       // maybe not any more
+    GroupOwners owners_;              // published last
 };
 
 }  // namespace sallyport::control

@@ -22,6 +22,7 @@ uint64_t numbers_at_most(const xfrm::Usage& before, const xfrm::Usage& after) {
 void Reservations::compare(Slot& slot, const xfrm::KernelSa& state) {
     if (slot.phase != Phase::installed || slot.replaced || !is_another(slot, state)) return;
     slot.replaced = true;
+    slots_.doubt(slot.name);
     around_.another_round(kRoundSoon);
 }
 

@@ -47,6 +47,7 @@
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/sequence_memory.h"
 #include "control/sa/kernel/slot.h"
+#include "control/sa/kernel/slot_table.h"
 #include "control/sa/kernel/surroundings.h"
 #include "control/sa/sequence_block.h"
 
@@ -69,9 +70,10 @@ class Reservations {
         "a socket bound to a device does that, and what show status has as left to the kernel";
 
     // `leave_to_kernel`: the host uses the SA again and again.
-    Reservations(const Surroundings& around, SequenceMemory& memory, Feedback& feedback,
-                 std::function<void(const Slot&)> leave_to_kernel)
+    Reservations(const Surroundings& around, SlotTable& slots, SequenceMemory& memory,
+                 Feedback& feedback, std::function<void(const Slot&)> leave_to_kernel)
         : around_(around),
+          slots_(slots),
           memory_(memory),
           feedback_(feedback),
           leave_to_kernel_(std::move(leave_to_kernel)) {}
@@ -122,6 +124,7 @@ class Reservations {
     void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
 
     const Surroundings& around_;
+    SlotTable& slots_;
     SequenceMemory& memory_;
     Feedback& feedback_;
     std::function<void(const Slot&)> leave_to_kernel_;

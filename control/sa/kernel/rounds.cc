@@ -37,13 +37,19 @@ std::expected<void, std::string> Rounds::publish(const xfrm::RegisterChanges& ch
     auto drafted = draft(changes);
     if (!drafted) return std::unexpected(drafted.error());
     const Adoption& now = parts_.adoption.adoption();
-    const auto plan = parts_.reconciler.plan(now.sas, changes, parts_.groups.upper_bound());
-    if (auto done = parts_.publication.publish(std::move(*drafted), now, plan.owners, plan.outer);
+    const RunningAdoption::Change& decided = parts_.adoption.change();
+    const auto plan =
+        parts_.reconciler.plan(now.sas, decided, changes, parts_.groups.upper_bound());
+    outer_.update(now, decided);
+    const bool other_spd = drafted->spd.has_value();
+    if (auto done = parts_.publication.publish(std::move(*drafted), now, plan.owners, outer_);
         !done) {
         return done;
     }
     parts_.adoption.commit();
-    owners_published_(plan.owners);
+    outer_.commit();
+    parts_.reconciler.owners_published(plan);
+    owners_published_(parts_.publication.owners(), plan.owners, other_spd || decided.whole);
     parts_.reconciler.carry_out(plan, now.sas, changes);
     return {};
 }
@@ -61,6 +67,7 @@ std::expected<void, std::string> Rounds::run(xfrm::RegisterChanges changes) {
         return done;
     }
     parts_.adoption.roll_back();
+    outer_.roll_back();
     parts_.lease.take_away();
     not_published_ = done.error();
     go_on_with_earlier(std::move(changes));
@@ -70,14 +77,24 @@ std::expected<void, std::string> Rounds::run(xfrm::RegisterChanges changes) {
 }
 
 void Rounds::go_on_with_earlier(xfrm::RegisterChanges changes) {
-    const auto plan =
-        parts_.reconciler.plan_without_publication(changes, parts_.groups.upper_bound());
-    if (const auto kept = parts_.publication.keep(plan.owners); !kept) {
-        around_.notices.error(kept.error());
-    }
-    owners_published_(plan.owners);
+    const auto plan = parts_.reconciler.plan_without_publication(changes);
+    keep(plan);
     parts_.reconciler.carry_out(plan);
     unpublished_ = std::move(changes);
+}
+
+// The owners of what is in force.
+bool Rounds::keep(const Reconciler::Plan& plan) {
+    const auto kept = parts_.publication.keep(plan.owners);
+    if (!kept) {
+        around_.notices.error(kept.error());
+        return false;
+    }
+    parts_.reconciler.owners_published(plan);
+    if (!plan.owners.empty()) {
+        owners_published_(parts_.publication.owners(), plan.owners, false);
+    }
+    return true;
 }
 
 bool Rounds::go_on() {
@@ -90,11 +107,10 @@ void Rounds::next_batch() {
     const Reconciler::Decisions& now = parts_.adoption.adoption().sas;
     const auto plan = parts_.reconciler.plan_batch(now);
     if (plan.coming.empty()) return;
-    if (const auto named = parts_.publication.keep(plan.owners); !named) {
-        around_.notices.error(named.error());
+    if (!keep(plan)) {
+        parts_.reconciler.put_back(plan);
         return around_.another_round(kRetryFirst);  // which names them anew
     }
-    owners_published_(plan.owners);
     parts_.reconciler.carry_out_batch(plan, now);
 }
 

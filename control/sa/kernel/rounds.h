@@ -22,6 +22,7 @@
 #include "control/adoption/groups.h"
 #include "control/adoption/running.h"
 #include "control/sa/kernel/bypass_lease.h"
+#include "control/sa/kernel/outer_tunnels.h"
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/surroundings.h"
@@ -50,12 +51,15 @@ class Rounds {
     using Decide = std::function<void(const xfrm::RegisterChanges& changes, size_t entries_max)>;
     // Called when owners of groups are published, before SAs that come with them settle and those
     // that go are retired: this host's own packets change their way with the others.
-    using OwnersPublished = std::function<void(const GroupOwners&)>;
+    // `changed`: those of them that are others; `other_spd`: the SPD is, too.
+    using OwnersPublished =
+        std::function<void(const GroupOwners& owners, const OwnerChanges& changed, bool other_spd)>;
     Rounds(
         const Surroundings& around, const Parts& parts, Decide decide,
-        OwnersPublished owners_published = [](const GroupOwners&) {})
+        OwnersPublished owners_published = [](const GroupOwners&, const OwnerChanges&, bool) {})
         : around_(around),
           parts_(parts),
+          outer_(around.kernel),
           decide_(std::move(decide)),
           owners_published_(std::move(owners_published)) {}
 
@@ -74,11 +78,13 @@ class Rounds {
   private:
     std::expected<void, std::string> publish(const xfrm::RegisterChanges& changes);
     std::expected<Publication::Draft, std::string> draft(const xfrm::RegisterChanges& changes);
+    bool keep(const Reconciler::Plan& plan);
     void next_batch();
     void go_on_with_earlier(xfrm::RegisterChanges changes);
 
     const Surroundings& around_;
     Parts parts_;
+    OuterTunnels outer_;
     Decide decide_;
     OwnersPublished owners_published_;
     xfrm::RegisterChanges unpublished_;  // of rounds that failed

@@ -32,8 +32,20 @@ Slot& SlotTable::create(const xfrm::SaName& name, const SequenceMemory::Name& me
     return *place.slot;
 }
 
+void SlotTable::join_group(Slot& slot) {
+    by_group_.emplace(slot.decision.group, slot.id);
+    changed_groups_.insert(slot.decision.group);
+}
+
+void SlotTable::leave_group(const Slot& slot) {
+    if (by_group_.erase({slot.decision.group, slot.id}) != 0) {
+        changed_groups_.insert(slot.decision.group);
+    }
+}
+
 void SlotTable::leave(Slot& slot) {
     assert(slot.phase != Phase::retiring);
+    leave_group(slot);
     by_name_.erase(slot.name);
     slot.phase = Phase::retiring;
     ++leaving_names_[slot.name];
@@ -45,6 +57,7 @@ void SlotTable::release(Slot& slot) {
         count_down(leaving_names_, slot.name);
         count_down(leaving_keys_, slot.memory_name);
     } else {
+        leave_group(slot);
         by_name_.erase(slot.name);
     }
     const uint32_t index = to_index(slot.id);

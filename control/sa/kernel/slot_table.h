@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "control/sa/kernel/slot.h"
@@ -31,6 +33,8 @@ class SlotTable {
     [[nodiscard]] size_t room() const { return capacity_ - count_; }
     // `name` is free.
     Slot& create(const xfrm::SaName& name, const SequenceMemory::Name& memory_name);
+    // Outbound, when its decision is known: it counts for its group until it gives up its name.
+    void join_group(Slot& slot);
     // It gives up its name.
     void leave(Slot& slot);
     // With or without leave(). The slot is gone afterwards.
@@ -48,6 +52,24 @@ class SlotTable {
     [[nodiscard]] bool is_clear(const Slot& slot) const;
     // No other has its name, or is on its way out with it.
     [[nodiscard]] bool is_only_one_of_name(const Slot& slot) const;
+
+    // Of one group: those that count for it.
+    template <typename Visit>
+    void for_each_of_group(PolicyId group, Visit visit) const {
+        for (auto it = by_group_.lower_bound({group, SaId{}});
+             it != by_group_.end() && it->first == group; ++it) {
+            visit(*find(it->second));
+        }
+    }
+    // Groups that some have joined or left since their owners were published last.
+    [[nodiscard]] const std::set<PolicyId>& changed_groups() const { return changed_groups_; }
+    void owners_published() { changed_groups_.clear(); }
+
+    // Of this name the next round must think again, though neither the register nor the decision
+    // is another.
+    void doubt(const xfrm::SaName& name) { doubtful_.insert(name); }
+    [[nodiscard]] const std::set<xfrm::SaName>& doubtful() const { return doubtful_; }
+    void forget_doubts() { doubtful_.clear(); }
 
     // Steered or installed.
     [[nodiscard]] const std::map<xfrm::SaName, Slot*>& by_name() const { return by_name_; }
@@ -68,11 +90,16 @@ class SlotTable {
     template <typename Name>
     using Counts = std::map<Name, size_t>;
 
+    void leave_group(const Slot& slot);
+
     size_t capacity_;
     size_t count_ = 0;
     std::vector<Place> places_;  // by index of the id
     std::vector<uint32_t> free_;
     std::map<xfrm::SaName, Slot*> by_name_;
+    std::set<std::pair<PolicyId, SaId>> by_group_;
+    std::set<PolicyId> changed_groups_;
+    std::set<xfrm::SaName> doubtful_;
     Counts<xfrm::SaName> leaving_names_;
     Counts<SequenceMemory::Name> leaving_keys_;
 };

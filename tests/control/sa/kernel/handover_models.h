@@ -21,6 +21,7 @@
 #include <variant>
 #include <vector>
 
+#include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/surroundings.h"
 #include "control/xfrm/mirror.h"
 #include "dataplane/exchange/events.h"
@@ -587,5 +588,19 @@ class WorkerModel {
     OutboundTable outbound_{2};
     std::map<const void*, SaId> alive_;  // installed, and who they were then
 };
+
+// What is another in `now`, as RunningAdoption would say it.
+inline RunningAdoption::Change difference(const Reconciler::Decisions& before,
+                                          const Reconciler::Decisions& now) {
+    RunningAdoption::Change change;
+    for (const auto& [name, decision] : now) {
+        const auto known = before.find(name);
+        if (known == before.end() || known->second != decision) change.sas.insert(name);
+    }
+    for (const auto& [name, decision] : before) {
+        if (!now.contains(name)) change.sas.insert(name);
+    }
+    return change;
+}
 
 }  // namespace sallyport::control::model

@@ -503,9 +503,10 @@ void Simulation::control_round() {
     for (const xfrm::SaName& name : changes.used) {
         if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
     }
-    daemon_->decided = decide();
+    const Reconciler::Decisions before = std::exchange(daemon_->decided, decide());
     const Reconciler::Decisions& now = daemon_->decided;
-    const auto plan = daemon_->reconciler.plan(now, changes, to_index(kPolicy) + 1);
+    const auto plan =
+        daemon_->reconciler.plan(now, difference(before, now), changes, to_index(kPolicy) + 1);
     name_owners(plan);
     daemon_->reconciler.carry_out(plan, now, changes);
     go_on();
@@ -513,7 +514,8 @@ void Simulation::control_round() {
 
 void Simulation::name_owners(const Reconciler::Plan& plan) {
     const bool was_steered = !owners_.empty();
-    owners_ = plan.owners[to_index(kPolicy)];
+    if (plan.owners.contains(kPolicy)) owners_ = plan.owners.at(kPolicy);
+    daemon_->reconciler.owners_published(plan);
     if (!was_steered && !owners_.empty()) owners_since_ = now_;
 }
 

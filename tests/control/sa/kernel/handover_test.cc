@@ -112,7 +112,11 @@ class HandoverTest : public ::testing::Test {
             if (Slot* found = slots_.find(used)) handover_.kernel_used(*found);
         }
         const Reconciler::Decisions now = decide();
-        reconciler_.carry_out(reconciler_.plan(now, changes, 1), now, changes);
+        const auto decided = model::difference(decided_, now);
+        const auto plan = reconciler_.plan(now, decided, changes, 1);
+        reconciler_.owners_published(plan);
+        reconciler_.carry_out(plan, now, changes);
+        decided_ = now;
         obey();
         time_.at += Handover::kSettle;
         reconciler_.go_on();
@@ -207,6 +211,7 @@ class HandoverTest : public ::testing::Test {
     Feedback feedback_{around_, pacer_};
     Handover handover_{around_, {slots_, memory_, feedback_}, aead_, {}};
     Reconciler reconciler_{around_, slots_, handover_};
+    Reconciler::Decisions decided_;
     model::KeyNumber keys_ = 0;
 };
 
@@ -231,7 +236,7 @@ TEST_F(HandoverTest, ManyComeInBatchesOfWholeTunnels) {
     while (!kernel_.notices.empty()) registered_.hear_one();
     const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
     const Reconciler::Decisions now = decide();
-    Reconciler::Plan plan = reconciler_.plan(now, changes, 1);
+    Reconciler::Plan plan = reconciler_.plan(now, model::difference({}, now), changes, 1);
     reconciler_.carry_out(plan, now, changes);
     size_t batches = 0;
     for (size_t come = 0; come < 2 * kTunnels; ++batches) {
@@ -270,7 +275,8 @@ TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
     while (!kernel_.notices.empty()) registered_.hear_one();
     const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
     const Reconciler::Decisions now = decide();
-    one_by_one.carry_out(one_by_one.plan(now, changes, 1), now, changes);
+    one_by_one.carry_out(one_by_one.plan(now, model::difference({}, now), changes, 1), now,
+                         changes);
     ASSERT_EQ(slots_.size(), 1u);
     const bool first_is_outbound = slots_.find(name(true)) != nullptr;
     kernel_.remove(name(!first_is_outbound));

@@ -531,8 +531,9 @@ void World::control_round() {
             groups_);
         groups_.commit();
         groups_.rested();
-        reconciler_.carry_out(reconciler_.plan(now.sas, again, groups_.upper_bound()), now.sas,
-                              again);
+        reconciler_.carry_out(
+            reconciler_.plan(now.sas, {.whole = true, .sas = {}}, again, groups_.upper_bound()),
+            now.sas, again);
     }
     rounds_.go_on();
     rounds_.in_step(unheard_);
@@ -763,6 +764,20 @@ struct CountedNotices final : Notices {
     void error(const std::string&) override { ++errors; }
 };
 
+struct OneState final : model::OneByOne {
+    xfrm::KernelSa state;
+    const xfrm::KernelSa* find(const xfrm::SaName&) const override { return &state; }
+    std::expected<xfrm::KernelSa, netlink::Error> get(const xfrm::SaName&) override {
+        return std::unexpected(netlink::Error{ESRCH, "no such state"});
+    }
+    void note(const xfrm::KernelSa&) override {}
+    std::expected<void, netlink::Error> write_counters(const xfrm::KernelSa&,
+                                                       const xfrm::CounterUpdate&) override {
+        return {};
+    }
+    std::expected<void, netlink::Error> expire(const xfrm::KernelSa&, bool) override { return {}; }
+};
+
 TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
     boost::asio::io_context context;
     WorkerCommands commands(context, 1, [](WorkerId, const Command&) { return true; });
@@ -772,14 +787,21 @@ TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
     Publication publication(path, commands, notices, {.policies = {}});
     publication.open(programs);
     const IpPrefix all = prefix("0.0.0.0/0");
-    const OuterPairs outer = {{address("192.0.2.1"), address("198.51.100.1")}};
+    const xfrm::SaName name{.spi = Spi{0x1000}, .destination = address("198.51.100.1")};
+    OneState registered;
+    registered.state.name = name;
+    registered.state.source = address("192.0.2.1");
+    Adoption tunnel;
+    tunnel.sas[name].direction = xfrm::StateDirection::outbound;
+    OuterTunnels outer(registered);
+    outer.update(tunnel, {.whole = true, .sas = {}});
     const auto publish = [&] {
         Adoption now;
         now.outbound.push_back({.action = SpdAction::protect, .source = all, .destination = all});
         now.left_open.push_back({.source = all, .destination = all});
         auto draft = publication.draft(now);
         EXPECT_TRUE(draft);
-        return publication.publish(std::move(*draft), now, {{}}, outer);
+        return publication.publish(std::move(*draft), now, {}, outer);
     };
     path.refuses_all = true;
     EXPECT_FALSE(publish());
