@@ -133,9 +133,13 @@ std::string format_duration(uint64_t seconds) {
 
 // How the gateway's own packets come to workers, and how many destinations they do not come to.
 std::string own_traffic(const json::value& result) {
-    const std::string left = get(result, "host_traffic.left_to_kernel");
-    return get(result, "host_traffic.routes") + " routes to workers" +
-           (left == "0" ? "" : ", " + left + " left to the kernel");
+    std::string out = get(result, "host_traffic.routes") + " routes to workers";
+    for (const auto& [name, says] : {std::pair{"left_to_kernel", " left to the kernel"},
+                                     std::pair{"refused", " blocked (IPv6)"}}) {
+        const uint64_t count = get_number(result, std::string("host_traffic.") + name);
+        if (count > 0) out += ", " + std::to_string(count) + says;
+    }
+    return out;
 }
 
 std::string format_status(const json::value& result) {
@@ -176,6 +180,10 @@ std::string format_status(const json::value& result) {
     if (not_published != nullptr && *not_published != json::value("")) {
         out += "DEGRADED            earlier policies are in force than xfrm has: " +
                text_of(*not_published) + "\n";
+    }
+    if (get_number(result, "bypass_lapses") > 0) {
+        out += "BYPASS              left to the kernel " + get(result, "bypass_lapses") +
+               " times, because sallyportd did not run for more than a second\n";
     }
     if (get_number(result, "log_lines_lost") > 0) {
         out += "log                 its reader stood still: " + get(result, "log_lines_lost") +

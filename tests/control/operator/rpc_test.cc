@@ -392,6 +392,29 @@ TEST(CtlTables, RefusedSaSaysWhy) {
     EXPECT_TRUE(text.contains("no_sa=2")) << text;
 }
 
+TEST(CtlTables, StatusSaysWhatIsNotAsItShouldBeAndNothingElse) {
+    json::value result = json::parse(R"({"sa_source": "xfrm", "not_published": "",
+        "bypass_lapses": 0, "log_lines_lost": 0,
+        "host_traffic": {"routes": 2, "refused": 0, "left_to_kernel": 0}})");
+    const auto text = [&result] {
+        return ctl::format_table(Show::status, result, ctl::DropRows::occurred);
+    };
+    EXPECT_TRUE(text().contains("own traffic         2 routes to workers\n")) << text();
+    for (const char* title : {"DEGRADED", "BYPASS", "log "}) {
+        EXPECT_FALSE(text().contains(title)) << text();
+    }
+    result.at("not_published") = "too many";
+    result.at("bypass_lapses") = 3;
+    result.at("log_lines_lost") = 4;
+    result.at_pointer("/host_traffic/refused") = 5;
+    result.at_pointer("/host_traffic/left_to_kernel") = 6;
+    EXPECT_TRUE(text().contains("2 routes to workers, 6 left to the kernel, 5 blocked (IPv6)\n"))
+        << text();
+    EXPECT_TRUE(text().contains(": too many\n")) << text();
+    EXPECT_TRUE(text().contains("BYPASS              left to the kernel 3 times, ")) << text();
+    EXPECT_TRUE(text().contains("4 lines are lost\n")) << text();
+}
+
 TEST(CtlTables, AnswersOfAnotherVersionDoNotBreakAnything) {
     for (size_t i = 0; i < kShowNames.size(); ++i) {
         for (const char* text : {"null", "[]", "{}", "[1, null, []]", "[{\"drops\": 7}]"}) {
