@@ -198,7 +198,7 @@ void check_sa_references(const Draft& draft, Diagnostics& diagnostics) {
             const std::string_view meant = nearest(sa.policy, names);
             diagnostics.add(item.policy_line,
                             "[[sa]] policy: no policy is named " + shown(sa.policy) +
-                                (meant.empty() ? "" : ", did you mean " + shown(meant) + "?") +
+                                (meant.empty() ? "." : ", did you mean " + shown(meant) + "?") +
                                 " Write the name of a [[policy]] with action = \"protect\"");
             continue;
         }

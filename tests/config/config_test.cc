@@ -363,6 +363,8 @@ std::vector<Row> rows() {
         {"mtu large", out({"mtu = 9000 #!"}), "allowed are 576 to 3762"},
         {"policy missing", out({"[[sa]] #!", "-policy"}), "lacks 'policy'"},
         {"policy absent", out({"policy = \"brunch\" #!"}), "did you mean 'branch'?"},
+        {"policy absent, none near", out({"policy = \"elsewhere\" #!"}),
+         "no policy is named 'elsewhere'. Write"},
         {"policy bypasses",
          with(edited(kPolicy, {"action = \"bypass\""}) + edited(kOut, {"policy = \"branch\" #!"})),
          "does not protect"},

@@ -61,7 +61,7 @@ std::expected<FileStatus, std::string> status_of(int fd) {
 }
 
 std::string how_to_accept() {
-    return "Give the SA a new key on both ends (best), or run 'sallyportd -c FILE --accept-key "
+    return "give the SA a new key on both ends (best), or run 'sallyportd -c FILE --accept-key "
            "NAME=SEQUENCE' with a sequence number certainly above everything ever sent with this "
            "key";
 }
@@ -391,7 +391,7 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
                     "If the file was lost: " +
                     how_to_accept()));
             } else {
-                results.emplace_back(std::unexpected(lost_records() + ". " + how_to_accept() +
+                results.emplace_back(std::unexpected(lost_records() + ": " + how_to_accept() +
                                                      " (1 if it was never used)"));
             }
             continue;
@@ -402,8 +402,8 @@ std::vector<std::expected<SequenceStore::Range, std::string>> SequenceStore::res
                 (distrust_.empty() ? "the recorded sequence number of this key was found "
                                      "untrustworthy at an earlier start"
                                    : distrust_) +
-                ". At least " + std::to_string(record.reserved_until - 1) + " were reserved. " +
-                how_to_accept()));
+                ". At least " + std::to_string(record.reserved_until - 1) +
+                " were reserved: " + how_to_accept()));
             continue;
         }
         if (record.reserved_until >= request.end) {

@@ -79,6 +79,8 @@ TEST_F(SequenceStoreTest, UnknownKeyIsRefusedAndTheWayOutIsSaid) {
     const auto range = reserve_one(store, 1, 10);
     ASSERT_FALSE(range);
     EXPECT_TRUE(range.error().contains("--accept-key NAME")) << range.error();
+    EXPECT_TRUE(range.error().contains("the file was lost: give the SA a new key"))
+        << range.error();
     ASSERT_TRUE(store.accept(key(1), std::nullopt));
     const auto after = reserve_one(store, 1, 10);
     ASSERT_TRUE(after) << after.error();
