@@ -72,7 +72,7 @@ DOORS = [
     (r"intel-ipsec-mb\.h$", ("dataplane/crypto/", "bench/", "tests/")),
     (r"bpf/(libbpf|bpf|btf)\.h$|xdp/libxdp\.h$", ("control/bpf_objects", "bench/", "tests/")),
     (r"xdp/xsk\.h$|linux/if_xdp\.h$|linux/if_tun\.h$|liburing\.h$", ("dataplane/io/", "tests/")),
-    (r"boost/", ("control/", "ctl/", "tests/")),
+    (r"boost/", ("bench/", "control/", "ctl/", "tests/")),
     (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),
     (r"openssl/", ("control/sa/key_digest.cc", "tests/")),

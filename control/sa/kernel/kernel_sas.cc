@@ -38,7 +38,7 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
               .clock = clock_,
               .random = random_,
               .notices = notices_,
-              .another_round = [this](std::chrono::milliseconds in) { next_round_.in(in); }},
+              .another_round = [this](std::chrono::milliseconds in) { round_in(in); }},
       groups_(config.max_sas),
       adoption_(groups_),
       slots_(config.max_sas),
@@ -130,7 +130,7 @@ void KernelSas::on_readable() {
     // decide about all of them anew.
     look_at_used(std::exchange(changes_.used, {}));
     changes_.acquires.clear();
-    if (!changes_.empty()) next_round_.in(kCoalesce);
+    if (!changes_.empty()) round_in(kCoalesce);
 }
 
 // Of what has been said, all is heard.
@@ -152,7 +152,7 @@ void KernelSas::read_again() {
     for (const auto& [name, slot] : slots_.by_name()) {
         if (const xfrm::KernelSa* state = register_.find(name)) handover_.compare(*slot, *state);
     }
-    next_round_.in(kCoalesce);
+    round_in(kCoalesce);
 }
 
 // That the kernel has used some can wait: on_tick() looks at them. Where it does so all the time,
@@ -162,7 +162,7 @@ void KernelSas::on_overheard() {
     rounds_.heard(changes_);
     if (changes_.resync || !changes_.policies.empty() || !changes_.added.empty() ||
         !changes_.removed.empty()) {
-        next_round_.in(kCoalesce);
+        round_in(kCoalesce);
     }
 }
 
@@ -181,6 +181,12 @@ void KernelSas::decide(const xfrm::RegisterChanges& changes, size_t entries_max)
                       .entries_max = entries_max});
 }
 
+void KernelSas::round_in(std::chrono::milliseconds delay) {
+    const auto paused =
+        std::chrono::ceil<std::chrono::milliseconds>(next_round_not_before_ - clock_.now());
+    next_round_.in(std::max(delay, paused));
+}
+
 void KernelSas::round() {
     look_at_used(std::exchange(changes_.used, {}));
     if (changes_.resync && !read_again_due_) return read_again();
@@ -194,7 +200,10 @@ void KernelSas::run_round() {
     changes_.used = std::move(changes.used);  // overheard: the next look is theirs
     steering_.name_marked(changes, register_.mirror().states());
     const bool failed_before = !rounds_.not_published().empty();
+    const auto begun = clock_.now();
     const auto done = rounds_.run(std::move(changes));
+    const auto ended = clock_.now();
+    if (adoption_.decides_all()) next_round_not_before_ = ended + kPause * (ended - begun);
     if (!done && !failed_before) {
         log_.error("the policies in xfrm cannot be used, the earlier ones stay until they can: " +
                    done.error());

@@ -43,6 +43,11 @@ class KernelSas final : public SaSource {
     // and its policies one after another: shorter, and a child costs several rounds; longer, and
     // its first packets wait that much longer.
     static constexpr std::chrono::milliseconds kCoalesce{2};
+    // While something uncommon is in the register (control/adoption/running.h), all is decided in
+    // each round: after one that took so long the next is not before this many times as much has
+    // passed. Fewer, and the tick, answers and events of workers wait behind rounds; more, and new
+    // SAs are the kernel's for that much longer.
+    static constexpr int kPause = 4;
     // Limits in bytes and packets, and the numbers that are left, are looked at this often, and the
     // lease of BYPASS is extended. Longer, and an SA carries that much more than its limit; shorter
     // costs a look at every SA each time.
@@ -91,6 +96,7 @@ class KernelSas final : public SaSource {
     void on_overheard();
     void look_at_used(const std::set<xfrm::SaName>& names);
     void round();
+    void round_in(std::chrono::milliseconds delay);
     void go_on();
     void on_tick();
     void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
@@ -107,6 +113,7 @@ class KernelSas final : public SaSource {
     bool stopped_ = false;
     bool read_again_due_ = false;
     uint32_t ticks_ = 0;
+    std::chrono::steady_clock::time_point next_round_not_before_;
     Later next_round_;
     Later next_step_;
     Later next_tick_;
