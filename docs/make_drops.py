@@ -37,11 +37,14 @@ WHAT_TO_DO = {
     "cleartext_for_protect": "Check that the peer protects this traffic. If it does: somebody sends with forged "
                              "addresses.",
     "policy_discard": "As configured. If it is not what you mean: `show policy` has the order, the first match decides.",
-    "no_policy": "If the traffic is wanted: add a [[policy]] that covers it.",
-    "no_sa": "`show sa` says why the SA is refused; often `--accept-key` is what it waits for. Or add the outbound "
-             "[[sa]].",
+    "no_policy": "If the traffic is wanted: add a [[policy]] that covers it. With an IKE daemon what a tunnel carries is in its "
+                 "file (swanctl.conf: `local_ts`, `remote_ts`), and [[policy]] is for `bypass`.",
+    "no_sa": "Keys set by hand: `show sa` says why the SA is refused; often `--accept-key` is what it waits for. Or add the "
+             "outbound [[sa]]. With an IKE daemon: single ones while SAs are replaced; many: it has no SA for the policy, or a "
+             "[[policy]] in the file protects, and then no SA of the daemon's is used.",
     "bypass_in_tunnel": "Correct the route into sp0: what a BYPASS policy covers must leave through a port.",
-    "sequence_exhausted": "A new key and SPI on both ends; `esn = true` there makes it last.",
+    "sequence_exhausted": "A new key and SPI on both ends; `esn = true` there makes it last. With an IKE daemon: its log says why "
+                          "it did not rekey.",
     "sequence_unreserved": "The log says why `state_dir` cannot be written. A full or slow disk is the usual reason.",
     "ttl_exceeded": "Look for a routing loop. traceroute makes single ones.",
     "too_big": "Lower the MTU or the TCP MSS of the hosts: no ICMP \"too big\" is sent yet. WHERE tells whether the "
@@ -53,7 +56,7 @@ WHAT_TO_DO = {
                      "CPUs at their limit.",
     "no_frame": "Raise `memory.frames`.",
     "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`): restart it after a change.",
-    "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump shows what they are.",
+    "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump in front of the port shows them.",
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
     "kernel_multicast": "Nothing.",
@@ -71,7 +74,8 @@ HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 
 Every dropped packet is counted under one of these reasons. `sallyportctl show drops` shows those that occurred, how often, and
 where: `port NAME` is an XDP program or a socket of that port, `worker N` a worker. `--all` shows the others too. Drops of one SA are
-in `show sa`. A policy or an SA changes by editing the file and restarting sallyportd.
+in `show sa`. A policy or an SA of the file changes by editing it and restarting sallyportd, those of an IKE daemon in its own file. tcpdump on a
+port of the gateway does not show what XDP drops: look in front of the port.
 
 | reason | meaning | what to do |
 |---|---|---|
