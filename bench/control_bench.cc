@@ -93,6 +93,10 @@ struct RegisterModel final : Register {
         }
         return out;
     }
+    std::vector<std::expected<void, netlink::Error>> limit_all(
+        std::span<const xfrm::LimitWrite> writes) override {
+        return std::vector<std::expected<void, netlink::Error>>(writes.size());
+    }
     std::expected<void, netlink::Error> expire(const xfrm::KernelSa&, bool) override { return {}; }
 };
 

@@ -5,8 +5,10 @@
 
 #include <chrono>
 #include <csignal>
+#include <utility>
 
 #include "control/sa/audit.h"
+#include "control/startup/deadline.h"
 #include "control/startup/service_manager.h"
 
 namespace sallyport::control {
@@ -21,6 +23,9 @@ constexpr std::chrono::seconds kTick{1};
 // Every so many ticks the log gets what XDP programs dropped. More often, and an attacker fills the
 // log with it; less often, and the record is late.
 constexpr uint32_t kAuditTicks = 10;
+// From the signal to the end. Longer, and the service manager kills us first (TimeoutStopSec);
+// shorter, and a hundred thousand SAs are not back with the kernel by then.
+constexpr std::chrono::seconds kStopMax{50};
 
 std::expected<std::vector<EgressFilter>, std::string> egress_filters(
     const std::vector<RunningPort>& ports) {
@@ -123,7 +128,10 @@ void Daemon::wait_for_signal() {
             return;
         }
         log_.info(number == SIGINT ? "SIGINT received" : "SIGTERM received");
-        context_.stop();
+        if (std::exchange(ending_, true)) return context_.stop();  // the second one: at once
+        end_at_latest_in(kStopMax);
+        appliance_->source().wind_down([this] { context_.stop(); });
+        wait_for_signal();
     });
 }
 

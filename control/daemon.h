@@ -55,6 +55,7 @@ class Daemon {
     std::optional<rpc::Server> rpc_;
     std::optional<Audits> audits_;
     uint32_t ticks_ = 0;
+    bool ending_ = false;
 };
 
 }  // namespace sallyport::control

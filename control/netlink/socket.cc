@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <memory>
@@ -263,7 +264,8 @@ std::vector<std::expected<void, Error>> Socket::exchange_all(std::vector<Request
     requests.clear();
 
     Answers answers(sequence_ - static_cast<uint32_t>(count) + 1, count, visit);
-    Datagrams datagrams(kDatagramsAtOnce);
+    const auto datagrams_max = static_cast<unsigned>(2 * count);
+    Datagrams datagrams(std::min(kDatagramsAtOnce, datagrams_max));
     while (!answers.are_complete()) {
         const int received = datagrams.receive(fd_.get(), MSG_WAITFORONE);
         if (received < 0) {

@@ -8,6 +8,8 @@
 //   open()       workers run, programs are not attached: SAs and the SPD to where they belong
 //   start()      frames reach the workers
 //   handle(), tick()
+//   wind_down()  the end was asked for while all runs: what can be put in order before the workers
+//                stop
 //   stop()       no more changes
 //   give_back()  the workers have stopped, the programs still stand: the last sequence numbers to
 //                the kernel or to disk, before either sees another packet or another run
@@ -18,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -115,6 +118,8 @@ class SaSource {
     virtual void handle(const Event& event) = 0;
     // About once a second.
     virtual void tick() = 0;
+    // Calls `then` when it is done, at once or later, but within bounded time.
+    virtual void wind_down(std::function<void()> then) = 0;
     virtual void stop() = 0;
     virtual void give_back() = 0;
 

@@ -529,6 +529,55 @@ RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update
     return writer.take();
 }
 
+// The kernel makes a whole state of it, takes the limits over into the one that it has and throws
+// the rest away, so that all must be right, but nothing of it comes into force.
+RequestBuffer encode_limits(const KernelSa& state, const Limits& limits, uint32_t sequence) {
+    Writer writer(XFRM_MSG_UPDSA, NLM_F_ACK | NLM_F_REPLACE, sequence);
+    xfrm_usersa_info body{};
+    body.sel.family = AF_UNSPEC;
+    body.id.daddr = linux_address(state.name.destination);
+    body.id.spi = Be32(to_index(state.name.spi)).raw();
+    body.id.proto = state.name.protocol;
+    body.saddr = linux_address(state.source);
+    body.lft = {.soft_byte_limit = limits.soft_bytes,
+                .hard_byte_limit = limits.hard_bytes,
+                .soft_packet_limit = limits.soft_packets,
+                .hard_packet_limit = limits.hard_packets,
+                .soft_add_expires_seconds = limits.soft_add_s,
+                .hard_add_expires_seconds = limits.hard_add_s,
+                .soft_use_expires_seconds = limits.soft_use_s,
+                .hard_use_expires_seconds = limits.hard_use_s};
+    body.reqid = state.reqid;
+    body.family = linux_family(state.family);
+    body.mode = static_cast<uint8_t>(state.mode);
+    body.flags = state.flags | XFRM_STATE_AF_UNSPEC;
+    if (!state.replay.esn_form) body.replay_window = static_cast<uint8_t>(state.replay.window);
+    writer.put(body);
+    put_mark(writer, state.name.mark);
+    xfrm_algo_aead algorithm{};
+    state.algorithm.copy(algorithm.alg_name, sizeof algorithm.alg_name - 1);
+    algorithm.alg_key_len = static_cast<unsigned>(state.key.size() * 8);
+    algorithm.alg_icv_len = state.icv_bits;
+    writer.attribute(XFRMA_ALG_AEAD, algorithm, state.key.bytes());
+    if (state.replay.esn_form) {
+        const xfrm_replay_state_esn empty{.bmp_len = state.replay.bitmap_words,
+                                          .replay_window = state.replay.window};
+        constexpr std::array<std::byte, kBitmapWordsMax * 4> kEmpty{};
+        writer.attribute(
+            XFRMA_REPLAY_ESN_VAL, empty,
+            std::span(kEmpty).first(size_t{std::min(empty.bmp_len, kBitmapWordsMax)} * 4));
+    }
+    if (state.extra_flags != 0) writer.attribute(XFRMA_SA_EXTRA_FLAGS, state.extra_flags);
+    if (state.if_id != 0) writer.attribute(XFRMA_IF_ID, state.if_id);
+    if (state.direction) {
+        writer.attribute(kAttributeSaDirection, *state.direction == StateDirection::inbound
+                                                    ? kDirectionIn
+                                                    : kDirectionOut);
+    }
+    if (state.pcpu) writer.attribute(kAttributeSaPcpu, *state.pcpu);
+    return writer.take();
+}
+
 RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence) {
     Writer writer(XFRM_MSG_EXPIRE, NLM_F_ACK, sequence);
     xfrm_user_expire body{};

@@ -97,6 +97,11 @@ struct CounterUpdate {
 RequestBuffer encode_counters(const KernelSa& state, const CounterUpdate& update,
                               uint32_t sequence);
 
+// XFRM_MSG_UPDSA: other limits for a state that is there. Its key, counters, numbers and window
+// stay as they are by now; one that was soft-expired may be so once more. Not for a state with UDP
+// encapsulation. `state`: whole, with its key, without which the kernel takes no such message.
+RequestBuffer encode_limits(const KernelSa& state, const Limits& limits, uint32_t sequence);
+
 // XFRM_MSG_EXPIRE: tells the IKE daemon that a limit was reached. Hard: the kernel deletes it.
 RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence);
 

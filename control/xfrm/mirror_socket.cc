@@ -100,21 +100,35 @@ void RegisterSocket::get_some(std::span<const SaName> names,
     }
 }
 
-std::vector<std::expected<void, netlink::Error>> RegisterSocket::write_all(
-    std::span<const CounterWrite> writes) {
+template <typename Write, typename Encode>
+std::vector<std::expected<void, netlink::Error>> RegisterSocket::send_all(
+    std::span<const Write> writes, Encode encode) {
     std::vector<std::expected<void, netlink::Error>> out;
     out.reserve(writes.size());
     while (!writes.empty()) {
         const auto some = writes.first(std::min(writes.size(), netlink::Socket::kAtOnce));
         writes = writes.subspan(some.size());
         std::vector<netlink::RequestBuffer> requests;
-        for (const CounterWrite& write : some) {
-            requests.push_back(
-                encode_counters(*write.state, write.update, requests_.next_sequence()));
+        for (const Write& write : some) {
+            requests.push_back(encode(write, requests_.next_sequence()));
         }
         std::ranges::move(requests_.exchange_all(std::move(requests)), std::back_inserter(out));
     }
     return out;
+}
+
+std::vector<std::expected<void, netlink::Error>> RegisterSocket::write_all(
+    std::span<const CounterWrite> writes) {
+    return send_all(writes, [](const CounterWrite& write, uint32_t sequence) {
+        return encode_counters(*write.state, write.update, sequence);
+    });
+}
+
+std::vector<std::expected<void, netlink::Error>> RegisterSocket::limit_all(
+    std::span<const LimitWrite> writes) {
+    return send_all(writes, [](const LimitWrite& write, uint32_t sequence) {
+        return encode_limits(*write.state, write.limits, sequence);
+    });
 }
 
 std::expected<void, netlink::Error> RegisterSocket::expire(const KernelSa& state, bool hard) {

@@ -26,6 +26,11 @@ struct CounterWrite {
     const KernelSa* state = nullptr;
     CounterUpdate update;
 };
+// The same, with its key: see encode_limits().
+struct LimitWrite {
+    const KernelSa* state = nullptr;
+    Limits limits;
+};
 
 class RegisterSocket {
   public:
@@ -50,11 +55,15 @@ class RegisterSocket {
     std::vector<std::expected<KernelSa, netlink::Error>> get_all(std::span<const SaName> names);
     std::vector<std::expected<void, netlink::Error>> write_all(
         std::span<const CounterWrite> writes);
+    std::vector<std::expected<void, netlink::Error>> limit_all(std::span<const LimitWrite> writes);
     std::expected<void, netlink::Error> expire(const KernelSa& state, bool hard);
 
   private:
     RegisterSocket(netlink::Notifications notifications, netlink::Socket requests)
         : notifications_(std::move(notifications)), requests_(std::move(requests)) {}
+    template <typename Write, typename Encode>
+    std::vector<std::expected<void, netlink::Error>> send_all(std::span<const Write> writes,
+                                                              Encode encode);
     void get_some(std::span<const SaName> names,
                   std::vector<std::expected<KernelSa, netlink::Error>>& out);
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 namespace sallyport::control {
 namespace {
@@ -102,13 +103,42 @@ void Feedback::send_rekey_requests(size_t at_most) {
     for (size_t sent = 0; sent < at_most; ++sent) {
         const auto name = pacer_.next();
         if (!name) return;
+        if (const xfrm::KernelSa* state = around_.kernel.find(*name)) ask_now(*state);
+    }
+}
+
+void Feedback::ask_now(const xfrm::KernelSa& state) {
+    const auto told = around_.kernel.expire(state, false);
+    if (told || told.error().number == ESRCH) return;
+    around_.notices.warning(to_text(state.name) +
+                            " cannot be asked to be rekeyed: " + told.error().text);
+}
+
+// Its limits with a soft lifetime that comes up in so long. Nullopt: its own does before.
+std::optional<xfrm::Limits> Feedback::sooner(const xfrm::KernelSa& state,
+                                             std::chrono::seconds in) const {
+    const uint64_t now = around_.clock.seconds();
+    const uint64_t age = now - std::min(now, state.usage.add_time);
+    const uint64_t soft = age + static_cast<uint64_t>(in.count());
+    xfrm::Limits limits = state.limits;
+    if (limits.soft_add_s != 0 && limits.soft_add_s <= soft) return std::nullopt;
+    limits.soft_add_s = soft;
+    return limits;
+}
+
+void Feedback::leave_rekey_requests() {
+    std::vector<xfrm::LimitWrite> writes;
+    std::chrono::milliseconds in{1000};
+    while (const auto name = pacer_.next()) {
         const xfrm::KernelSa* state = around_.kernel.find(*name);
         if (state == nullptr) continue;
-        const auto told = around_.kernel.expire(*state, false);
-        if (!told && told.error().number != ESRCH) {
-            around_.notices.warning(to_text(*name) +
-                                    " cannot be asked to be rekeyed: " + told.error().text);
-        }
+        const auto limits = sooner(*state, std::chrono::duration_cast<std::chrono::seconds>(in));
+        in += kSpread;
+        if (limits) writes.push_back({.state = state, .limits = *limits});
+    }
+    const auto done = around_.kernel.limit_all(writes);
+    for (size_t i = 0; i < done.size(); ++i) {
+        if (!done[i] && done[i].error().number != ESRCH) ask_now(*writes[i].state);
     }
 }
 

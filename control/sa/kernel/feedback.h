@@ -25,6 +25,10 @@ namespace sallyport::control {
 
 class Feedback {
   public:
+    // From one SA to the next, after a stop: 10 000 of them are rekeyed within ten minutes.
+    // Shorter, and IKE daemons at both ends do little else; longer, and keys with two senders live
+    // longer.
+    static constexpr std::chrono::milliseconds kSpread{60};
     // A request to rekey that is not obeyed is made again after this. Shorter, and an IKE daemon
     // whose peer does not answer is asked while it is still at it.
     static constexpr std::chrono::seconds kAskAgain{30};
@@ -39,6 +43,9 @@ class Feedback {
     // Once more, if it is time.
     void ask_again(Slot& slot);
     void send_rekey_requests(size_t at_most);
+    // Nobody will send them: soft lifetimes of those that wait come up one after another, kSpread
+    // apart, so that the kernel asks by itself. None comes later than it would have.
+    void leave_rekey_requests();
 
     // `replay`: nullopt leaves the kernel's own alone.
     bool write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
@@ -46,6 +53,10 @@ class Feedback {
     void note_use(Slot& slot) const;
 
   private:
+    [[nodiscard]] std::optional<xfrm::Limits> sooner(const xfrm::KernelSa& state,
+                                                     std::chrono::seconds in) const;
+    void ask_now(const xfrm::KernelSa& state);
+
     const Surroundings& around_;
     RekeyPacer& pacer_;
 };

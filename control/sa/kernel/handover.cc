@@ -405,12 +405,12 @@ void Handover::let_go(Slot& slot) {
     // Where the kernel goes on with it, the key has a second sender.
     if (slot.outbound() != nullptr && work_of(slot).packets > 0 &&
         around_.kernel.find(slot.name) != nullptr) {
-        feedback_.ask_rekey(slot);
+        feedback_.ask_rekey(slot, returning_ ? RekeyPacer::When::always : RekeyPacer::When::paced);
     }
     slots_.doubt(slot.name);
     steer_away(slot);
     slots_.release(slot);
-    around_.another_round(kSoon);  // one of the same name may be waiting for this
+    if (!returning_) around_.another_round(kSoon);  // one of the same name may wait for this
 }
 
 bool Handover::write_back(Slot& slot) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Moves one SA at a time between the kernel and a worker.
+// Moves SAs between the kernel and workers, a batch at a time (reconcile.h); each goes its own way.
 //
 // Taking an SA over
 // -----------------
@@ -20,7 +20,8 @@
 //   6. look     inbound, the state is read once more at the next tick, for what was on its way for
 //               longer than kSettle (a guest whose CPU was taken away)
 // Back to the kernel it goes the other way round: the worker gives it up (retire), its counters are
-// written, inbound frames are steered to the kernel. The kernel's counter is never put down again:
+// written, inbound frames are steered to the kernel. At a stop all go so (way_back.h). The kernel's
+// counter is never put down again:
 // only a reservation writes it, after a look at what the kernel has sent; the rest is usage alone
 // (feedback.h).
 //
@@ -44,7 +45,8 @@
 // that NIST SP 800-38D 8 sets. With ESN, where n bits of the number are in use, it is 2^-(64 - n).
 // Because a key that has had two senders has used up that chance once, every SA that is taken over
 // from another sender is asked to be rekeyed at once (XFRM_MSG_EXPIRE, soft; rekey_pacer.h), and
-// all those at a clean stop, when the kernel becomes the second sender.
+// all those at a clean stop, when the kernel becomes the second sender: then the kernel asks by
+// itself, for one after another (Feedback::leave_rekey_requests()).
 //
 // How numbers are reserved beside a kernel that may send at any time: reservations.h.
 //
@@ -133,6 +135,8 @@ class Handover {
     void retire(Slot& slot);
     // After the workers have stopped. False: its counters are not written.
     bool write_back(Slot& slot);
+    // All go, and do not come again.
+    void begin_return() { returning_ = true; }
 
     // --- what workers say
     void take(const event::InboundRetired& news);
@@ -187,6 +191,7 @@ class Handover {
     const crypto::Aead& aead_;
     Setup setup_;
     std::map<xfrm::SaName, std::string> kept_;
+    bool returning_ = false;
 };
 
 }  // namespace sallyport::control

@@ -55,7 +55,8 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
           },
           [this](const GroupOwners& owners, const OwnerChanges& changed, bool other_spd) {
               lead_host_traffic(owners, changed, other_spd);
-          }) {}
+          }),
+      way_back_(clock_, slots_, handover_, reconciler_) {}
 
 KernelSas::~KernelSas() = default;
 
@@ -90,6 +91,14 @@ void KernelSas::start() {
     on_tick();
 }
 
+void KernelSas::wind_down(std::function<void()> then) {
+    when_back_ = std::move(then);
+    way_back_.begin();
+    left_ = slots_.size();
+    left_since_ = clock_.now();
+    go_back();
+}
+
 void KernelSas::stop() {
     stopped_ = true;
     ErrorCode ignored;
@@ -107,7 +116,7 @@ void KernelSas::give_back() {
         log_.warning("the counters of " + std::to_string(failed) +
                      " SAs could not be written back to xfrm");
     }
-    feedback_.send_rekey_requests(pacer_.waiting());
+    feedback_.leave_rekey_requests();
 }
 
 // ---- following the register --------------------------------------------------------------------
@@ -250,6 +259,18 @@ bool KernelSas::has_other_ends() {
 
 void KernelSas::go_on() {
     if (rounds_.go_on()) next_step_.in(Handover::kSettle);
+    if (when_back_) go_back();
+}
+
+void KernelSas::go_back() {
+    const bool more = rounds_.go_back(way_back_);
+    if (std::exchange(left_, slots_.size()) != slots_.size()) left_since_ = clock_.now();
+    if (more && clock_.now() - left_since_ < kWayBackMax) return next_step_.in(Handover::kSettle);
+    if (more) {
+        log_.warning("workers do not give " + std::to_string(slots_.size()) +
+                     " SAs back: they are stopped as they are");
+    }
+    std::exchange(when_back_, {})();
 }
 
 void KernelSas::on_tick() {
@@ -262,7 +283,9 @@ void KernelSas::on_tick() {
         if (feedback) feedback_.write_counters(*slot);
         feedback_.check_limits(*slot);
     }
-    if (feedback) feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
+    if (feedback && !way_back_.has_begun()) {
+        feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
+    }
     next_tick_.in(kTick);
     listen_to_the_end();
 }

@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -33,6 +34,7 @@
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/rounds.h"
+#include "control/sa/kernel/way_back.h"
 #include "control/sa/source.h"
 
 namespace sallyport::control {
@@ -60,6 +62,9 @@ class KernelSas final : public SaSource {
     // lost; longer, and packet memory is kept for nothing where none comes.
     static constexpr uint32_t kHoldMs = 200;
 
+    // A worker that gives nothing back for so long will not: it is stopped as it is.
+    static constexpr std::chrono::seconds kWayBackMax{2};
+
     struct Setup {
         std::vector<uint16_t> cpus;  // of the workers
         uint16_t mtu = 1500;         // largest outer packet
@@ -78,6 +83,8 @@ class KernelSas final : public SaSource {
     void start() override;
     void handle(const Event& event) override;
     void tick() override {}  // it has a timer of its own
+    // SAs go back to the kernel.
+    void wind_down(std::function<void()> then) override;
     void stop() override;
     // Exact counters to the kernel, which goes on with the SAs.
     void give_back() override;
@@ -98,6 +105,7 @@ class KernelSas final : public SaSource {
     void round();
     void round_in(std::chrono::milliseconds delay);
     void go_on();
+    void go_back();
     void on_tick();
     void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
     void run_round();
@@ -146,6 +154,12 @@ class KernelSas final : public SaSource {
     Publication publication_;
     BypassLease lease_;
     Rounds rounds_;
+
+    // the way back
+    WayBack way_back_;
+    std::function<void()> when_back_;
+    size_t left_ = 0;  // and since when
+    std::chrono::steady_clock::time_point left_since_;
 };
 
 }  // namespace sallyport::control

@@ -61,6 +61,11 @@ std::vector<std::expected<void, netlink::Error>> KernelRegister::write_all(
     return socket_->write_all(writes);
 }
 
+std::vector<std::expected<void, netlink::Error>> KernelRegister::limit_all(
+    std::span<const xfrm::LimitWrite> writes) {
+    return socket_->limit_all(writes);
+}
+
 std::expected<void, netlink::Error> KernelRegister::expire(const xfrm::KernelSa& state, bool hard) {
     return socket_->expire(state, hard);
 }

@@ -55,6 +55,8 @@ class KernelRegister final : public Register {
         std::span<const xfrm::SaName> names) override;
     std::vector<std::expected<void, netlink::Error>> write_all(
         std::span<const xfrm::CounterWrite> writes) override;
+    std::vector<std::expected<void, netlink::Error>> limit_all(
+        std::span<const xfrm::LimitWrite> writes) override;
     std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) override;
 
   private:

@@ -166,6 +166,12 @@ Reconciler::Plan Reconciler::plan_without_publication(const xfrm::RegisterChange
     return plan;
 }
 
+Reconciler::Plan Reconciler::plan_owners() const {
+    Plan plan;
+    name_owners(plan, {}, static_cast<uint32_t>(owners_.size()));
+    return plan;
+}
+
 // Of groups that some come to or leave, and of those that were not published since.
 void Reconciler::name_owners(Plan& plan, const Decisions& now, uint32_t group_count) const {
     std::map<PolicyId, std::set<WorkerId>> owners;

@@ -88,6 +88,12 @@ class Reconciler {
         taking_over_ = true;
         all_again_ = true;
     }
+    void stop_coming() {
+        taking_over_ = false;
+        waiting_.clear();
+    }
+    // Owners of groups that some have joined or left since they were published.
+    [[nodiscard]] Plan plan_owners() const;
 
     // Those that are steered go on, each when its time has come.
     void go_on();

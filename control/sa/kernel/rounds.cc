@@ -114,6 +114,14 @@ void Rounds::next_batch() {
     parts_.reconciler.carry_out_batch(plan, now);
 }
 
+bool Rounds::go_back(WayBack& way_back) {
+    way_back.retire();
+    if (!way_back.name()) return !way_back.is_done();
+    // Those that cannot be written are written with the next ones; frames find no SA until then.
+    keep(parts_.reconciler.plan_owners());
+    return true;
+}
+
 void Rounds::in_step(const xfrm::RegisterChanges& waiting) {
     if (not_published_.empty() && waiting.policies.empty() && !waiting.resync)
         parts_.lease.extend();

@@ -8,6 +8,7 @@
 //   heard()     a message: BYPASS is not believed any more where it is about policies
 //   run()       a round
 //   go_on()     between rounds: SAs that are on their way to workers, and the next batch of them
+//   go_back()   the same at the end: all SAs are on their way back
 //   in_step()   nothing waits to be heard: what is published is what the register has, if it is
 //
 // Owner: control thread.
@@ -26,6 +27,7 @@
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/surroundings.h"
+#include "control/sa/kernel/way_back.h"
 #include "control/sa/worker_commands.h"
 
 namespace sallyport::control {
@@ -69,6 +71,9 @@ class Rounds {
     std::expected<void, std::string> run(xfrm::RegisterChanges changes);
     // True: some are left, go on after Handover::kSettle.
     bool go_on();
+    // Everything goes back to the kernel. True: go on after Handover::kSettle, or when a worker has
+    // said something.
+    bool go_back(WayBack& way_back);
     // `waiting`: heard, and not yet of a round.
     void in_step(const xfrm::RegisterChanges& waiting);
 

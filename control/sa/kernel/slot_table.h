@@ -35,6 +35,8 @@ class SlotTable {
     Slot& create(const xfrm::SaName& name, const SequenceMemory::Name& memory_name);
     // Outbound, when its decision is known: it counts for its group until it gives up its name.
     void join_group(Slot& slot);
+    // It counts for its group no more, before it gives up its name or as it does.
+    void leave_group(const Slot& slot);
     // It gives up its name.
     void leave(Slot& slot);
     // With or without leave(). The slot is gone afterwards.
@@ -89,8 +91,6 @@ class SlotTable {
     };
     template <typename Name>
     using Counts = std::map<Name, size_t>;
-
-    void leave_group(const Slot& slot);
 
     size_t capacity_;
     size_t count_ = 0;

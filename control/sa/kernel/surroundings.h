@@ -41,6 +41,8 @@ class Register {
         std::span<const xfrm::SaName> names) = 0;
     virtual std::vector<std::expected<void, netlink::Error>> write_all(
         std::span<const xfrm::CounterWrite> writes) = 0;
+    virtual std::vector<std::expected<void, netlink::Error>> limit_all(
+        std::span<const xfrm::LimitWrite> writes) = 0;
     virtual std::expected<void, netlink::Error> expire(const xfrm::KernelSa& state, bool hard) = 0;
 
   protected:

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <functional>
@@ -183,6 +184,52 @@ TEST_F(XfrmRegisterFeedback, CountersOfStatesWithADirectionAreWritten) {
         }
     });
     if (!knows_direction) GTEST_SKIP() << "the kernel does not know XFRMA_SA_DIR";
+}
+
+// Only the limits are others, whatever the state has counted; and the kernel asks when they come
+// up.
+TEST_F(XfrmRegisterFeedback, LimitsAreWrittenIntoStatesInUse) {
+    with_states([](RegisterSocket& socket, RegisterMirror& mirror) {
+        for (const char* options :
+             {" replay-window 32", " replay-window 0", " replay-window 64 flag af-unspec",
+              " replay-window 4096 flag esn", " replay-window 32 flag esn mark 5 mask 0xff",
+              " replay-window 64 limit time-hard 3600 limit time-soft 3000 if_id 9"}) {
+            SCOPED_TRACE(options);
+            ASSERT_TRUE(succeeds("ip xfrm state add " + kName + kKeys + options));
+            receive(socket, mirror);
+            ASSERT_EQ(mirror.states().size(), 1u);
+            const KernelSa& known = mirror.states().begin()->second;
+            ASSERT_TRUE(socket.write_counters(
+                known, {.replay = Replay{.sent = 1000, .top = 2000},
+                        .usage = Usage{.bytes = 12345, .packets = 42, .use_time = 77}}));
+            const auto before = socket.get(known.name);
+            ASSERT_TRUE(before);
+            Limits limits = known.limits;
+            limits.soft_add_s = 1;
+            const LimitWrite write{.state = &known, .limits = limits};
+            const auto done = socket.limit_all({&write, 1});
+            ASSERT_TRUE(done.front()) << done.front().error().text;
+            const auto now = socket.get(known.name);
+            ASSERT_TRUE(now);
+            EXPECT_EQ(now->limits, limits);
+            EXPECT_EQ(now->replay, before->replay);
+            EXPECT_EQ(now->usage.bytes, before->usage.bytes);
+            EXPECT_EQ(now->usage.packets, before->usage.packets);
+            EXPECT_TRUE(std::ranges::equal(now->key.bytes(), before->key.bytes()));
+            EXPECT_EQ(now->flags, before->flags);
+            EXPECT_EQ(now->if_id, before->if_id);
+            EXPECT_EQ(now->reqid, before->reqid);
+            const uint64_t expiries = mirror.counters().soft_expiries;
+            for (int i = 0; i < 1000 && mirror.counters().soft_expiries == expiries; ++i) {
+                usleep(10'000);
+                receive(socket, mirror);
+            }
+            EXPECT_EQ(mirror.counters().soft_expiries, expiries + 1) << "the kernel asks";
+            ASSERT_TRUE(succeeds("ip xfrm state flush"));
+            mirror = RegisterMirror(socket.own_port());
+            dump(socket, mirror);
+        }
+    });
 }
 
 TEST_F(XfrmRegisterFeedback, WhatOthersDoIsSeen) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 
 #include "control/xfrm/messages.h"
 #include "tests/control/xfrm/builder.h"
@@ -146,6 +147,48 @@ TEST(XfrmRegisterRequests, ExpireNamesTheState) {
         EXPECT_EQ(expire->name, state.name);
         EXPECT_EQ(expire->reqid, 7u);
         EXPECT_EQ(expire->hard, hard);
+    }
+}
+
+// A whole state, as it would be read again, but for the limits and what it has counted.
+TEST(XfrmRegisterRequests, LimitsComeWithAllOfTheState) {
+    for (const char* form : {"esn", "plain"}) {
+        SCOPED_TRACE(form);
+        KernelSa state;
+        state.name.spi = Spi{0x1001};
+        state.name.destination.bytes = {192, 0, 2, 1};
+        state.name.mark = {.value = 1, .mask = 0xff};
+        state.source.bytes = {192, 0, 2, 9};
+        state.reqid = 7;
+        state.esn = form[0] == 'e';
+        state.flags = state.esn ? XFRM_STATE_ESN | XFRM_STATE_AF_UNSPEC : XFRM_STATE_AF_UNSPEC;
+        state.algorithm = "rfc4106(gcm(aes))";
+        state.aead = true;
+        state.icv_bits = 128;
+        state.key = SecretBytes(std::array<std::byte, 20>{std::byte{1}});
+        state.if_id = 3;
+        state.limits.hard_add_s = 3600;
+        state.replay = state.esn ? Replay{.esn_form = true, .bitmap_words = 2, .window = 64}
+                                 : Replay{.window = 32};
+        Limits limits = state.limits;
+        limits.soft_add_s = 100;
+        const Request request = open_request(encode_limits(state, limits, 5));
+        EXPECT_EQ(request.header.nlmsg_type, XFRM_MSG_UPDSA);
+        const auto read = decode_kernel_sa(request.payload);
+        ASSERT_TRUE(read) << read.error();
+        EXPECT_EQ(read->limits, limits);
+        EXPECT_EQ(read->name, state.name);
+        EXPECT_EQ(read->source, state.source);
+        EXPECT_EQ(read->reqid, state.reqid);
+        EXPECT_EQ(read->mode, Mode::tunnel);
+        EXPECT_EQ(read->esn, state.esn);
+        EXPECT_EQ(read->flags, state.flags);
+        EXPECT_EQ(read->algorithm, state.algorithm);
+        EXPECT_EQ(read->icv_bits, state.icv_bits);
+        EXPECT_TRUE(std::ranges::equal(read->key.bytes(), state.key.bytes()));
+        EXPECT_EQ(read->if_id, state.if_id);
+        EXPECT_EQ(read->replay, state.replay);
+        EXPECT_FALSE(read->direction);
     }
 }
 

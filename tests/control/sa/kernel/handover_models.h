@@ -315,6 +315,12 @@ class OneByOne : public Register {
         }
         return out;
     }
+    std::vector<std::expected<void, netlink::Error>> limit_all(
+        std::span<const xfrm::LimitWrite> writes) override {
+        for (const xfrm::LimitWrite& each : writes) limits[each.state->name] = each.limits;
+        return std::vector<std::expected<void, netlink::Error>>(writes.size());
+    }
+    std::map<xfrm::SaName, xfrm::Limits> limits;  // as they were written last
 
   protected:
     ~OneByOne() = default;

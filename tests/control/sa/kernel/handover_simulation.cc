@@ -633,12 +633,48 @@ void Simulation::crash() {
     nobody_is_there();
 }
 
-// Workers stop where they are. An SA that is moved meanwhile is served by the kernel before its
+// What goes on while SAs go back. An SA that is moved meanwhile is served by the kernel before its
 // counters are raised: a known gap.
+const Steps<Simulation>& Simulation::steps_of_the_way_back() {
+    static const Steps<Simulation> all = {
+        {"worker sends", 8, &Simulation::worker_sends},
+        {"worker sends much", 1, &Simulation::worker_sends_much},
+        {"kernel forwards", 6, &Simulation::kernel_forwards},
+        {"host sends", 1, &Simulation::host_sends},
+        {"peer sends", 10, &Simulation::peer_sends},
+        {"worker takes a command", 12, &Simulation::worker_takes_command},
+        {"worker receives", 10, &Simulation::worker_receives},
+        {"worker tells", 10, &Simulation::worker_tells},
+        {"control hears", 6, &Simulation::control_hears},
+        {"control: round", 4, &Simulation::control_round},
+        {"control: goes on", 4, &Simulation::control_goes_on},
+        {"control: tick", 2, &Simulation::control_ticks},
+        {"time passes", 10, &Simulation::time_passes},
+    };
+    return all;
+}
+
+// As KernelSas::go_back(), which gives up after a while.
+void Simulation::wind_down() {
+    WayBack way_back(daemon_->time, daemon_->slots, daemon_->handover, daemon_->reconciler,
+                     1 + dice_.below(3));
+    way_back.begin();
+    for (uint64_t left = dice_.below(60); left > 0 && !way_back.is_done(); --left) {
+        way_back.retire();
+        if (way_back.name()) name_owners(daemon_->reconciler.plan_owners());
+        if (options_.mistake == Mistake::steered_back_too_early) steered_.clear();
+        const auto& step = steps_of_the_way_back().next(dice_);
+        tell(step.name);
+        (this->*step.act)();
+    }
+}
+
+// Workers that have not given all back stop where they are.
 void Simulation::stop_cleanly() {
     if (!daemon_ || faulty_ || some_are_behind()) return;
     daemon_->model.faults.before_write = daemon_->model.faults.before_look = nullptr;
     daemon_->requests.pay_debts();
+    wind_down();
     daemon_->slots.for_each([this](Slot& slot) { daemon_->handover.write_back(slot); });
     wire_.feedback_done();
     nobody_is_there();

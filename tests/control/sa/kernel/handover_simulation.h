@@ -34,6 +34,7 @@
 #include "control/sa/kernel/rekey_pacer.h"
 #include "control/sa/kernel/sequence_memory.h"
 #include "control/sa/kernel/slot_table.h"
+#include "control/sa/kernel/way_back.h"
 #include "tests/control/sa/kernel/handover_models.h"
 
 namespace sallyport::control::model {
@@ -56,6 +57,7 @@ enum class Mistake : uint8_t {
     no_reservation,             // the kernel's number stays where it was
     reservation_after_install,  // it is raised when the worker sends already
     written_back_too_early,     // before the worker has let go
+    steered_back_too_early,     // the same, on the way back: the kernel has inbound frames at once
     last_counters_forgotten,    // of a state that goes
     kernel_left_behind,         // a state that no worker takes keeps its old counters
     replaced_unnoticed,         // a state added again whose messages were lost
@@ -81,6 +83,7 @@ class Simulation {
   private:
     struct Daemon;  // the parts under test in one life, and their interfaces to the models
     static const Steps<Simulation>& steps();
+    static const Steps<Simulation>& steps_of_the_way_back();
 
     // --- the IKE daemon
     void ike_adds();
@@ -111,6 +114,7 @@ class Simulation {
     // --- life and death
     void crash();
     void stop_cleanly();
+    void wind_down();
     void start();
 
     void calm_down();

@@ -98,6 +98,10 @@ TEST(HandoverSimulation, NoticesThatIsWrittenBackBeforeTheWorkerLetGo) {
     expect_found({.mistake = Mistake::written_back_too_early}, "uses an SA that was freed");
 }
 
+TEST(HandoverSimulation, NoticesThatIsSteeredBackBeforeTheWorkerLetGo) {
+    expect_found({.mistake = Mistake::steered_back_too_early}, kAcceptedTwice);
+}
+
 TEST(HandoverSimulation, NoticesThatLastCountersAreForgotten) {
     expect_found({.mistake = Mistake::last_counters_forgotten}, "twice");
 }

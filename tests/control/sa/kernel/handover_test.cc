@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "control/sa/kernel/reconcile.h"
+#include "control/sa/kernel/way_back.h"
 #include "tests/control/sa/kernel/handover_models.h"
 
 namespace sallyport::control {
@@ -286,6 +287,90 @@ TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
     one_by_one.go_on();
     EXPECT_TRUE(one_by_one.plan_batch(now).coming.empty());
     EXPECT_FALSE(one_by_one.is_under_way());
+}
+
+// ---- the way back -------------------------------------------------------------------------------
+
+// While a batch goes back the others stay; the kernel sends before its worker gives an SA up, and
+// has inbound frames when it knows what the worker has accepted.
+TEST_F(HandoverTest, AllGoBackInBatches) {
+    add(true);
+    add(false);
+    round();
+    worker_sends(5);
+    WayBack way_back(time_, slots_, handover_, reconciler_, 1);
+    way_back.begin();
+    OwnerChanges owners;
+    for (size_t left = 2; left > 0; --left) {
+        ASSERT_TRUE(way_back.name());
+        EXPECT_FALSE(way_back.name()) << "one batch at a time";
+        const auto plan = reconciler_.plan_owners();
+        owners.insert(plan.owners.begin(), plan.owners.end());
+        reconciler_.owners_published(plan);
+        way_back.retire();
+        EXPECT_EQ(slots_.by_name().size(), left) << "what is on its way has not arrived";
+        time_.at += Handover::kSettle;
+        way_back.retire();
+        EXPECT_EQ(slots_.by_name().size(), left - 1);
+        obey();
+        EXPECT_EQ(slots_.size(), left - 1);
+    }
+    EXPECT_TRUE(way_back.is_done());
+    EXPECT_EQ(owners, (OwnerChanges{{PolicyId{0}, {}}}));
+    EXPECT_TRUE(steered_.names.empty());
+    EXPECT_EQ(kernel_.states.at(name(true)).packets, 5u);
+    round();
+    EXPECT_EQ(slots_.size(), 0u) << "nobody comes again";
+}
+
+// Owners that a round names meanwhile are without those that go.
+TEST_F(HandoverTest, ARoundOnTheWayBackBringsNobodyBack) {
+    add(true);
+    round();
+    WayBack way_back(time_, slots_, handover_, reconciler_);
+    way_back.begin();
+    ASSERT_TRUE(way_back.name());
+    const auto without = reconciler_.plan_owners();
+    EXPECT_EQ(without.owners, (OwnerChanges{{PolicyId{0}, {}}}));
+    reconciler_.owners_published(without);
+    const auto plan = reconciler_.plan(decide(), {.whole = true}, {}, 1);
+    EXPECT_TRUE(plan.owners.empty());
+    EXPECT_TRUE(plan.coming.empty());
+}
+
+// After a stop the kernel asks by itself, for one after another.
+TEST_F(HandoverTest, RekeysAfterAStopAreSpread) {
+    constexpr uint32_t kSas = 50;
+    time_.of_day = 1000;
+    for (uint32_t i = 0; i < kSas; ++i) {
+        State state;
+        state.name = name(true, i);
+        state.source.bytes = {192, 0, 2, 9};
+        state.key = ++keys_;
+        state.outbound = true;
+        kernel_.add(state);
+    }
+    round();
+    ASSERT_EQ(slots_.size(), kSas);
+    for (const auto& [known, each] : slots_.by_name()) each->outbound()->sa->packets.add(1);
+    WayBack way_back(time_, slots_, handover_, reconciler_);
+    way_back.begin();
+    ASSERT_TRUE(way_back.name());
+    time_.at += Handover::kSettle;
+    way_back.retire();
+    obey();
+    ASSERT_TRUE(way_back.is_done());
+    feedback_.leave_rekey_requests();
+    ASSERT_EQ(registered_.limits.size(), kSas);
+    std::multiset<uint64_t> when;
+    for (const auto& [known, limits] : registered_.limits) {
+        when.insert(limits.soft_add_s + kernel_.states.at(known).add_time - time_.of_day);
+        EXPECT_EQ(limits.hard_add_s, 0u);
+    }
+    EXPECT_EQ(*when.begin(), 1u);
+    EXPECT_EQ(*when.rbegin(), 1 + (kSas - 1) * Feedback::kSpread / seconds(1));
+    EXPECT_LE(when.count(2), size_t{seconds(1) / Feedback::kSpread} + 1) << "no storm";
+    EXPECT_EQ(pacer_.waiting(), 0u);
 }
 
 // ---- reservations ------------------------------------------------------------------------------
