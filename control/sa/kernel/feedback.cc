@@ -20,12 +20,17 @@ bool Feedback::write(Slot& slot, const xfrm::KernelSa& state, const Work& work,
                      const std::optional<xfrm::Replay>& replay) {
     const xfrm::CounterUpdate update{.replay = replay, .usage = usage_of(slot, work)};
     if (!around_.kernel.write_counters(state, update)) return false;
+    note_written(slot, work, replay);
+    return true;
+}
+
+void Feedback::note_written(Slot& slot, const Work& work,
+                            const std::optional<xfrm::Replay>& replay) {
     slot.written_packets = work.packets;
     slot.written_bytes = work.bytes;
     if (InboundSide* side = slot.inbound(); side != nullptr && replay) {
         side->written_top = replay->top;
     }
-    return true;
 }
 
 void Feedback::note_use(Slot& slot) const {
@@ -34,37 +39,59 @@ void Feedback::note_use(Slot& slot) const {
     slot.seen_packets = packets;
 }
 
-void Feedback::write_counters(Slot& slot) {
-    note_use(slot);
+bool Feedback::has_news(const Slot& slot) {
     const Work work = work_of(slot);
-    const xfrm::KernelSa* state = around_.kernel.find(slot.name);
-    if (state == nullptr) return;
-    std::optional<xfrm::Replay> replay;
-    if (const InboundSide* side = slot.inbound()) {
-        const uint64_t top = std::max({side->written_top, work.top, state->replay.top});
-        if (top != side->written_top) {
-            replay = slot.replay;
-            replay->sent = 0;
-            replay->top = top;
-        }
-    }
-    if (work.packets == slot.written_packets && !replay) return;
-    // ESRCH: it was deleted, the message is on its way.
-    (void)write(slot, *state, work, replay);
+    const InboundSide* side = slot.inbound();
+    return work.packets != slot.written_packets || work.packets != slot.seen_packets ||
+           (side != nullptr && work.top > side->written_top);
 }
 
-void Feedback::check_limits(Slot& slot) {
+void Feedback::write_counters(std::span<Slot* const> slots) {
+    struct Written {
+        Slot* slot;
+        Work work;
+    };
+    std::vector<Written> written;
+    std::vector<xfrm::CounterWrite> writes;
+    for (Slot* slot : slots) {
+        note_use(*slot);
+        const Work work = work_of(*slot);
+        const xfrm::KernelSa* state = around_.kernel.find(slot->name);
+        if (state == nullptr) continue;
+        std::optional<xfrm::Replay> replay;
+        if (const InboundSide* side = slot->inbound()) {
+            const uint64_t top = std::max({side->written_top, work.top, state->replay.top});
+            if (top != side->written_top) {
+                replay = slot->replay;
+                replay->sent = 0;
+                replay->top = top;
+            }
+        }
+        if (work.packets == slot->written_packets && !replay) continue;
+        written.push_back({.slot = slot, .work = work});
+        writes.push_back(
+            {.state = state, .update = {.replay = replay, .usage = usage_of(*slot, work)}});
+    }
+    const auto done = around_.kernel.write_all(writes);
+    for (size_t i = 0; i < done.size(); ++i) {
+        // ESRCH: it was deleted, the message is on its way.
+        if (done[i]) note_written(*written[i].slot, written[i].work, writes[i].update.replay);
+    }
+}
+
+bool Feedback::check_limits(Slot& slot) {
     const xfrm::Limits& limits = slot.limits;
     const bool used_up = is_used_up(slot);
-    if (!limits_volume(limits) && !used_up) return;
+    if (!limits_volume(limits) && !used_up) return false;
     const xfrm::Usage usage = usage_of(slot, work_of(slot));
     const bool hard =
         used_up || usage.bytes >= limits.hard_bytes || usage.packets >= limits.hard_packets;
     const bool soft = usage.bytes >= limits.soft_bytes || usage.packets >= limits.soft_packets;
-    if (hard ? slot.hard_reported : !soft || slot.soft_reported) return;
+    if (hard ? slot.hard_reported : !soft || slot.soft_reported) return false;
     const xfrm::KernelSa* state = around_.kernel.find(slot.name);
-    if (state == nullptr) return;
-    write_counters(slot);  // the IKE daemon reads them
+    if (state == nullptr) return false;
+    Slot* one = &slot;
+    write_counters({&one, 1});  // the IKE daemon reads them
     const auto told = around_.kernel.expire(*state, hard);
     if (!told && told.error().number != ESRCH) {
         if (!std::exchange(slot.expiry_failed, true)) {
@@ -72,13 +99,14 @@ void Feedback::check_limits(Slot& slot) {
                 to_text(slot.name) +
                 ": the end of its lifetime cannot be reported: " + told.error().text);
         }
-        return;  // tried again: a hard limit must hold
+        return true;  // tried again: a hard limit must hold
     }
     slot.expiry_failed = false;
     slot.soft_reported = true;
     slot.rekey_wanted = RekeyPacer::When::always;  // and asked for again, see Handover
     slot.rekey_asked_at = around_.clock.now();
     slot.hard_reported = hard;  // the kernel has deleted it: the message is on its way
+    return true;
 }
 
 void Feedback::ask_rekey(Slot& slot, RekeyPacer::When when) {
@@ -91,10 +119,14 @@ void Feedback::ask_rekey(Slot& slot, RekeyPacer::When when) {
     pacer_.ask(slot.name, slot.decision.group, now, when);
 }
 
+bool Feedback::asks_again(const Slot& slot) const {
+    return slot.rekey_wanted && around_.clock.now() - slot.rekey_asked_at >= kAskAgain;
+}
+
 // One that is rekeyed goes soon after.
 void Feedback::ask_again(Slot& slot) {
+    if (!asks_again(slot)) return;
     const auto now = around_.clock.now();
-    if (!slot.rekey_wanted || now - slot.rekey_asked_at < kAskAgain) return;
     slot.rekey_asked_at = now;
     pacer_.ask(slot.name, slot.decision.group, now, *slot.rekey_wanted);
 }

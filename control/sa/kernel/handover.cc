@@ -137,26 +137,48 @@ void Handover::install_inbound(Slot& slot, InboundSide& side, const xfrm::Kernel
     around_.workers.send(slot.owner(), command::InstallInbound{side.sa.get()});
 }
 
-void Handover::look_after(Slot& slot) {
-    catch_up(slot);
-    reservations_.extend_if_low(slot);
-    feedback_.ask_again(slot);
+bool Handover::needs_look(const Slot& slot) const {
+    const InboundSide* side = slot.inbound();
+    return (side != nullptr && side->catch_up_due) || Reservations::is_low(slot) ||
+           feedback_.asks_again(slot);
 }
 
-void Handover::catch_up(Slot& slot) {
-    InboundSide* side = slot.inbound();
-    if (side == nullptr || slot.phase != Phase::installed || !side->catch_up_due) return;
-    const auto state = around_.kernel.get(slot.name);
-    if (!state) return;
-    compare(slot, *state);
+void Handover::look_after(std::span<Slot* const> slots) {
+    catch_up(slots);
+    std::vector<Slot*> low;
+    for (Slot* slot : slots) {
+        if (Reservations::is_low(*slot)) low.push_back(slot);
+    }
+    reservations_.extend(low);
+    for (Slot* slot : slots) feedback_.ask_again(*slot);
+}
+
+void Handover::catch_up(std::span<Slot* const> slots) {
+    std::vector<Slot*> due;
+    std::vector<xfrm::SaName> names;
+    for (Slot* slot : slots) {
+        const InboundSide* side = slot->inbound();
+        if (side == nullptr || slot->phase != Phase::installed || !side->catch_up_due) continue;
+        due.push_back(slot);
+        names.push_back(slot->name);
+    }
+    const auto states = around_.kernel.get_all(names);
+    for (size_t i = 0; i < due.size(); ++i) {
+        if (states[i]) catch_up(*due[i], *states[i]);
+    }
+}
+
+void Handover::catch_up(Slot& slot, const xfrm::KernelSa& state) {
+    compare(slot, state);
     if (slot.replaced) return;
-    side->catch_up_due = false;
-    if (state->replay.top <= side->written_top) return;
-    side->written_top = state->replay.top;
+    InboundSide& side = *slot.inbound();
+    side.catch_up_due = false;
+    if (state.replay.top <= side.written_top) return;
+    side.written_top = state.replay.top;
     around_.workers.send(slot.owner(), command::SkipReplay{.id = slot.id,
                                                            .spi = slot.name.spi,
                                                            .destination = slot.name.destination,
-                                                           .last = state->replay.top});
+                                                           .last = state.replay.top});
 }
 
 OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm::KernelSa& state,
@@ -238,23 +260,30 @@ void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
                          command::ReplaceInbound{.old = side.before.get(), .sa = side.sa.get()});
 }
 
-void Handover::kernel_used(Slot& slot) {
-    if (slot.phase != Phase::installed) return;
-    const auto state = around_.kernel.get(slot.name);
-    if (!state) return;
-    compare(slot, *state);
-    if (slot.replaced) return;
-    if (const InboundSide* side = slot.inbound()) {
-        if (state->replay.top <= std::max(side->written_top, work_of(slot).top)) return;
-        if (!std::exchange(slot.used_warned, true)) {
-            around_.notices.warning(
-                to_text(slot.name) +
-                ": the kernel has received packets of it too, by a device that is no "
-                "port; make that device a port, or replay protection is split in two");
-        }
-        return;
+void Handover::kernel_used(std::span<Slot* const> slots) {
+    std::vector<Slot*> installed;
+    std::vector<xfrm::SaName> names;
+    for (Slot* slot : slots) {
+        if (slot->phase != Phase::installed) continue;
+        installed.push_back(slot);
+        names.push_back(slot->name);
     }
-    reservations_.follow(slot, *state);
+    const auto states = around_.kernel.get_all(names);
+    for (size_t i = 0; i < installed.size(); ++i) {
+        if (states[i]) kernel_used(*installed[i], *states[i]);
+    }
+}
+
+void Handover::kernel_used(Slot& slot, const xfrm::KernelSa& state) {
+    compare(slot, state);
+    if (slot.replaced) return;
+    const InboundSide* side = slot.inbound();
+    if (side == nullptr) return reservations_.follow(slot, state);
+    if (state.replay.top <= std::max(side->written_top, work_of(slot).top)) return;
+    if (std::exchange(slot.used_warned, true)) return;
+    around_.notices.warning(to_text(slot.name) +
+                            ": the kernel has received packets of it too, by a device that is no "
+                            "port; make that device a port, or replay protection is split in two");
 }
 
 // It stays in place until its policy has another owner.
@@ -428,7 +457,20 @@ void Handover::take(const event::SequenceLow& news) {
     Slot* slot = slots_.find(news.id);
     if (slot == nullptr || slot->outbound() == nullptr) return;
     slot->outbound()->extension_due = true;
-    reservations_.extend(*slot);
+    low_.push_back(news.id);
+}
+
+bool Handover::extend_some() {
+    constexpr size_t kAtOnce = 64;
+    std::vector<Slot*> slots;
+    while (slots.size() < kAtOnce && !low_.empty()) {
+        Slot* slot = slots_.find(low_.back());
+        low_.pop_back();
+        // Of several words of one SA the first is enough.
+        if (slot != nullptr && slot->outbound()->extension_due) slots.push_back(slot);
+    }
+    reservations_.extend(slots);
+    return !low_.empty();
 }
 
 void Handover::take(const event::SequenceExhausted& news) {

@@ -72,6 +72,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "control/sa/kernel/feedback.h"
 #include "control/sa/kernel/reservations.h"
@@ -109,14 +110,16 @@ class Handover {
     // Takes a step with those that are steered, if it is time: read, reserve, install. One that
     // stays with the kernel is gone afterwards.
     void go_on(std::span<Slot* const> slots);
-    // Of one that is installed, all kTick: what can have been missed.
-    void look_after(Slot& slot);
+    // Of those that are installed: what can have been missed, or is due.
+    void look_after(std::span<Slot* const> slots);
+    // Whether there is something; costs next to nothing.
+    [[nodiscard]] bool needs_look(const Slot& slot) const;
     // Of an inbound SA that is installed, to those of its decision.
     void change_selectors(Slot& slot, const xfrm::KernelSa& state);
 
     // The kernel itself has used a state that a worker serves: outbound, traffic of this host that
     // was not routed into sp0; inbound, packets that came in by a device which is no port.
-    void kernel_used(Slot& slot);
+    void kernel_used(std::span<Slot* const> slots);
 
     // See Reservations.
     void compare(Slot& slot, const xfrm::KernelSa& state) { reservations_.compare(slot, state); }
@@ -141,8 +144,13 @@ class Handover {
     // --- what workers say
     void take(const event::InboundRetired& news);
     void take(const event::OutboundRetired& news);
-    void take(const event::SequenceLow& news);
+    void take(const event::SequenceLow& news);  // then extend_some()
     void take(const event::SequenceExhausted& news);
+
+    // Numbers for those that said they are low, as many at once as go in one system call. True:
+    // more of them wait.
+    bool extend_some();
+    [[nodiscard]] bool some_are_low() const { return !low_.empty(); }
 
     // Those that were tried and left to the kernel: why.
     [[nodiscard]] const std::map<xfrm::SaName, std::string>& kept() const { return kept_; }
@@ -158,7 +166,9 @@ class Handover {
   private:
     // Inbound, once, some time after it was installed: what the kernel has accepted since it was
     // read counts as received.
-    void catch_up(Slot& slot);
+    void catch_up(std::span<Slot* const> slots);
+    void catch_up(Slot& slot, const xfrm::KernelSa& state);
+    void kernel_used(Slot& slot, const xfrm::KernelSa& state);
     [[nodiscard]] bool is_settled(const Slot& slot) const;
     [[nodiscard]] xfrm::Replay raised(const xfrm::KernelSa& state,
                                       const std::optional<xfrm::StateDirection>& direction) const;
@@ -192,6 +202,7 @@ class Handover {
     Setup setup_;
     std::map<xfrm::SaName, std::string> kept_;
     bool returning_ = false;
+    std::vector<SaId> low_;
 };
 
 }  // namespace sallyport::control

@@ -25,6 +25,8 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       next_round_(context, [this] { round(); }),
       next_step_(context, [this] { go_on(); }),
       next_tick_(context, [this] { on_tick(); }),
+      next_slice_(context, [this] { tour(); }),
+      next_numbers_(context, [this] { extend_some(); }),
       register_(changes_,
                 {.forgotten = [this](const xfrm::KernelSa& last) { remember(memory_, last); },
                  .overheard = [this] { on_overheard(); }}),
@@ -56,6 +58,7 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
           [this](const GroupOwners& owners, const OwnerChanges& changed, bool other_spd) {
               lead_host_traffic(owners, changed, other_spd);
           }),
+      tour_(clock_, slots_, handover_, feedback_),
       way_back_(clock_, slots_, handover_, reconciler_) {}
 
 KernelSas::~KernelSas() = default;
@@ -103,7 +106,8 @@ void KernelSas::stop() {
     stopped_ = true;
     ErrorCode ignored;
     if (readable_) readable_->close(ignored);
-    for (Later* later : {&next_round_, &next_step_, &next_tick_}) later->stop();
+    for (Later* later : {&next_round_, &next_step_, &next_tick_, &next_slice_, &next_numbers_})
+        later->stop();
 }
 
 void KernelSas::give_back() {
@@ -176,9 +180,11 @@ void KernelSas::on_overheard() {
 }
 
 void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
+    std::vector<Slot*> used;
     for (const xfrm::SaName& name : names) {
-        if (Slot* slot = slots_.find(name)) handover_.kernel_used(*slot);
+        if (Slot* slot = slots_.find(name)) used.push_back(slot);
     }
+    handover_.kernel_used(used);
 }
 
 void KernelSas::decide(const xfrm::RegisterChanges& changes, size_t entries_max) {
@@ -274,20 +280,23 @@ void KernelSas::go_back() {
 }
 
 void KernelSas::on_tick() {
-    const bool feedback = ++ticks_ % kFeedbackTicks == 0;
-    if (read_again_due_ && feedback) read_again();
+    const bool second = ++ticks_ % kTicksOfSecond == 0;
+    if (read_again_due_ && second) read_again();
     look_at_used(std::exchange(changes_.used, {}));
-    for (const auto& [name, slot] : slots_.by_name()) {
-        if (slot->phase != Phase::installed) continue;
-        handover_.look_after(*slot);
-        if (feedback) feedback_.write_counters(*slot);
-        feedback_.check_limits(*slot);
-    }
-    if (feedback && !way_back_.has_begun()) {
-        feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
-    }
+    tour_.begin();
+    tour();
+    if (second && !way_back_.has_begun()) feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
     next_tick_.in(kTick);
     listen_to_the_end();
+}
+
+void KernelSas::tour() {
+    if (tour_.go_on()) next_slice_.in(std::chrono::milliseconds(0));
+}
+
+// Workers would stand still without them.
+void KernelSas::extend_some() {
+    if (handover_.extend_some()) next_numbers_.in(std::chrono::milliseconds(0));
 }
 
 void KernelSas::handle(const Event& event) {
@@ -296,6 +305,7 @@ void KernelSas::handle(const Event& event) {
             if constexpr (requires { handover_.take(news); }) handover_.take(news);
         },
         event);
+    if (handover_.some_are_low()) next_numbers_.in(std::chrono::milliseconds(0));
 }
 
 // ---- views -------------------------------------------------------------------------------------

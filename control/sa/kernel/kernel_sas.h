@@ -34,6 +34,7 @@
 #include "control/sa/kernel/publication.h"
 #include "control/sa/kernel/reconcile.h"
 #include "control/sa/kernel/rounds.h"
+#include "control/sa/kernel/tour.h"
 #include "control/sa/kernel/way_back.h"
 #include "control/sa/source.h"
 
@@ -54,9 +55,8 @@ class KernelSas final : public SaSource {
     // lease of BYPASS is extended. Longer, and an SA carries that much more than its limit; shorter
     // costs a look at every SA each time.
     static constexpr std::chrono::milliseconds kTick{100};
-    // Every so many ticks the kernel is told what workers have used: one message for each busy SA.
-    // What arrived since the last time can be replayed once after a crash.
-    static constexpr uint32_t kFeedbackTicks = 10;
+    // Every so many ticks, about a second, requests to rekey are sent.
+    static constexpr uint32_t kTicksOfSecond = 10;
     // For how long frames wait in a worker for an SA that is being taken over. It must be longer
     // than a batch takes (Reconciler::kBatch), and what control does at one time, else they are
     // lost; longer, and packet memory is kept for nothing where none comes.
@@ -107,6 +107,8 @@ class KernelSas final : public SaSource {
     void go_on();
     void go_back();
     void on_tick();
+    void tour();
+    void extend_some();
     void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
     void run_round();
     void lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed, bool other_spd);
@@ -125,6 +127,8 @@ class KernelSas final : public SaSource {
     Later next_round_;
     Later next_step_;
     Later next_tick_;
+    Later next_slice_;
+    Later next_numbers_;
     std::optional<boost::asio::posix::stream_descriptor> readable_;
 
     // outside
@@ -154,6 +158,8 @@ class KernelSas final : public SaSource {
     Publication publication_;
     BypassLease lease_;
     Rounds rounds_;
+
+    Tour tour_;
 
     // the way back
     WayBack way_back_;

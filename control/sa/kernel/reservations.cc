@@ -131,23 +131,32 @@ void Reservations::note_told(OutboundSide& side, const SequenceRange& range, uin
     side.extension_due = false;
 }
 
-void Reservations::extend_if_low(Slot& slot) {
-    OutboundSide* side = slot.outbound();
-    if (side == nullptr || slot.phase != Phase::installed || side->nothing_left) return;
+bool Reservations::is_low(const Slot& slot) {
+    const OutboundSide* side = slot.outbound();
+    if (side == nullptr || side->nothing_left) return false;
     const uint64_t next = side->sa->sequence_next.read();
-    const uint64_t left = side->told - std::min(next, side->told);
-    if (left < side->block / 4) side->extension_due = true;
-    if (side->extension_due) extend(slot);
+    return side->extension_due || side->told - std::min(next, side->told) < side->block / 4;
 }
 
-void Reservations::extend(Slot& slot) {
-    OutboundSide* side = slot.outbound();
-    if (side == nullptr || slot.phase != Phase::installed) return;
+void Reservations::extend(std::span<Slot* const> slots) {
+    std::vector<Slot*> low;
+    std::vector<xfrm::SaName> names;
+    for (Slot* slot : slots) {
+        OutboundSide* side = slot->outbound();
+        if (side == nullptr || slot->phase != Phase::installed) continue;
+        side->extension_due = true;
+        low.push_back(slot);
+        names.push_back(slot->name);
+    }
     // The kernel tells of its own use late, or not at all where it is a packet now and then.
-    const auto state = around_.kernel.get(slot.name);
-    if (!state) return;
-    compare(slot, *state);
-    if (!slot.replaced) advance(slot, *side, *state);
+    const auto states = around_.kernel.get_all(names);
+    std::vector<Looked> looked;
+    for (size_t i = 0; i < low.size(); ++i) {
+        if (!states[i]) continue;
+        compare(*low[i], *states[i]);
+        if (!low[i]->replaced) looked.push_back({.slot = low[i], .state = &*states[i]});
+    }
+    advance(looked);
 }
 
 // Where `range` does not follow what the worker has, the kernel has sent in between, or may have:
@@ -169,29 +178,52 @@ bool Reservations::kernel_has_sent(const Slot& slot, const OutboundSide& side,
 }
 
 void Reservations::follow(Slot& slot, const xfrm::KernelSa& state) {
-    OutboundSide& side = *slot.outbound();
-    if (kernel_has_sent(slot, side, state)) advance(slot, side, state);
+    if (!kernel_has_sent(slot, *slot.outbound(), state)) return;
+    const Looked looked{.slot = &slot, .state = &state};
+    advance({&looked, 1});
 }
 
-// `state`: as it is now.
-void Reservations::advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state) {
-    const uint64_t first = next_unused(slot, state);
-    if (first >= sequence_end(slot.esn)) {
-        side.nothing_left = true;
-        side.extension_due = false;
-        return feedback_.ask_rekey(slot, RekeyPacer::When::always);
+void Reservations::advance(std::span<const Looked> all) {
+    struct Going {
+        Looked looked;
+        uint64_t first = 0;
+        bool sent_before = false;  // by the kernel
+    };
+    std::vector<Going> going;
+    std::vector<Wish> wishes;
+    for (const Looked& each : all) {
+        Slot& slot = *each.slot;
+        OutboundSide& side = *slot.outbound();
+        const uint64_t first = next_unused(slot, *each.state);
+        if (first >= sequence_end(slot.esn)) {
+            side.nothing_left = true;
+            side.extension_due = false;
+            feedback_.ask_rekey(slot, RekeyPacer::When::always);
+            continue;
+        }
+        const bool sent_before = kernel_has_sent(slot, side, *each.state);
+        if (sent_before && host_uses(*each.state)) {
+            leave_to_kernel_(slot);
+            continue;
+        }
+        going.push_back({.looked = each, .first = first, .sent_before = sent_before});
+        wishes.push_back(
+            {.slot = &slot, .looked_at = each.state, .size = further_block(slot, side)});
     }
-    const bool sent_before = kernel_has_sent(slot, side, state);
-    if (sent_before && host_uses(state)) return leave_to_kernel_(slot);
-    const Wish wish{.slot = &slot, .looked_at = &state, .size = further_block(slot, side)};
-    const Reserved range = reserve({&wish, 1}).front();
-    if (!range) {  // tried again
-        if (sent_before) note_round(slot, state);
-        return;
+    const auto ranges = reserve(wishes);
+    for (size_t i = 0; i < going.size(); ++i) {
+        Slot& slot = *going[i].looked.slot;
+        const Reserved& range = ranges[i];  // none: tried again
+        if (range) {
+            tell_range(slot, *slot.outbound(), *range);
+            if (range->end >= sequence_end(slot.esn)) {
+                feedback_.ask_rekey(slot, RekeyPacer::When::always);
+            }
+        }
+        if (going[i].sent_before || (range && range->first > going[i].first)) {
+            note_round(slot, *going[i].looked.state);
+        }
     }
-    tell_range(slot, side, *range);
-    if (range->end >= sequence_end(slot.esn)) feedback_.ask_rekey(slot, RekeyPacer::When::always);
-    if (sent_before || range->first > first) note_round(slot, state);
 }
 
 bool Reservations::host_uses(const xfrm::KernelSa& state) const {

@@ -4,7 +4,7 @@
 // Numbers of outbound SAs: reserved in the kernel's state, given to the worker that sends.
 //
 //   reserve()        looks, writes the kernel's number above a block, looks again
-//   extend_if_low()  a worker is given the next block before it has used up what it has
+//   extend()         a worker is given the next block before it has used up what it has
 //   follow()         the kernel has sent: the worker goes on above
 //
 // What a number may be used for, and why never twice: handover.h.
@@ -98,9 +98,10 @@ class Reservations {
     void note_told(OutboundSide& side, const SequenceRange& range, uint64_t next) const;
 
     // --- afterwards
-    void extend(Slot& slot);
+    // Of those that are installed; others are left out.
+    void extend(std::span<Slot* const> slots);
     // A worker asks once; where its word was lost the numbers themselves tell.
-    void extend_if_low(Slot& slot);
+    [[nodiscard]] static bool is_low(const Slot& slot);
     // Of an outbound SA whose state is `state` now.
     void follow(Slot& slot, const xfrm::KernelSa& state);
     // Of an outbound state: see "A kernel that sends too".
@@ -119,7 +120,12 @@ class Reservations {
     [[nodiscard]] uint64_t further_block(const Slot& slot, const OutboundSide& side) const;
     [[nodiscard]] bool kernel_has_sent(const Slot& slot, const OutboundSide& side,
                                        const xfrm::KernelSa& state) const;
-    void advance(Slot& slot, OutboundSide& side, const xfrm::KernelSa& state);
+    // `state`: as it is now.
+    struct Looked {
+        Slot* slot = nullptr;
+        const xfrm::KernelSa* state = nullptr;
+    };
+    void advance(std::span<const Looked> all);
     void note_round(Slot& slot, const xfrm::KernelSa& state);
     void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
 

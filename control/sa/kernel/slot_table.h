@@ -83,6 +83,10 @@ class SlotTable {
         }
     }
     [[nodiscard]] size_t size() const { return count_; }
+    // By index of the id, for a walk that takes breaks: below places(), which may grow meanwhile.
+    // Null: free.
+    [[nodiscard]] Slot* at(size_t index) const { return places_[index].slot.get(); }
+    [[nodiscard]] size_t places() const { return places_.size(); }
 
   private:
     struct Place {

@@ -172,6 +172,7 @@ struct Simulation::Daemon {
     Feedback feedback{around, pacer};
     Handover handover;
     Reconciler reconciler;
+    Tour tour{time, slots, handover, feedback};
     Reconciler::Decisions decided;  // in the last round
 };
 
@@ -429,6 +430,7 @@ bool Simulation::tell_one(WorkerModel& worker) {
             if constexpr (requires { handover.take(news); }) handover.take(news);
         },
         event);
+    if (!dice_.one_in(4)) handover.extend_some();
     return true;
 }
 
@@ -442,7 +444,7 @@ void Simulation::hear(size_t at_most) {
     RegisterModel& model = daemon_->model;
     for (size_t i = 0; i < at_most && !kernel_.notices.empty(); ++i) model.hear_one();
     for (const xfrm::SaName& name : std::exchange(model.changes.used, {})) {
-        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
+        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used({&slot, 1});
     }
 }
 
@@ -501,7 +503,7 @@ void Simulation::control_round() {
     daemon_->requests.pay_debts();
     const xfrm::RegisterChanges changes = std::exchange(daemon_->model.changes, {});
     for (const xfrm::SaName& name : changes.used) {
-        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used(*slot);
+        if (Slot* slot = daemon_->slots.find(name)) daemon_->handover.kernel_used({&slot, 1});
     }
     const Reconciler::Decisions before = std::exchange(daemon_->decided, decide());
     const Reconciler::Decisions& now = daemon_->decided;
@@ -535,20 +537,16 @@ void Simulation::control_goes_on() {
 }
 
 // As KernelSas::on_tick().
-void Simulation::tick(bool feedback) {
+void Simulation::tick() {
     daemon_->requests.pay_debts();
     for (auto& worker : workers_) worker->flush();
-    for (const auto& [name, slot] : daemon_->slots.by_name()) {
-        if (slot->phase != Phase::installed) continue;
-        daemon_->handover.look_after(*slot);
-        if (feedback) daemon_->feedback.write_counters(*slot);
-        daemon_->feedback.check_limits(*slot);
+    daemon_->tour.begin();
+    while (daemon_->tour.go_on()) {
     }
-    if (feedback) daemon_->feedback.send_rekey_requests(RekeyPacer::kPerSecond);
 }
 
 void Simulation::control_ticks() {
-    if (daemon_) tick(false);
+    if (daemon_) tick();
 }
 
 void Simulation::everybody_has_a_turn() {
@@ -572,7 +570,8 @@ void Simulation::a_second_passes() {
     const uint64_t known = kernel_.arrivals();
     everybody_has_a_turn();
     control_round();  // what the workers have told makes one due
-    tick(true);
+    for (uint32_t turn = 0; turn < Tour::kTurns; ++turn) tick();
+    daemon_->feedback.send_rekey_requests(RekeyPacer::kPerSecond);
     if (daemon_->model.failed) return;
     wire_.feedback_done();
     for (auto& [name, state] : kernel_.states) {

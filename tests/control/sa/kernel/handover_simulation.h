@@ -34,6 +34,7 @@
 #include "control/sa/kernel/rekey_pacer.h"
 #include "control/sa/kernel/sequence_memory.h"
 #include "control/sa/kernel/slot_table.h"
+#include "control/sa/kernel/tour.h"
 #include "control/sa/kernel/way_back.h"
 #include "tests/control/sa/kernel/handover_models.h"
 
@@ -119,7 +120,7 @@ class Simulation {
 
     void calm_down();
     void hear(size_t at_most);
-    void tick(bool feedback);
+    void tick();
     void go_on();
     void name_owners(const Reconciler::Plan& plan);
     void nobody_is_there();

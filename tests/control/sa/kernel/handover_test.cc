@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <set>
 #include <string>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "control/sa/kernel/reconcile.h"
+#include "control/sa/kernel/tour.h"
 #include "control/sa/kernel/way_back.h"
 #include "tests/control/sa/kernel/handover_models.h"
 
@@ -110,7 +112,7 @@ class HandoverTest : public ::testing::Test {
         while (!kernel_.notices.empty()) registered_.hear_one();
         const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
         for (const xfrm::SaName& used : changes.used) {
-            if (Slot* found = slots_.find(used)) handover_.kernel_used(*found);
+            if (Slot* found = slots_.find(used)) handover_.kernel_used({&found, 1});
         }
         const Reconciler::Decisions now = decide();
         const auto decided = model::difference(decided_, now);
@@ -123,17 +125,20 @@ class HandoverTest : public ::testing::Test {
         reconciler_.go_on();
         obey();
     }
-    // As KernelSas::on_tick(), each second.
+    // As KernelSas::on_tick(), of a second.
     void tick() {
         time_.at += seconds(1);
-        for (const auto& [known, each] : slots_.by_name()) {
-            if (each->phase != Phase::installed) continue;
-            handover_.look_after(*each);
-            feedback_.write_counters(*each);
-            feedback_.check_limits(*each);
+        for (uint32_t turn = 0; turn < Tour::kTurns; ++turn) {
+            tour_.begin();
+            while (tour_.go_on()) {
+            }
         }
         feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
         obey();
+    }
+    void look_after(Slot& each) {
+        Slot* one = &each;
+        handover_.look_after({&one, 1});
     }
     void obey() {
         for (; obeyed_ < sent_.all.size(); ++obeyed_) {
@@ -156,6 +161,7 @@ class HandoverTest : public ::testing::Test {
         sa.packets.add(count);
         if (sa.sequence_next.read() < sa.sequence_low_water) return;
         handover_.take(event::SequenceLow{.id = sa.id, .next = sa.sequence_next.read()});
+        EXPECT_FALSE(handover_.extend_some());
         obey();
     }
     // Same name and key, and nobody hears of it.
@@ -213,6 +219,7 @@ class HandoverTest : public ::testing::Test {
     Handover handover_{around_, {slots_, memory_, feedback_}, aead_, {}};
     Reconciler reconciler_{around_, slots_, handover_};
     Reconciler::Decisions decided_;
+    Tour tour_{time_, slots_, handover_, feedback_};
     model::KeyNumber keys_ = 0;
 };
 
@@ -287,6 +294,63 @@ TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
     one_by_one.go_on();
     EXPECT_TRUE(one_by_one.plan_batch(now).coming.empty());
     EXPECT_FALSE(one_by_one.is_under_way());
+}
+
+// The kernel has as much to do at any time: a tenth of the SAs each time, each once in a second.
+TEST_F(HandoverTest, CountersAreWrittenInTurns) {
+    constexpr uint32_t kSas = 40;
+    for (uint32_t i = 0; i < kSas; ++i) {
+        State state;
+        state.name = name(true, i);
+        state.source.bytes = {192, 0, 2, 9};
+        state.key = ++keys_;
+        state.outbound = true;
+        kernel_.add(state);
+    }
+    round();
+    for (const auto& [known, each] : slots_.by_name()) each->outbound()->sa->packets.add(7);
+    size_t before = 0;
+    for (uint32_t turn = 1; turn <= Tour::kTurns; ++turn) {
+        tour_.begin();
+        while (tour_.go_on()) {
+        }
+        const auto written = static_cast<size_t>(std::ranges::count_if(
+            kernel_.states, [](const auto& item) { return item.second.packets == 7; }));
+        EXPECT_EQ(written - before, kSas / Tour::kTurns);
+        before = written;
+    }
+    EXPECT_EQ(before, kSas);
+}
+
+// However many say so at once, control answers others in between.
+TEST_F(HandoverTest, ManyThatAreLowAreServedInParts) {
+    constexpr uint32_t kSas = 100;
+    for (uint32_t i = 0; i < kSas; ++i) {
+        State state;
+        state.name = name(true, i);
+        state.source.bytes = {192, 0, 2, 9};
+        state.key = ++keys_;
+        state.outbound = true;
+        kernel_.add(state);
+    }
+    round();
+    time_.at += Handover::kSettle;
+    const auto plan = reconciler_.plan_batch(decide());
+    reconciler_.carry_out_batch(plan, decide());
+    time_.at += Handover::kSettle;
+    reconciler_.go_on();
+    for (const auto& [known, each] : slots_.by_name()) {
+        OutboundSa& sa = *each->outbound()->sa;
+        sa.sequence_next.set(sa.sequence_low_water);
+        handover_.take(event::SequenceLow{.id = sa.id, .next = sa.sequence_low_water});
+    }
+    EXPECT_TRUE(sent_.of<command::ExtendSequence>().empty());
+    EXPECT_TRUE(handover_.extend_some());
+    const size_t at_first = sent_.of<command::ExtendSequence>().size();
+    EXPECT_LT(at_first, kSas);
+    EXPECT_FALSE(handover_.extend_some());
+    EXPECT_EQ(sent_.of<command::ExtendSequence>().size(), kSas);
+    obey();
 }
 
 // ---- the way back -------------------------------------------------------------------------------
@@ -584,11 +648,11 @@ TEST_F(HandoverTest, ARequestThatIsNotObeyedIsMadeAgain) {
     EXPECT_EQ(asked().size(), 1u) << "the kernel has used its key";
     for (int i = 0; i < 3; ++i) {
         time_.at += Feedback::kAskAgain - milliseconds(1);
-        handover_.look_after(slot(true));
+        look_after(slot(true));
         EXPECT_EQ(asked().size(), 0u);
         time_.at += milliseconds(1);
-        handover_.look_after(slot(true));
-        handover_.look_after(slot(true));
+        look_after(slot(true));
+        look_after(slot(true));
         EXPECT_EQ(asked().size(), 1u);
     }
 }
@@ -598,7 +662,7 @@ TEST_F(HandoverTest, WhoNeedsNoNewKeyIsNotAsked) {
     round();
     worker_sends(10);
     time_.at += 2 * Feedback::kAskAgain;
-    handover_.look_after(slot(true));
+    look_after(slot(true));
     EXPECT_EQ(asked().size(), 0u);
 }
 
@@ -610,7 +674,7 @@ TEST_F(HandoverTest, ASoftLimitIsToldAgain) {
     tick();
     EXPECT_TRUE(slot(true).soft_reported);
     time_.at += Feedback::kAskAgain;
-    handover_.look_after(slot(true));
+    look_after(slot(true));
     EXPECT_EQ(asked(), std::vector{state.name});
 }
 
@@ -625,7 +689,7 @@ TEST_F(HandoverTest, TheEndOfTheNumbersIsToldWhateverWasAskedBefore) {
     worker_sends(kSequenceBlockMin32 / 2);
     EXPECT_EQ(asked().size(), 0u);
     time_.at += Feedback::kAskAgain;
-    handover_.look_after(slot(true));
+    look_after(slot(true));
     EXPECT_EQ(asked(), std::vector{state.name});
 }
 
