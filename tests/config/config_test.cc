@@ -177,7 +177,7 @@ std::vector<Row> rows() {
         {"state_dir", with("[gateway]\nstate_dir = \"var\" #!\n"), "absolute path"},
         {"socket long", with("[gateway]\ncontrol_socket = \"/" + std::string(108, 'x') + "\" #!\n"),
          "at most 107 bytes"},
-        {"max_sas 0", with("[gateway]\nmax_sas = 0 #!\n"), "allowed are 1 to 65536"},
+        {"max_sas 0", with("[gateway]\nmax_sas = 0 #!\n"), "allowed are 1 to 262144"},
         // --- workers, memory ---
         {"cpus word", with("[workers]\ncpus = \"all\" #!\n"), "allowed are \"auto\" or a list"},
         {"cpus number", with("[workers]\ncpus = 2 #!\n"), "must be \"auto\" or a list"},
