@@ -243,6 +243,7 @@ void Handover::install_outbound(const Read& read, const Reservations::Reserved& 
 
 void Handover::change_selectors(Slot& slot, const xfrm::KernelSa& state) {
     InboundSide& side = *slot.inbound();
+    if (!same_key(slot, state)) return;  // another one by now: this one goes in the next round
     if (side.before) {
         around_.another_round(kLater);  // one replacement at a time
         slot.decision.selectors.clear();

@@ -192,9 +192,14 @@ def to_and_fro(guest):
         for name, (lost, sent, _) in found.items():
             check(lost < max(sent / 4, 8 * FLOWS), f"{what}, {name}: {lost} of {sent} lost")
 
+    def dropped():
+        guest.note(f"dropped by the gateway: {({name: count for name, count in gw.drops().items() if count})}")
+
     counted("the kernel alone", lambda: time.sleep(3))
     counted("start", start)
+    dropped()
     counted("workers", lambda: time.sleep(3))
+    dropped()
     counted("stop", lambda: equal(gw.stop(), 0, "exit status of sallyportd"))
     counted("start again", start)
     counted("kill -9", gw.kill)

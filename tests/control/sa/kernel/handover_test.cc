@@ -335,8 +335,10 @@ TEST_F(HandoverTest, ManyThatAreLowAreServedInParts) {
     }
     round();
     time_.at += Handover::kSettle;
-    const auto plan = reconciler_.plan_batch(decide());
-    reconciler_.carry_out_batch(plan, decide());
+    const Reconciler::Decisions now = decide();
+    const auto plan = reconciler_.plan_batch(now);
+    reconciler_.owners_published(plan);
+    reconciler_.carry_out_batch(plan, now);
     time_.at += Handover::kSettle;
     reconciler_.go_on();
     for (const auto& [known, each] : slots_.by_name()) {
