@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <optional>
 #include <set>
 #include <tuple>
@@ -313,10 +314,15 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
 std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows,
                                                       std::span<const PolicyRow> before) {
     std::set<Identity> foreign;
+    std::map<Identity, const PolicyRow*> ours;
     std::set<uint32_t> used;
     for (const PolicyRow& row : before) {
         used.insert(row.index);
-        if (!is_row_of_ours(row)) foreign.insert(identity(row));
+        if (is_row_of_ours(row)) {
+            ours.emplace(identity(row), &row);
+        } else {
+            foreign.insert(identity(row));
+        }
     }
     std::set<Identity> wanted;
     for (const PolicyRow& row : rows) {
@@ -330,6 +336,12 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
 
     uint32_t next = 0;
     for (PolicyRow& row : rows) {
+        // One that is there as it is to be needs no message: rows are many, and few change. That it
+        // would go behind others of its priority means nothing, since these decide the same.
+        if (const auto there = ours.find(identity(row)); there != ours.end()) {
+            row.index = there->second->index;
+            if (*there->second == row) continue;
+        }
         do {
             row.index = kIndexMarker | (next++ << 3) | static_cast<uint32_t>(row.direction);
         } while (used.contains(row.index));

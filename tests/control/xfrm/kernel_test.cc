@@ -26,6 +26,7 @@
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
+#include "control/xfrm/mirror_socket.h"
 
 namespace sallyport::xfrm {
 namespace {
@@ -482,6 +483,43 @@ TEST_F(XfrmKernel, WhatIsLeftOpenEndsAsTheSpdWould) {
         EXPECT_TRUE(shown.contains("action block priority 4293918724")) << shown;
         ASSERT_TRUE(guard->replace({}));
         EXPECT_EQ(output_of("ip xfrm policy"), "");
+    });
+}
+
+// However many there are.
+TEST_F(XfrmKernel, GuardWritesOnlyRowsThatAreOthers) {
+    in_new_namespace([&] {
+        auto guard = PolicyGuard::install({});
+        auto socket = RegisterSocket::open();
+        ASSERT_TRUE(guard && socket);
+        RegisterMirror mirror(socket->own_port());
+        RegisterChanges changes;
+        const auto messages_of = [&](std::vector<PolicyRow> rows) {
+            const uint64_t before = mirror.counters().own;
+            const auto done = guard->replace(std::move(rows));
+            EXPECT_TRUE(done) << done.error();
+            EXPECT_TRUE(socket->receive(mirror, changes));
+            return mirror.counters().own - before;
+        };
+        std::vector<std::pair<IpAddress, IpAddress>> tunnels;
+        for (uint8_t i = 1; i <= 4; ++i) {
+            tunnels.emplace_back(*parse_ip_address("192.0.2.1"),
+                                 IpAddress{.bytes = {198, 51, 100, i}});
+        }
+        const std::span all(tunnels);
+        EXPECT_EQ(messages_of(outer_esp_rows(all.first(3))), 3u);
+        EXPECT_EQ(messages_of(outer_esp_rows(all.first(3))), 0u);
+        EXPECT_EQ(messages_of(outer_esp_rows(all)), 1u);
+        EXPECT_EQ(messages_of(outer_esp_rows(all.last(3))), 1u) << "one has gone";
+        auto rows = outer_esp_rows(all.last(3));
+        rows[1].action = PolicyAction::block;
+        EXPECT_EQ(messages_of(rows), 1u);
+        const std::string shown = output_of("ip xfrm policy");
+        for (const char* peer : {"198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32"}) {
+            EXPECT_TRUE(shown.contains(peer)) << shown;
+        }
+        EXPECT_FALSE(shown.contains("198.51.100.1/32")) << shown;
+        EXPECT_TRUE(shown.contains("action block")) << shown;
     });
 }
 
