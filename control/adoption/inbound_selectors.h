@@ -49,8 +49,10 @@ class InboundList {
     // Those whose entries share packets with that of `line`, itself included, in no order.
     [[nodiscard]] virtual std::vector<Line> overlapping(Line line) const = 0;
 
-  protected:
-    ~InboundList() = default;
+    InboundList() = default;
+    InboundList(const InboundList&) = delete;
+    InboundList& operator=(const InboundList&) = delete;
+    virtual ~InboundList() = default;
 };
 
 // What an SA may carry that fits the template classes `fitting` (ascending), whose lines are
@@ -64,8 +66,6 @@ class ListedRows final : public InboundList {
   public:
     // `rows` outlives the object.
     explicit ListedRows(std::span<const Row> rows);
-    ListedRows(const ListedRows&) = delete;  // the index refers to the entries
-    ListedRows& operator=(const ListedRows&) = delete;
 
     [[nodiscard]] View view(Line line) const override;
     [[nodiscard]] std::vector<Line> overlapping(Line line) const override {

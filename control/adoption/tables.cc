@@ -144,7 +144,7 @@ bool RunningAdoption::Tables::read_policy(Step& step, uint32_t index) {
         }
         touched.updated = true;
     }
-    if (touched.before || touched.after) step.touched.emplace(index, std::move(touched));
+    if (touched.before || touched.after) step.touched.emplace(index, touched);
     return true;
 }
 
@@ -182,9 +182,9 @@ bool RunningAdoption::Tables::number_groups(Step& step) {
             if ((group.out > 0) != outbound || group.out + group.in == 0) continue;
             const auto number = step.numbers.number(name);
             if (!number) return false;
-            if (group.number == *number) continue;
+            if (group.number == number) continue;
             if (group.number) step.renumbered.push_back(name);
-            group.number = *number;
+            group.number = number;
             undo_.assign(groups_, name, group);
         }
     }
@@ -382,13 +382,11 @@ void RunningAdoption::Tables::make_lists() {
     for (const Side side : {kOut, kIn}) {
         auto& entries = side == kOut ? out_.outbound : out_.inbound;
         auto& places = side == kOut ? out_.outbound_places : out_.inbound_places;
-        undo_.add([&entries, &places, entries_before = std::move(entries),
-                   places_before = std::move(places)]() mutable {
+        undo_.add([&entries, &places, entries_before = std::exchange(entries, {}),
+                   places_before = std::exchange(places, {})]() mutable {
             entries = std::move(entries_before);
             places = std::move(places_before);
         });
-        entries.clear();
-        places.clear();
         entries.reserve(lists_[side].size());
         places.reserve(lists_[side].size());
         for (const auto& [place, entry] : lists_[side]) {
