@@ -18,6 +18,8 @@ using namespace adoption;
 namespace {
 
 constexpr SpdPlace kFirstPlace{.part = 0};
+// With more edits the lists are made anew, which costs as much as some ten edits in a long one.
+constexpr size_t kEditsMax = 16;
 
 // What of two entries decides about which packets is the same.
 bool same_meaning(const SpdEntry& a, const SpdEntry& b) {
@@ -382,16 +384,58 @@ void RunningAdoption::Tables::make_lists() {
     for (const Side side : {kOut, kIn}) {
         auto& entries = side == kOut ? out_.outbound : out_.inbound;
         auto& places = side == kOut ? out_.outbound_places : out_.inbound_places;
-        undo_.add([&entries, &places, entries_before = std::exchange(entries, {}),
-                   places_before = std::exchange(places, {})]() mutable {
-            entries = std::move(entries_before);
-            places = std::move(places_before);
-        });
         entries.reserve(lists_[side].size());
         places.reserve(lists_[side].size());
         for (const auto& [place, entry] : lists_[side]) {
             entries.push_back(entry);
             places.push_back(place);
+        }
+    }
+}
+
+// What was there before.
+std::optional<SpdEntry> RunningAdoption::Tables::put_into_list(
+    Side side, const SpdPlace& place, const std::optional<SpdEntry>& entry) {
+    auto& entries = side == kOut ? out_.outbound : out_.inbound;
+    auto& places = side == kOut ? out_.outbound_places : out_.inbound_places;
+    const auto at = std::ranges::lower_bound(places, place);
+    const auto there = entries.begin() + (at - places.begin());
+    std::optional<SpdEntry> before;
+    if (at != places.end() && *at == place) {
+        before = *there;
+        if (entry) {
+            *there = *entry;
+        } else {
+            entries.erase(there);
+            places.erase(at);
+        }
+    } else if (entry) {
+        entries.insert(there, *entry);
+        places.insert(at, place);
+    }
+    return before;
+}
+
+// One after another where they are few: each moves what stands behind it.
+void RunningAdoption::Tables::edit_lists() {
+    if (out_.edits->outbound.size() + out_.edits->inbound.size() > kEditsMax) {
+        undo_.add([this, outbound = std::exchange(out_.outbound, {}),
+                   inbound = std::exchange(out_.inbound, {}),
+                   outbound_places = std::exchange(out_.outbound_places, {}),
+                   inbound_places = std::exchange(out_.inbound_places, {})]() mutable {
+            out_.outbound = std::move(outbound);
+            out_.inbound = std::move(inbound);
+            out_.outbound_places = std::move(outbound_places);
+            out_.inbound_places = std::move(inbound_places);
+        });
+        return make_lists();
+    }
+    for (const Side side : {kOut, kIn}) {
+        for (const SpdEdit& edit : side == kOut ? out_.edits->outbound : out_.edits->inbound) {
+            undo_.add([this, side, place = edit.place,
+                       before = put_into_list(side, edit.place, edit.entry)] {
+                put_into_list(side, place, before);
+            });
         }
     }
 }
@@ -701,7 +745,7 @@ bool RunningAdoption::Tables::step(const Register& now, const xfrm::RegisterChan
         }
     }
     if (!decide_touched(step, change)) return false;
-    if (!out_.edits->outbound.empty() || !out_.edits->inbound.empty()) make_lists();
+    edit_lists();
     return true;
 }
 

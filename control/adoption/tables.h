@@ -123,6 +123,9 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     [[nodiscard]] bool has_room(const Step& step) const;
     void make_edits(Step& step);
     void make_lists();
+    void edit_lists();
+    std::optional<SpdEntry> put_into_list(Side side, const SpdPlace& place,
+                                          const std::optional<SpdEntry>& entry);
     void count_groups(const GroupNumbers& numbers);
     bool add_configuration(Step& step);
     bool read_state(Step& step, const xfrm::SaName& name);

@@ -172,8 +172,10 @@ void HostTraffic::take(const netlink::Message& message) {
             return repair_later();
         }
         case RTM_NEWADDR:
+            if (told_) told_();
             return repair_later();
         case RTM_DELADDR:
+            if (told_) told_();
             // IPv4 says nothing of the routes that go with it.
             return doubt_all();
         case RTM_NEWLINK: {

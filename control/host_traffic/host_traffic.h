@@ -22,6 +22,7 @@
 #include <chrono>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -55,6 +56,9 @@ class HostTraffic {
     // Of what holds: does a worker send for a group. Costs no plan where no address of the host is
     // inside a policy of theirs.
     void serve(std::span<const std::pair<PolicyId, bool>> groups);
+    // `told`: called when an address of the host came or went: more of the SPD may be about it than
+    // was followed. Empty: nobody is told.
+    void when_addresses_change(std::function<void()> told) { told_ = std::move(told); }
     // Removes all.
     void close();
 
@@ -93,6 +97,7 @@ class HostTraffic {
     bool failed_ = false;       // in this round
     bool said_failed_ = false;  // since all was right last
     std::chrono::milliseconds retry_ = kRepair;
+    std::function<void()> told_;
     host_traffic::Policies policies_;
     std::vector<bool> concerned_;  // groups: an address of the host is inside a policy
     struct Installed {

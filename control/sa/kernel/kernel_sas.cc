@@ -89,6 +89,7 @@ std::expected<void, std::string> KernelSas::open(bpf_objects::BpfObjects& bpf) {
 
 void KernelSas::start() {
     reconciler_.take_over();
+    host_traffic_.when_addresses_change([this] { round_in(kCoalesce); });
     round();
     wait_for_changes();
     on_tick();
@@ -104,6 +105,7 @@ void KernelSas::wind_down(std::function<void()> then) {
 
 void KernelSas::stop() {
     stopped_ = true;
+    host_traffic_.when_addresses_change({});
     ErrorCode ignored;
     if (readable_) readable_->close(ignored);
     for (Later* later : {&next_round_, &next_step_, &next_tick_, &next_slice_, &next_numbers_})
@@ -231,7 +233,8 @@ void KernelSas::run_round() {
 // so an SA that is taken over settles for both.
 void KernelSas::lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed,
                                   bool other_spd) {
-    if (!other_spd && !has_other_ends()) {
+    const bool others = other_spd && concerns_host();
+    if (!others && (of_host_.empty() || !has_other_ends())) {
         std::vector<std::pair<PolicyId, bool>> served;
         for (const auto& [group, workers] : changed) served.emplace_back(group, !workers.empty());
         return host_traffic_.serve(served);
@@ -250,9 +253,34 @@ void KernelSas::lead_host_traffic(const GroupOwners& owners, const OwnerChanges&
     host_traffic_.follow(std::move(now));
 }
 
+// What was edited last has entries that an address of the host is inside of, or had.
+bool KernelSas::concerns_host() {
+    const Adoption& now = adoption_.adoption();
+    const auto is_inside = [this](const SpdEntry& entry) {
+        return std::ranges::any_of(local_addresses_, [&](const IpAddress& address) {
+            return entry.source.contains(address);
+        });
+    };
+    if (adoption_.change().whole || !now.edits) {
+        of_host_.clear();
+        for (size_t i = 0; i < now.outbound.size(); ++i) {
+            if (is_inside(now.outbound[i])) of_host_.insert(now.outbound_places[i]);
+        }
+        return true;
+    }
+    bool concerns = false;
+    for (const SpdEdit& edit : now.edits->outbound) {
+        if (of_host_.erase(edit.place) != 0) concerns = true;
+        if (!edit.entry || !is_inside(*edit.entry)) continue;
+        of_host_.insert(edit.place);
+        concerns = true;
+    }
+    return concerns;
+}
+
 // An SA came with an end that none had. One that went leaves its ends behind until policies change:
 // a peer that is not led into a tunnel.
-bool KernelSas::has_other_ends() {
+bool KernelSas::has_other_ends() const {
     const auto& decisions = adoption_.adoption().sas;
     return std::ranges::any_of(adoption_.change().sas, [&](const xfrm::SaName& name) {
         const auto decision = decisions.find(name);

@@ -112,7 +112,8 @@ class KernelSas final : public SaSource {
     void decide(const xfrm::RegisterChanges& changes, size_t entries_max);
     void run_round();
     void lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed, bool other_spd);
-    [[nodiscard]] bool has_other_ends();
+    [[nodiscard]] bool has_other_ends() const;
+    bool concerns_host();
     [[nodiscard]] SaRow row_of_one(const xfrm::KernelSa& state) const;
 
     Log& log_;
@@ -147,6 +148,7 @@ class KernelSas final : public SaSource {
     std::vector<IpAddress> local_addresses_;
     std::set<IpAddress> near_ends_;  // of tunnels, as host_traffic_ knows them
     std::set<IpAddress> far_ends_;
+    std::set<SpdPlace> of_host_;  // outbound entries that an address of the host is inside of
     GroupNumbers groups_;
     RunningAdoption adoption_;
     SlotTable slots_;
