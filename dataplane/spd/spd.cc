@@ -2,12 +2,18 @@
 #include "dataplane/spd/spd.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "bpf/abi.h"
 #include "dataplane/base/prefix_map.h"
+#include "dataplane/spd/classes.h"
 
 namespace sallyport {
 namespace {
+
+// Of one class: with more, its tries are built anew.
+constexpr size_t kSourcesAnewFrom = 16;
 
 // What a class needs to know of those above it.
 struct Class {
@@ -30,25 +36,34 @@ std::expected<void, std::string> add_sources(CompiledSpd& compiled, const IpPref
         }
         const auto count = static_cast<uint32_t>(compiled.entries.size()) - first;
         if (count > SP_CELL_ENTRIES_MAX) {
-            return std::unexpected("more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
-                                   " policies with protocols, ports or marks compete for " +
-                                   to_string(source) + " -> " + to_string(destination) +
-                                   ": merge some of them");
+            return std::unexpected(too_many_in_cell(source, destination));
         }
         compiled.sources.push_back({.destination_class = compiled.class_count - 1,
                                     .source = source,
                                     .cell_first = first,
                                     .cell_count = count});
         if (compiled.entries.size() > kSpdRowsMax) {
-            return std::unexpected("the policies overlap so much that their lookup tables pass " +
-                                   std::to_string(kSpdRowsMax) + " rows (at destination " +
-                                   to_string(destination) + "): use fewer or disjoint prefixes");
+            return std::unexpected(too_many_rows(destination));
         }
     }
     return {};
 }
 
 }  // namespace
+
+static_assert(kCellEntriesMax == SP_CELL_ENTRIES_MAX);
+
+std::string too_many_in_cell(const IpPrefix& source, const IpPrefix& destination) {
+    return "more than " + std::to_string(SP_CELL_ENTRIES_MAX) +
+           " policies with protocols, ports or marks compete for " + to_string(source) + " -> " +
+           to_string(destination) + ": merge some of them";
+}
+
+std::string too_many_rows(const IpPrefix& destination) {
+    return "the policies overlap so much that their lookup tables pass " +
+           std::to_string(kSpdRowsMax) + " rows (at destination " + to_string(destination) +
+           "): use fewer or disjoint prefixes";
+}
 
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered) {
     PrefixPositions by_destination;
@@ -86,65 +101,220 @@ std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> or
     return compiled;
 }
 
-Spd::Side::Side(const CompiledSpd& compiled) {
-    for (const auto& [entry, order] : compiled.entries) {
-        orders.push_back(order);
-        candidates.push_back({.policy = entry.policy,
-                              .action = entry.action,
-                              .protocol = entry.protocol,
-                              .has_ports = entry.has_ports,
-                              .last = false,
-                              .source_port_lo = entry.source_port_lo,
-                              .source_port_hi = entry.source_port_hi,
-                              .destination_port_lo = entry.destination_port_lo,
-                              .destination_port_hi = entry.destination_port_hi});
-    }
-    std::vector<PrefixEntry> rows;
-    for (const auto& row : compiled.destinations) {
-        rows.push_back({.prefix = row.destination, .value = row.destination_class});
-    }
-    destinations = PrefixTable(rows);
+// ---- what workers read ----------------------------------------------------------------------
 
-    std::vector<std::vector<PrefixEntry>> sources(compiled.class_count);
-    for (const auto& row : compiled.sources) {
-        candidates[row.cell_first + row.cell_count - 1].last = true;
-        sources[row.destination_class].push_back({.prefix = row.source, .value = row.cell_first});
-    }
-    classes.resize(compiled.class_count);
-    for (const auto& row : compiled.destinations) {
-        classes[row.destination_class].above = row.above;
-        classes[row.destination_class].order_above = row.order_above;
-    }
-    for (size_t number = 0; number < sources.size(); ++number) {
-        const auto& entries = sources[number];
-        const auto v4 = flatten_v4(entries);
-        const auto v6 = flatten_v6(entries);
-        ClassRow& row = classes[number];
-        row.v4_first = static_cast<uint32_t>(v4_sources.size());
-        row.v4_count = static_cast<uint32_t>(v4.size());
-        row.v6_first = static_cast<uint32_t>(v6_sources.size());
-        row.v6_count = static_cast<uint32_t>(v6.size());
-        if (entries.size() == 1 && entries.front().prefix.address.family == Family::v4 &&
-            candidates[entries.front().value].last) {
-            const IpPrefix& source = entries.front().prefix;
-            row.only = candidates[entries.front().value];
-            row.only_order = orders[entries.front().value];
-            row.only_v4_first =
-                load_v4(reinterpret_cast<const std::byte*>(source.address.bytes.data()));
-            row.only_v4_last =
-                row.only_v4_first | (source.bits == 0 ? ~0u : (1u << (32 - source.bits)) - 1);
+namespace {
+
+// Part of a map from prefixes as a trie takes it. `Value` says what an element stands for, or
+// kPrefixMiss: it does not count.
+template <typename Map, typename Value>
+class View {
+    using Element = typename Map::const_iterator;
+
+  public:
+    struct Item {
+        const IpPrefix& first;
+        uint32_t second;
+    };
+    class Iterator {
+      public:
+        Iterator(const View* view, Element at) : view_(view), at_(at) { skip(); }
+        Iterator& operator++() {
+            ++at_;
+            skip();
+            return *this;
         }
-        v4_sources.insert(v4_sources.end(), v4.begin(), v4.end());
-        v6_sources.insert(v6_sources.end(), v6.begin(), v6.end());
+        Iterator operator++(int) {
+            Iterator before = *this;
+            ++*this;
+            return before;
+        }
+        friend bool operator==(const Iterator& a, const Iterator& b) { return a.at_ == b.at_; }
+        struct Arrow {
+            Item item;
+            const Item* operator->() const { return &item; }
+        };
+        Arrow operator->() const { return {{at_->first, view_->value_(at_->second)}}; }
+
+      private:
+        void skip() {
+            while (at_ != view_->map_.end() && view_->value_(at_->second) == kPrefixMiss) ++at_;
+        }
+        const View* view_;
+        Element at_;
+    };
+
+    View(const Map& map, Value value) : map_(map), value_(value) {}
+    [[nodiscard]] Iterator begin() const { return {this, map_.begin()}; }
+    [[nodiscard]] Iterator end() const { return {this, map_.end()}; }
+    [[nodiscard]] Iterator lower_bound(const IpPrefix& prefix) const {
+        return {this, map_.lower_bound(prefix)};
+    }
+    [[nodiscard]] Iterator find(const IpPrefix& prefix) const {
+        const auto found = map_.find(prefix);
+        if (found == map_.end() || value_(found->second) == kPrefixMiss) return end();
+        return {this, found};
+    }
+
+  private:
+    const Map& map_;
+    Value value_;
+};
+
+// A sorted vector as a map.
+template <typename Vector>
+struct Sorted {
+    const Vector& items;
+    [[nodiscard]] auto begin() const { return items.begin(); }
+    [[nodiscard]] auto end() const { return items.end(); }
+    [[nodiscard]] auto lower_bound(const IpPrefix& prefix) const {
+        return std::ranges::lower_bound(
+            items, prefix, OutsideFirst{},
+            [](const auto& item) -> const IpPrefix& { return item.first; });
+    }
+    [[nodiscard]] auto find(const IpPrefix& prefix) const {
+        const auto found = lower_bound(prefix);
+        return found != items.end() && found->first == prefix ? found : items.end();
+    }
+};
+
+}  // namespace
+
+bool Spd::Side::put_run(uint32_t index, std::span<const CompiledSpd::Candidate> run) {
+    Candidate* last = nullptr;
+    Candidate* next = nullptr;
+    for (const auto& [entry, order] : run) {
+        if (entry.ct_mark_mask != 0) continue;
+        if (next == nullptr) next = &candidates_.own(index);
+        *next = {.policy = entry.policy,
+                 .action = entry.action,
+                 .protocol = entry.protocol,
+                 .has_ports = entry.has_ports,
+                 .last = false,
+                 .source_port_lo = entry.source_port_lo,
+                 .source_port_hi = entry.source_port_hi,
+                 .destination_port_lo = entry.destination_port_lo,
+                 .destination_port_hi = entry.destination_port_hi,
+                 .order = order};
+        last = next++;
+    }
+    if (last != nullptr) last->last = true;
+    return last != nullptr;
+}
+
+template <typename Runs>
+void Spd::Side::put_class(uint32_t number, uint32_t above, uint32_t order_above, const Runs& runs,
+                          const std::vector<IpPrefix>* changed) {
+    ClassRow& row = classes_.own(number);
+    row.above = above;
+    row.order_above = order_above;
+    row.only_v4_first = 1;
+    row.only_v4_last = 0;
+    auto first = runs.begin();
+    if (first == runs.end()) {
+        row.sources = {};
+        return;
+    }
+    const IpPrefix source = first->first;
+    const Candidate& candidate = candidates_[first->second];
+    if (++first == runs.end() && source.address.family == Family::v4 && candidate.last) {
+        row.only = candidate;
+        row.only_v4_first =
+            load_v4(reinterpret_cast<const std::byte*>(source.address.bytes.data()));
+        row.only_v4_last =
+            row.only_v4_first | (source.bits == 0 ? ~0u : (1u << (32 - source.bits)) - 1);
+        row.sources = {};
+        return;
+    }
+    const bool anew = !row.sources || changed == nullptr;
+    Sources& sources = row.sources.own();
+    if (anew) {
+        sources.v4.build(runs);
+        sources.v6.build(runs);
+        return;
+    }
+    for (const IpPrefix& prefix : *changed) {
+        sources.v4.change(runs, prefix);
+        sources.v6.change(runs, prefix);
+    }
+}
+
+Spd::Side::Side(const CompiledSpd& compiled) {
+    using Numbers = std::vector<std::pair<IpPrefix, uint32_t>>;
+    std::vector<Numbers> runs(compiled.class_count);
+    for (const auto& row : compiled.sources) {
+        const uint32_t index = compiled.first_entry + row.cell_first;
+        if (!put_run(index, std::span(compiled.entries).subspan(row.cell_first, row.cell_count))) {
+            continue;
+        }
+        runs[row.destination_class].emplace_back(row.source, index);
+    }
+    Numbers numbers;
+    for (const auto& row : compiled.destinations) {
+        numbers.emplace_back(row.destination, row.destination_class);
+        Numbers& its_runs = runs[row.destination_class];
+        std::ranges::sort(its_runs, OutsideFirst{}, &Numbers::value_type::first);
+        put_class(row.destination_class, row.above, row.order_above, Sorted<Numbers>{its_runs},
+                  nullptr);
+    }
+    std::ranges::sort(numbers, OutsideFirst{}, &Numbers::value_type::first);
+    v4_destinations_.build(Sorted<Numbers>{numbers});
+    v6_destinations_.build(Sorted<Numbers>{numbers});
+}
+
+void Spd::Side::change(const SpdClasses& classes) {
+    const SpdRuns& listed = classes.runs();
+    const auto run_for_workers = [&](const SpdClasses::Cell& cell) {
+        for (uint32_t i = 0; i < cell.run.count; ++i) {
+            if (listed.at(cell.run.first + i)->entry.ct_mark_mask == 0) return cell.run.first;
+        }
+        return kPrefixMiss;
+    };
+    const View numbers(classes.classes(),
+                       [](const SpdClasses::Class& one) { return one.head.number; });
+    for (const auto& [destination, before] : classes.before()) {
+        const auto found = classes.classes().find(destination);
+        const SpdClasses::Class* now = found == classes.classes().end() ? nullptr : &found->second;
+        const bool same_number =
+            before.head && now != nullptr && before.head->number == now->head.number;
+        if (before.head && !same_number) classes_.own(before.head->number) = {};
+        if (now != nullptr) {
+            std::vector<IpPrefix> changed;
+            for (const auto& [source, was] : before.cells) {
+                const auto cell = now->cells.find(source);
+                const SpdChanges::Run run =
+                    cell == now->cells.end() ? SpdChanges::Run{} : cell->second.run;
+                if (was && was->run == run) continue;
+                changed.push_back(source);
+                std::vector<CompiledSpd::Candidate> candidates;
+                for (uint32_t i = 0; i < run.count; ++i) {
+                    const SpdListed& each = *listed.at(run.first + i);
+                    candidates.push_back({.entry = each.entry, .order = each.order});
+                }
+                put_run(run.first, candidates);
+            }
+            put_class(now->head.number, now->head.derived.above, now->head.derived.order_above,
+                      View(now->cells, run_for_workers),
+                      same_number && changed.size() < kSourcesAnewFrom ? &changed : nullptr);
+        }
+        if (same_number) continue;
+        v4_destinations_.change(numbers, destination);
+        v6_destinations_.change(numbers, destination);
     }
 }
 
 Spd::Spd(const CompiledSpd& outbound, const CompiledSpd& inbound)
     : outbound_(outbound), inbound_(inbound) {}
 
+void Spd::change(SpdDirection direction, const SpdClasses& classes) {
+    (direction == SpdDirection::outbound ? outbound_ : inbound_).change(classes);
+}
+
 inline const Spd::ClassRow* Spd::Side::class_of(const SpdKey& key) const {
-    const uint32_t destination_class = destinations.lookup(key.family, key.destination);
-    return destination_class == kPrefixMiss ? nullptr : &classes[destination_class];
+    const uint32_t destination_class = key.family == Family::v4
+                                           ? v4_destinations_.lookup(key.destination)
+                                           : v6_destinations_.lookup(key.destination);
+    return destination_class == kPrefixMiss ? nullptr : &classes_[destination_class];
 }
 
 [[gnu::always_inline]] inline const Spd::Candidate* Spd::Side::run_of(const ClassRow& row,
@@ -153,15 +323,13 @@ inline const Spd::ClassRow* Spd::Side::class_of(const SpdKey& key) const {
     if (key.family == Family::v4) {
         const uint32_t source = load_v4(key.source);
         if (source >= row.only_v4_first && source <= row.only_v4_last) return &row.only;
-        if (row.v4_count == 0) return nullptr;
-        first = find_range(std::span(v4_sources).subspan(row.v4_first, row.v4_count), source).value;
+        if (!row.sources) return nullptr;
+        first = row.sources->v4.lookup(key.source);
     } else {
-        if (row.v6_count == 0) return nullptr;
-        first = find_range(std::span(v6_sources).subspan(row.v6_first, row.v6_count),
-                           load_v6(key.source))
-                    .value;
+        if (!row.sources) return nullptr;
+        first = row.sources->v6.lookup(key.source);
     }
-    return first == kPrefixMiss ? nullptr : &candidates[first];
+    return first == kPrefixMiss ? nullptr : &candidates_[first];
 }
 
 // Inlined into the lookup of a class that stands alone: nearly all packets.
@@ -191,32 +359,30 @@ inline const Spd::ClassRow* Spd::Side::class_of(const SpdKey& key) const {
     }
 }
 
-uint32_t Spd::Side::order_of(const ClassRow& row, const Candidate* by) const {
-    if (by == nullptr) return CompiledSpd::kNone;
-    return by == &row.only ? row.only_order : orders[static_cast<size_t>(by - candidates.data())];
-}
-
 // The earliest entry of the list decides, whichever class it is in.
 SpdVerdict Spd::Side::find_in_all(const ClassRow* row, const SpdKey& key) const {
     SpdVerdict verdict;
     uint32_t order = CompiledSpd::kNone;
     for (;;) {
         const Found found = find(*row, key);
-        if (const uint32_t its_order = order_of(*row, found.by); its_order < order) {
+        if (found.by != nullptr && found.by->order < order) {
             verdict = found.verdict;
-            order = its_order;
+            order = found.by->order;
         }
         if (order <= row->order_above) return verdict;
-        row = &classes[row->above];
+        row = &classes_[row->above];
     }
 }
 
-SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
-    const Side& side = direction == SpdDirection::outbound ? outbound_ : inbound_;
-    const ClassRow* row = side.class_of(key);
+inline SpdVerdict Spd::Side::lookup(const SpdKey& key) const {
+    const ClassRow* row = class_of(key);
     if (row == nullptr) return {};
-    if (row->order_above == CompiledSpd::kNone) return side.find(*row, key).verdict;
-    return side.find_in_all(row, key);
+    if (row->order_above == CompiledSpd::kNone) return find(*row, key).verdict;
+    return find_in_all(row, key);
+}
+
+SpdVerdict Spd::lookup(SpdDirection direction, const SpdKey& key) const {
+    return (direction == SpdDirection::outbound ? outbound_ : inbound_).lookup(key);
 }
 
 }  // namespace sallyport

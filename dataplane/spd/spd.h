@@ -26,7 +26,8 @@
 
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
-#include "dataplane/base/prefix_table.h"
+#include "dataplane/base/pages.h"
+#include "dataplane/base/prefix_trie.h"
 
 namespace sallyport {
 
@@ -77,14 +78,16 @@ struct CompiledSpd {
     std::vector<SourceRow> sources;
     struct Candidate {
         SpdEntry entry;
-        uint32_t order = 0;  // position in the SPD; compared between classes only
+        uint32_t order = 0;  // ascending as the SPD is; compared between classes only
     };
     std::vector<Candidate> entries;  // runs of candidates, each run in SPD order
     uint32_t class_count = 0;
+    uint32_t first_entry = 0;  // index of entries[0] where both directions are counted together
 };
 
 // A class holds the entries of wider destinations too where all together are at most this many.
 inline constexpr size_t kAloneEntriesMax = 3;
+inline constexpr size_t kCellEntriesMax = 16;  // SP_CELL_ENTRIES_MAX
 
 // Rows a compiled direction may have: bounds memory and the time to write them into BPF maps.
 inline constexpr size_t kSpdRowsMax = 1 << 20;
@@ -95,6 +98,9 @@ inline constexpr size_t kSpdRowsMax = 1 << 20;
 // kSpdRowsMax rows. Rows grow with the entries and not with their product, as long as destinations
 // are nested less than SP_SPD_CLASSES_MAX deep.
 std::expected<CompiledSpd, std::string> compile_spd(std::span<const SpdEntry> ordered);
+// What it says when it fails.
+std::string too_many_in_cell(const IpPrefix& source, const IpPrefix& destination);
+std::string too_many_rows(const IpPrefix& destination);
 
 // What a lookup needs to know of a packet. Addresses point at 4 or 16 bytes in network order.
 struct SpdKey {
@@ -120,16 +126,29 @@ struct SpdVerdict {
     PolicyId policy{};
 };
 
+class SpdClasses;
+
 // One published SPD, both directions. Immutable: control builds it, workers only read it, control
 // frees it when every worker has taken the next one.
+//
+// The next one shares what has not changed with it: a copy costs references to pages, and a change
+// new pages for its classes and candidates and new nodes of the trie on the way to its addresses.
+// Pages and nodes count their holders without atomics: copies are made, changed and destroyed by
+// one thread.
+//
+// Entries with marks do not count: what XDP hands to a worker has passed them by.
 class Spd {
   public:
+    Spd() = default;
     Spd(const CompiledSpd& outbound, const CompiledSpd& inbound);
+
+    // What the open change of `classes` has made different. Not while somebody reads it.
+    void change(SpdDirection direction, const SpdClasses& classes);
 
     [[nodiscard]] SpdVerdict lookup(SpdDirection direction, const SpdKey& key) const;
 
   private:
-    // What decides once the addresses have led to a run: 16 bytes, four to a cache line.
+    // What decides once the addresses have led to a run.
     struct Candidate {
         PolicyId policy;
         SpdAction action;
@@ -140,8 +159,15 @@ class Spd {
         uint16_t source_port_hi;
         uint16_t destination_port_lo;
         uint16_t destination_port_hi;
+        uint32_t order;
     };
-    static_assert(sizeof(Candidate) == 16);
+    static_assert(sizeof(Candidate) == 20);
+
+    // Where a class has more than one source.
+    struct Sources {
+        PrefixTrie<RangeV4> v4;  // -> index of a candidate
+        PrefixTrie<RangeV6> v6;
+    };
 
     // One destination class. Nearly always its entries have one IPv4 source prefix, then the row
     // holds all there is to know: a lookup ends in this cache line.
@@ -149,14 +175,9 @@ class Spd {
         uint32_t only_v4_first = 1;  // addresses from .. to, host order; empty unless there is one
         uint32_t only_v4_last = 0;
         Candidate only;  // what they lead to; meaningless unless it is the last
-        // Source ranges in the Side's arrays. Their value is the index of a Candidate.
-        uint32_t v4_first = 0;
-        uint32_t v4_count = 0;
-        uint32_t v6_first = 0;
-        uint32_t v6_count = 0;
         uint32_t above = CompiledSpd::kNone;  // as in CompiledSpd
         uint32_t order_above = CompiledSpd::kNone;
-        uint32_t only_order = 0;
+        Shared<Sources> sources;  // null: none but that
     };
     static_assert(sizeof(ClassRow) == 64);
 
@@ -166,20 +187,33 @@ class Spd {
         const Candidate* by = nullptr;
     };
 
-    struct Side {
-        PrefixTable destinations;  // -> class
-        std::vector<ClassRow> classes;
-        std::vector<RangeV4> v4_sources;
-        std::vector<RangeV6> v6_sources;
-        std::vector<Candidate> candidates;
-        std::vector<uint32_t> orders;  // of candidates
+    class Side {
+      public:
+        Side() = default;
         explicit Side(const CompiledSpd& compiled);
+        void change(const SpdClasses& classes);
+        [[nodiscard]] SpdVerdict lookup(const SpdKey& key) const;
+
+      private:
+        // False: nothing of it is for workers.
+        bool put_run(uint32_t index, std::span<const CompiledSpd::Candidate> run);
+        // `runs`: indices of first candidates by source, as PrefixTrie::build() takes them.
+        // `changed`: sources where they differ from what the class has; null: all.
+        template <typename Runs>
+        void put_class(uint32_t number, uint32_t above, uint32_t order_above, const Runs& runs,
+                       const std::vector<IpPrefix>* changed);
+
         [[nodiscard]] const ClassRow* class_of(const SpdKey& key) const;  // null: none
         // The run of candidates for these addresses; null: none.
         [[nodiscard]] const Candidate* run_of(const ClassRow& row, const SpdKey& key) const;
         [[nodiscard]] Found find(const ClassRow& row, const SpdKey& key) const;
-        [[nodiscard]] uint32_t order_of(const ClassRow& row, const Candidate* by) const;
         [[nodiscard]] SpdVerdict find_in_all(const ClassRow* row, const SpdKey& key) const;
+
+        PrefixTrie<RangeV4> v4_destinations_;  // -> class
+        PrefixTrie<RangeV6> v6_destinations_;
+        Pages<ClassRow, 512> classes_;
+        // A run is all in the page where it begins.
+        Pages<Candidate, 1024, kCellEntriesMax - 1> candidates_;
     };
     Side outbound_;
     Side inbound_;
