@@ -121,16 +121,19 @@ struct Printed final : Notices {
     void error(const std::string& text) override { std::printf("%s\n", text.c_str()); }
 };
 struct NoPrograms final : Programs {
-    [[nodiscard]] double share_of_room(const CompiledSpd&, const CompiledSpd&) const override {
-        return 0;
+    [[nodiscard]] SpdRoom room() const override {
+        return {.destinations = kSpdRowsMax, .sources = kSpdRowsMax, .entries = kSpdRowsMax};
     }
-    std::expected<void, std::string> publish(const PublishedSpd&, const GroupOwners&,
-                                             std::span<const uint32_t>,
+    std::expected<void, std::string> publish(const SpdUpdate&, const GroupOwners&,
+                                             std::span<const PolicyId>, std::span<const uint32_t>,
                                              const std::function<void()>& switched) override {
         switched();
         return {};
     }
-    std::expected<void, std::string> update_owners(const GroupOwners&) override { return {}; }
+    std::expected<void, std::string> update_owners(const GroupOwners&,
+                                                   std::span<const PolicyId>) override {
+        return {};
+    }
     std::expected<void, std::string> set_bypass_until(
         std::chrono::steady_clock::time_point) override {
         return {};

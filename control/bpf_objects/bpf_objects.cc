@@ -501,9 +501,20 @@ std::expected<void, std::string> BpfObjects::set_bypass_until(uint64_t monotonic
     return impl_->spd.set_bypass_until(monotonic_ns);
 }
 
-double BpfObjects::spd_share_of_room(const CompiledSpd& outbound,
-                                     const CompiledSpd& inbound) const {
-    return impl_->spd.share_of_room(outbound, inbound);
+std::expected<void, std::string> BpfObjects::publish_spd_rows(
+    const SpdRowChanges& changes, std::span<const std::vector<WorkerId>> owners_by_policy,
+    std::span<const PolicyId> changed_owners, std::span<const uint32_t> if_id_by_policy,
+    const std::function<void()>& switched) {
+    const auto counted = impl_->interface ? if_id_by_policy : std::span<const uint32_t>{};
+    if (auto added = impl_->if_id_counters.add(counted); !added) return added;
+    auto published = impl_->spd.publish_rows(changes, owners_by_policy, changed_owners,
+                                             if_id_by_policy, switched);
+    if (published) impl_->if_id_counters.keep_only(counted);
+    return published;
+}
+
+const Limits& BpfObjects::limits() const {
+    return impl_->limits;
 }
 
 std::vector<IfIdTraffic> BpfObjects::if_id_traffic() const {
@@ -513,6 +524,11 @@ std::vector<IfIdTraffic> BpfObjects::if_id_traffic() const {
 std::expected<size_t, std::string> BpfObjects::update_owners(
     std::span<const std::vector<WorkerId>> owners_by_policy) {
     return impl_->spd.update_owners(owners_by_policy);
+}
+
+std::expected<size_t, std::string> BpfObjects::update_owners(
+    std::span<const std::vector<WorkerId>> owners_by_policy, std::span<const PolicyId> changed) {
+    return impl_->spd.update_owners(owners_by_policy, changed);
 }
 
 std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {

@@ -36,6 +36,7 @@
 #include "config/config.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
+#include "dataplane/spd/classes.h"
 #include "dataplane/spd/spd.h"
 
 namespace sallyport::bpf_objects {
@@ -204,15 +205,26 @@ class BpfObjects {
     // BYPASS is believed until then (CLOCK_MONOTONIC), by this SPD and later ones; before it is
     // called for ever.
     std::expected<void, std::string> set_bypass_until(uint64_t monotonic_ns);
-    // Of the kinds of rows that these need, the one with least room: how much of it, 1 is all.
-    [[nodiscard]] double spd_share_of_room(const CompiledSpd& outbound,
-                                           const CompiledSpd& inbound) const;
+    // The SPD in use, changed by rows (dataplane/spd/classes.h), which count from what was
+    // published as a whole: its entries from 0 on, first those of outbound. On error nothing has
+    // changed, unless the text says so: then as a whole again. `changed_owners`: policies whose
+    // owners are others than before. Waits for programs where `changes` say so, and after
+    // `switched`, where they ask for rest.
+    std::expected<void, std::string> publish_spd_rows(
+        const SpdRowChanges& changes, std::span<const std::vector<WorkerId>> owners_by_policy,
+        std::span<const PolicyId> changed_owners, std::span<const uint32_t> if_id_by_policy,
+        const std::function<void()>& switched);
+    // Room of one generation.
+    [[nodiscard]] const Limits& limits() const;
 
     // Other owners for the SPD in use, in place: only entries whose owners differ are written, so
     // that an SA that comes or goes costs one map write for each entry of its policy. Returns how
     // many were written. A program that reads an entry meanwhile finds an owner of before or after.
     std::expected<size_t, std::string> update_owners(
         std::span<const std::vector<WorkerId>> owners_by_policy);
+    // Of these policies only: costs nothing for others.
+    std::expected<size_t, std::string> update_owners(
+        std::span<const std::vector<WorkerId>> owners_by_policy, std::span<const PolicyId> changed);
 
     // --- counters ---
     [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;

@@ -139,6 +139,8 @@ class Rig {
     void remove_tx_port(uint32_t port);
     void restore_tx_port(uint32_t port);
     size_t count_rows(const char* lpm_map) const;
+    // What publishes.
+    bpf_objects::SpdWriter& spd() { return *spd_; }
 
   private:
     Rig();

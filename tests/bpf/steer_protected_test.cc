@@ -5,9 +5,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <map>
+#include <memory>
 #include <random>
 #include <set>
+#include <thread>
 
+#include "dataplane/spd/classes.h"
 #include "dataplane/spd/spd.h"
 #include "tests/bpf/packet_rig.h"
 
@@ -500,6 +505,198 @@ TEST_F(SteerProtected, the_first_entry_of_the_list_decides) {
     }
     EXPECT_EQ(seen.size(), 4u);
     EXPECT_GT(chained, 30u);
+}
+
+// A list that is changed by rows.
+class ChangingList {
+  public:
+    using List = std::map<SpdPlace, SpdEntry>;
+
+    explicit ChangingList(uint32_t seed) : random_(seed) {
+        while (!as_a_whole()) {
+            list_.clear();
+            for (uint32_t i = 0; i < 40; ++i) add(list_);
+        }
+    }
+
+    // Some entries come, others go. False: not by rows.
+    bool change() {
+        List next = list_;
+        for (uint32_t i = 1 + random_() % 4; i > 0; --i) {
+            if (next.size() < 30 || (next.size() < 70 && random_() % 2 == 0)) {
+                add(next);
+            } else {
+                next.erase(std::next(next.begin(), below(next.size())));
+            }
+        }
+        std::vector<SpdEdit> edits;
+        for (const auto& [place, entry] : list_) {
+            if (!next.contains(place)) edits.push_back({.place = place, .entry = std::nullopt});
+        }
+        for (const auto& [place, entry] : next) {
+            if (!list_.contains(place)) edits.push_back({.place = place, .entry = entry});
+        }
+        std::ranges::sort(edits, {}, &SpdEdit::place);
+        auto changes = classes_->apply(edits);
+        if (!changes) {
+            const List before = std::exchange(list_, next);
+            if (as_a_whole()) return false;
+            list_ = before;
+            EXPECT_TRUE(as_a_whole());
+            return false;
+        }
+        SpdRowChanges rows{
+            .outbound = std::move(*changes), .inbound = {}, .rest = random_() % 4 == 0};
+        if (random_() % 4 == 0) {  // something in it is refused
+            auto& steps = rows.outbound.steps;
+            const SpdChanges::Source unknown{.number = 1 << 20,
+                                             .source = random_prefix(random_, Family::v4),
+                                             .was = {.first = 0, .count = 1},
+                                             .now = {},
+                                             .entries = {}};
+            steps.insert(std::next(steps.begin(), below(steps.size() + 1)), unknown);
+            const auto refused = Rig::get().spd().publish_rows(rows, {}, {}, {}, {});
+            EXPECT_FALSE(refused);
+            if (refused) return false;
+            EXPECT_EQ(refused.error().find("taken back"), std::string::npos);
+            classes_->roll_back();
+            return true;
+        }
+        const auto done = Rig::get().spd().publish_rows(rows, {}, {}, {}, {});
+        EXPECT_TRUE(done) << done.error();
+        classes_->commit(rows.rest);
+        list_ = std::move(next);
+        if (rows.rest) {
+            EXPECT_EQ(Rig::get().count_rows("spd_dst"), classes_->classes().size());
+            EXPECT_EQ(Rig::get().count_rows("spd_src"), classes_->source_count());
+        }
+        return true;
+    }
+    [[nodiscard]] std::vector<SpdEntry> ordered() const {
+        std::vector<SpdEntry> out;
+        for (const auto& [place, entry] : list_) out.push_back(entry);
+        return out;
+    }
+
+  private:
+    std::ptrdiff_t below(size_t end) { return static_cast<std::ptrdiff_t>(random_() % end); }
+    void add(List& list) {
+        const Family family = random_() % 2 == 0 ? Family::v4 : Family::v6;
+        const auto number = static_cast<uint32_t>(++arrivals_);
+        SpdEntry entry{.policy = PolicyId{100 + number},
+                       .action = random_() % 2 == 0 ? SpdAction::discard : SpdAction::protect,
+                       .source = random_prefix(random_, family),
+                       .destination = random_prefix(random_, family)};
+        if (random_() % 2 == 0) entry.protocol = random_() % 3 != 0 ? IPPROTO_TCP : IPPROTO_UDP;
+        if (entry.protocol != 0 && random_() % 2 == 0) {
+            entry = to_port(entry, static_cast<uint16_t>(random_() % 3));
+        }
+        list.emplace(
+            SpdPlace{.priority = static_cast<uint32_t>(random_() % 4), .arrival = arrivals_},
+            entry);
+    }
+    bool as_a_whole() {
+        runs_ = std::make_unique<SpdRuns>(bpf_objects::Limits{}.spd_entries);
+        classes_ = std::make_unique<SpdClasses>(*runs_);
+        if (!classes_->build({list_.begin(), list_.end()})) return false;
+        const auto done = Rig::get().spd().publish(classes_->compiled(), {}, {});
+        EXPECT_TRUE(done) << done.error();
+        return !list_.empty();
+    }
+
+    std::mt19937 random_;
+    uint64_t arrivals_ = 0;
+    List list_;
+    std::unique_ptr<SpdRuns> runs_;
+    std::unique_ptr<SpdClasses> classes_;
+};
+
+TEST_F(SteerProtected, rows_that_change_say_what_the_list_says) {
+    const Instance program = load();
+    std::mt19937 random(6);
+    int by_rows = 0;
+    ChangingList list(7);
+    for (int round = 0; round < 50; ++round) {
+        if (list.change()) ++by_rows;
+        const auto ordered = list.ordered();
+        for (int probe = 0; probe < 20; ++probe) {
+            const Family family = probe % 2 == 0 ? Family::v4 : Family::v6;
+            const uint8_t all = family == Family::v4 ? 32 : 128;
+            const auto address = [&] {
+                IpPrefix one = random_prefix(random, family);
+                while (one.bits != all) one = random_prefix(random, family);
+                return one.address;
+            };
+            const IpAddress source = address();
+            const IpAddress destination = address();
+            const auto port = static_cast<uint16_t>(random() % 3);
+            const std::string from = to_string(source);
+            const std::string to = to_string(destination);
+            const Upper upper = tcp({.src = 9, .dst = port});
+            const Bytes frame = family == Family::v4
+                                    ? eth(ip4({.src = from.c_str(), .dst = to.c_str()}, upper))
+                                    : eth(ip6({.src = from.c_str(), .dst = to.c_str()}, upper));
+            const sp_drop_reason reason = reason_by_list(ordered, source, destination, true, port);
+            // Without a policy and without a route a packet is taken for the host's own.
+            if (reason == SP_DROP_no_policy && to == "10.130.3.4") continue;
+            drop(program, (from + " -> " + to).c_str(), frame, reason);
+        }
+        if (HasFailure()) FAIL() << "round " << round;
+    }
+    EXPECT_GT(by_rows, 30);
+}
+
+// Programs that run while rows come and go around the entry that decides see nothing of it.
+TEST_F(SteerProtected, rows_change_while_programs_run) {
+    const Instance program = load();
+    SpdRuns runs(bpf_objects::Limits{}.spd_entries);
+    SpdClasses classes(runs);
+    const auto place = [](uint32_t priority) { return SpdPlace{.priority = priority}; };
+    std::vector<std::pair<SpdPlace, SpdEntry>> entries;
+    entries.emplace_back(place(5), entry(2, SpdAction::discard, "10.1.0.0/24", "10.2.0.0/24"));
+    for (uint32_t i = 0; i < 8; ++i) {
+        entries.emplace_back(place(10 + i), entry(2, SpdAction::protect, "10.1.0.0/16",
+                                                  "10.0.0.0/8", static_cast<uint8_t>(100 + i)));
+    }
+    ASSERT_TRUE(classes.build(entries));
+    ASSERT_TRUE(rig.spd().publish(classes.compiled(), {}, {}));
+    // Narrower and wider destinations and sources, before and behind it, of the same packets.
+    const std::vector<SpdEdit> come = {
+        {place(3), entry(3, SpdAction::protect, "10.1.0.10/32", "10.2.0.0/16", 77)},
+        {place(6), entry(3, SpdAction::protect, "10.1.0.0/25", "10.2.0.0/28")},
+        {place(7), entry(3, SpdAction::protect, "10.0.0.0/8", "0.0.0.0/0")},
+    };
+    std::atomic<bool> stop = false;
+    std::atomic<size_t> changes = 0;
+    std::thread writer([&] {
+        for (bool there = false; !stop; there = !there) {
+            std::vector<SpdEdit> edits = come;
+            for (SpdEdit& edit : edits) {
+                if (there) edit.entry.reset();
+            }
+            auto made = classes.apply(edits);
+            if (!made) break;
+            const SpdRowChanges rows{.outbound = std::move(*made), .inbound = {}, .rest = true};
+            if (!rig.spd().publish_rows(rows, {}, {}, {}, {})) break;
+            classes.commit(true);
+            ++changes;
+        }
+    });
+    const Bytes frame = v4("10.2.0.9", icmp());
+    const Counters before = rig.read_counters();
+    for (uint32_t i = 0; i < 40000 || (changes < 20 && i < 4000000); ++i) {
+        rig.verdict(program, frame);
+    }
+    stop = true;
+    writer.join();
+    const Counters after = rig.read_counters();
+    EXPECT_GE(changes.load(), 20u);
+    for (const auto& [name, value] : after.values) {
+        const auto found = before.values.find(name);
+        const uint64_t moved = value - (found == before.values.end() ? 0 : found->second);
+        if (name.find(" drop ") == std::string::npos || moved == 0) continue;
+        EXPECT_NE(name.find("policy_discard"), std::string::npos) << name << " " << moved;
+    }
 }
 
 // A new SPD replaces the old one whole; nothing of the old one is left.

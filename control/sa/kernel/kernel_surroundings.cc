@@ -120,19 +120,28 @@ void OwnerSteering::set_marked(Spi spi, const IpAddress& destination, bool marke
     }
 }
 
-double BpfPrograms::share_of_room(const CompiledSpd& outbound, const CompiledSpd& inbound) const {
-    return bpf_->spd_share_of_room(outbound, inbound);
+SpdRoom BpfPrograms::room() const {
+    const bpf_objects::Limits& limits = bpf_->limits();
+    return {.destinations = limits.spd_destinations,
+            .sources = limits.spd_sources,
+            .entries = limits.spd_entries};
 }
 
-std::expected<void, std::string> BpfPrograms::publish(const PublishedSpd& spd,
+std::expected<void, std::string> BpfPrograms::publish(const SpdUpdate& spd,
                                                       const GroupOwners& owners,
+                                                      std::span<const PolicyId> changed,
                                                       std::span<const uint32_t> if_ids,
                                                       const std::function<void()>& switched) {
-    return bpf_->publish_spd(spd.outbound, spd.inbound, owners, if_ids, switched);
+    if (const auto* rows = std::get_if<SpdRowChanges>(&spd.rows)) {
+        return bpf_->publish_spd_rows(*rows, owners, changed, if_ids, switched);
+    }
+    const auto& whole = std::get<SpdUpdate::Whole>(spd.rows);
+    return bpf_->publish_spd(whole.outbound, whole.inbound, owners, if_ids, switched);
 }
 
-std::expected<void, std::string> BpfPrograms::update_owners(const GroupOwners& owners) {
-    auto done = bpf_->update_owners(owners);
+std::expected<void, std::string> BpfPrograms::update_owners(const GroupOwners& owners,
+                                                            std::span<const PolicyId> changed) {
+    auto done = bpf_->update_owners(owners, changed);
     if (!done) return std::unexpected(done.error());
     return {};
 }

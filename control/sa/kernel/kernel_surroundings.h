@@ -95,12 +95,13 @@ class BpfPrograms final : public Programs {
     // `bpf` outlives the use of this object.
     void open(bpf_objects::BpfObjects& bpf) { bpf_ = &bpf; }
 
-    [[nodiscard]] double share_of_room(const CompiledSpd& outbound,
-                                       const CompiledSpd& inbound) const override;
-    std::expected<void, std::string> publish(const PublishedSpd& spd, const GroupOwners& owners,
+    [[nodiscard]] SpdRoom room() const override;
+    std::expected<void, std::string> publish(const SpdUpdate& spd, const GroupOwners& owners,
+                                             std::span<const PolicyId> changed,
                                              std::span<const uint32_t> if_ids,
                                              const std::function<void()>& switched) override;
-    std::expected<void, std::string> update_owners(const GroupOwners& owners) override;
+    std::expected<void, std::string> update_owners(const GroupOwners& owners,
+                                                   std::span<const PolicyId> changed) override;
     std::expected<void, std::string> set_bypass_until(
         std::chrono::steady_clock::time_point until) override;
 

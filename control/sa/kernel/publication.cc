@@ -4,43 +4,63 @@
 #include <netinet/in.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 namespace sallyport::control {
 
-namespace {
-
-// Of those that are known to be in force but for its edits.
-bool has_no_edits(const Adoption& now) {
-    return now.edits && now.edits->outbound.empty() && now.edits->inbound.empty();
-}
-
-}  // namespace
-
-std::expected<Publication::Draft, Publication::Misfit> Publication::draft(
-    const Adoption& now) const {
+std::expected<Publication::Draft, Publication::Misfit> Publication::draft(const Adoption& now) {
+    compiler_.drop();
     Draft out;
     const size_t entries = std::max(now.outbound.size(), now.inbound.size());
     auto open = open_rows_of(now);
     if (!open) return std::unexpected(Misfit{.text = open.error(), .entries_fit = entries / 2});
     out.open_rows = std::move(*open);
-    if (spd_ != nullptr && has_no_edits(now) && now.if_id_by_group == if_ids_) return out;
-    auto compiled = compile_entries(now.outbound, now.inbound);
+    auto compiled = now.edits
+                        ? compiler_.change(*now.edits)
+                        : compiler_.change(compiler_.edits_to(now.outbound_places, now.outbound,
+                                                              now.inbound_places, now.inbound));
     if (!compiled) {
-        return std::unexpected(Misfit{.text = compiled.error(), .entries_fit = entries / 2});
-    }
-    const double share = programs_->share_of_room(compiled->outbound, compiled->inbound);
-    if (share > 1) {
         // Rows may grow faster than entries: the next try tells.
-        const double fit = static_cast<double>(entries) * std::max(0.5, 0.97 / share);
-        return std::unexpected(Misfit{.text = "the policies compile to " +
-                                              std::to_string(std::lround(share * 100)) +
-                                              " % of the rows that the XDP maps have room for",
-                                      .entries_fit = static_cast<size_t>(fit)});
+        const double share = compiled.error().share;
+        const double fit = share > 1 ? std::max(0.5, 0.97 / share) : 0.5;
+        return std::unexpected(
+            Misfit{.text = compiled.error().text,
+                   .entries_fit = static_cast<size_t>(static_cast<double>(entries) * fit)});
     }
     out.spd = std::move(*compiled);
     return out;
+}
+
+// Whose owners the programs are told: after a failure all of them.
+std::vector<PolicyId> Publication::groups_of(const OwnerChanges& owners) const {
+    std::vector<PolicyId> groups;
+    if (owners_known_) {
+        for (const auto& [group, workers] : owners) groups.push_back(group);
+    } else {
+        for (uint32_t group = 0; group < owners_.size(); ++group) groups.push_back(PolicyId{group});
+    }
+    return groups;
+}
+
+std::expected<void, std::string> Publication::tell_programs(Draft& draft, const Adoption& now,
+                                                            const OwnerChanges& owners) {
+    const std::vector<PolicyId> groups = groups_of(owners);
+    if (!draft.spd) {
+        if (groups.empty()) return {};
+        return programs_->update_owners(owners_, groups);
+    }
+    if (owners_.size() < now.group_count) owners_.resize(now.group_count);
+    const auto switched = [&] {
+        spd_ = draft.spd->spd.get();
+        commands_.publish(std::move(draft.spd->spd));
+    };
+    auto done = programs_->publish(*draft.spd, owners_, groups, now.if_id_by_group, switched);
+    if (done) {
+        compiler_.commit();
+    } else {
+        compiler_.roll_back();
+    }
+    return done;
 }
 
 // `owners` has the earlier ones afterwards.
@@ -66,25 +86,18 @@ std::expected<void, std::string> Publication::publish(Draft draft, const Adoptio
         };
         if (std::ranges::none_of(draft.open_rows, is_same)) both.push_back(row);
     }
-    if (auto told = tell_kernel(outer_rows, both); !told) return std::unexpected(told.error());
+    if (auto told = tell_kernel(outer_rows, both); !told) {
+        compiler_.drop();
+        return std::unexpected(told.error());
+    }
     OwnerChanges swapped = owners;
     swap_owners(swapped);
-    std::expected<void, std::string> done;
-    if (draft.spd) {
-        if (owners_.size() < now.group_count) owners_.resize(now.group_count);
-        const auto switched = [&] {
-            spd_ = draft.spd->spd.get();
-            commands_.publish(std::move(draft.spd->spd));
-        };
-        done = programs_->publish(*draft.spd, owners_, now.if_id_by_group, switched);
-    } else if (!owners.empty()) {
-        done = programs_->update_owners(owners_);
-    }
+    const auto done = tell_programs(draft, now, owners);
+    owners_known_ = done.has_value();
     if (!done) {
         swap_owners(swapped);
         return std::unexpected(done.error());
     }
-    if (draft.spd) if_ids_ = now.if_id_by_group;
     covered_ = std::move(covered);
     open_rows_ = std::move(draft.open_rows);
     if (const auto told = tell_kernel(outer_rows, open_rows_); !told) {
@@ -94,14 +107,13 @@ std::expected<void, std::string> Publication::publish(Draft draft, const Adoptio
 }
 
 std::expected<void, std::string> Publication::keep(const OwnerChanges& owners) {
-    if (owners.empty()) return {};
+    if (owners.empty() && owners_known_) return {};
     OwnerChanges swapped = owners;
     swap_owners(swapped);
-    if (auto done = programs_->update_owners(owners_); !done) {
-        swap_owners(swapped);
-        return std::unexpected(done.error());
-    }
-    return {};
+    auto done = programs_->update_owners(owners_, groups_of(owners));
+    owners_known_ = done.has_value();
+    if (!done) swap_owners(swapped);
+    return done;
 }
 
 // A worker's ESP packet that needs the kernel's help (no neighbour yet) must not be taken for

@@ -28,6 +28,7 @@
 #include "tests/control/adoption/support.h"
 #include "tests/control/sa/kernel/handover_models.h"
 #include "tests/support/sanitizers.h"
+#include "tests/support/spd_maps.h"
 
 namespace sallyport::control::model {
 namespace {
@@ -107,6 +108,8 @@ class World {
   public:
     World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell);
     std::optional<std::string> run();
+    [[nodiscard]] int by_rows() const { return by_rows_; }
+    [[nodiscard]] int whole() const { return whole_; }
 
   private:
     using Policies = std::map<uint32_t, KernelPolicy>;
@@ -155,32 +158,71 @@ class World {
     // --- the programs and the kernel's path
     struct ProgramsModel final : Programs {
         World& world;
-        std::unique_ptr<const Spd> spd;
+        test::SpdMaps maps;  // outbound
+        bool in_use = false;
+        std::vector<SpdChanges::Source> resting;
         GroupOwners owners;
         Time bypass_until;
         explicit ProgramsModel(World& of) : world(of) {}
-        double share_of_room(const CompiledSpd& outbound, const CompiledSpd&) const override {
-            return static_cast<double>(outbound.entries.size()) / 40;
+        SpdRoom room() const override {
+            return {.destinations = 1000, .sources = 1000, .entries = 44};
         }
-        std::expected<void, std::string> publish(const PublishedSpd& made, const GroupOwners& by,
+        std::expected<void, std::string> publish(const SpdUpdate& made, const GroupOwners& by,
+                                                 std::span<const PolicyId>,
                                                  std::span<const uint32_t>,
                                                  const std::function<void()>& switched) override {
-            auto next = std::make_unique<const Spd>(made.outbound, made.inbound);
             world.packets();
             const PolicyId earlier = world.kernels_;
             world.kernels_ = kNobody;  // until adoption() says so
-            if (world.fails()) {
+            const auto* rows = std::get_if<SpdRowChanges>(&made.rows);
+            if (rows != nullptr ? !change(rows->outbound, by) : world.fails()) {
                 world.kernels_ = earlier;
                 return std::unexpected("no memory for rows");
             }
-            spd = std::move(next);
+            if (rows == nullptr) {
+                maps = test::SpdMaps(std::get<SpdUpdate::Whole>(made.rows).outbound);
+                resting.clear();
+                ++world.whole_;
+            } else {
+                ++world.by_rows_;
+                const auto& later = rows->outbound.later;
+                resting.insert(resting.end(), later.begin(), later.end());
+            }
+            in_use = true;
             owners = by;
             world.packets();
             switched();
+            if (rows != nullptr && rows->rest && !maps.erase(std::exchange(resting, {}))) {
+                world.judge_.broken("a row that should rest was not there");
+            }
             world.packets();
             return {};
         }
-        std::expected<void, std::string> update_owners(const GroupOwners& by) override {
+        // Rows come with the owners of their groups, and others keep theirs until all is done.
+        bool change(const SpdChanges& changes, const GroupOwners& by) {
+            const GroupOwners before = owners;
+            size_t done = 0;
+            for (; done < changes.steps.size() && !(world.dice_.one_in(4) && world.fails());
+                 ++done) {
+                if (!maps.take(changes.steps[done])) {
+                    world.judge_.broken("a row was not what it was before");
+                }
+                const auto* source = std::get_if<SpdChanges::Source>(&changes.steps[done]);
+                for (size_t i = 0; source != nullptr && i < source->entries.size(); ++i) {
+                    const uint32_t group = to_index(source->entries[i].entry.policy);
+                    if (group >= by.size()) continue;
+                    if (group >= owners.size()) owners.resize(group + size_t{1});
+                    owners[group] = by[group];
+                }
+                world.packets();
+            }
+            if (done == changes.steps.size()) return true;
+            while (done-- > 0) maps.take_back(changes.steps[done]);
+            owners = before;
+            return false;
+        }
+        std::expected<void, std::string> update_owners(const GroupOwners& by,
+                                                       std::span<const PolicyId>) override {
             if (world.fails()) return std::unexpected("no owner could be written");
             owners = by;
             return {};
@@ -296,6 +338,8 @@ class World {
     Mistake mistake_;
     bool tell_;
     bool in_trouble_ = false;
+    int by_rows_ = 0;  // publications
+    int whole_ = 0;
     PolicyId kernels_ = kNobody;  // group of what is left to the kernel in the large
     Time now_{std::chrono::hours(1)};
     Kernel kernel_;
@@ -666,8 +710,9 @@ void World::packets() {
                       .port = static_cast<uint16_t>(dice_.below(5))};
         packet.source = tunnel_of(packet.tunnel).local_net.address;
         packet.destination = tunnel_of(packet.tunnel).remote_net.address;
-        if (programs_.spd == nullptr) return;
-        const SpdVerdict verdict = programs_.spd->lookup(SpdDirection::outbound, key_of(packet));
+        if (!programs_.in_use) return;
+        const SpdVerdict verdict =
+            programs_.maps.lookup(packet.source, packet.destination, key_of(packet));
         if (verdict.kind != SpdVerdict::Kind::matched) continue;
         if (verdict.action == SpdAction::bypass) {
             if (now_ < programs_.bypass_until || mistake_ == Mistake::believes_for_ever) {
@@ -689,7 +734,7 @@ void World::packets() {
 void World::calm_down() {
     tell("calm down");
     in_trouble_ = false;
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < 14; ++i) {
         control_round();
         for (int turn = 0; turn < 30; ++turn) {
             commands_.flush();
@@ -746,15 +791,18 @@ struct RefusingPath final : KernelPath {
 
 struct UsedPrograms final : Programs {
     bool in_use = false;
-    double share_of_room(const CompiledSpd&, const CompiledSpd&) const override { return 0; }
-    std::expected<void, std::string> publish(const PublishedSpd&, const GroupOwners&,
-                                             std::span<const uint32_t>,
+    SpdRoom room() const override { return {.destinations = 9, .sources = 9, .entries = 9}; }
+    std::expected<void, std::string> publish(const SpdUpdate&, const GroupOwners&,
+                                             std::span<const PolicyId>, std::span<const uint32_t>,
                                              const std::function<void()>& switched) override {
         in_use = true;
         switched();
         return {};
     }
-    std::expected<void, std::string> update_owners(const GroupOwners&) override { return {}; }
+    std::expected<void, std::string> update_owners(const GroupOwners&,
+                                                   std::span<const PolicyId>) override {
+        return {};
+    }
     std::expected<void, std::string> set_bypass_until(Time) override { return {}; }
 };
 
@@ -798,6 +846,7 @@ TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
     const auto publish = [&] {
         Adoption now;
         now.outbound.push_back({.action = SpdAction::protect, .source = all, .destination = all});
+        now.outbound_places.push_back({});
         now.left_open.push_back({.source = all, .destination = all});
         auto draft = publication.draft(now);
         EXPECT_TRUE(draft);
@@ -826,16 +875,22 @@ constexpr uint64_t kSchedules = 3'000;
 std::optional<std::string> search(uint64_t schedules, Mistake mistake) {
     static const crypto::Aead aead = *crypto::Aead::create();
     uint64_t first = 1;
+    int by_rows = 0;
+    int whole = 0;
     const char* seed = std::getenv("PUBLICATION_SEED");
     if (seed != nullptr) {
         first = std::strtoull(seed, nullptr, 10);
         schedules = 1;
     }
     for (uint64_t i = first; i < first + schedules; ++i) {
-        if (auto broken = World(i, aead, mistake, seed != nullptr).run()) {
+        World world(i, aead, mistake, seed != nullptr);
+        if (auto broken = world.run()) {
             return *broken + " (PUBLICATION_SEED=" + std::to_string(i) + ")";
         }
+        by_rows += world.by_rows();
+        whole += world.whole();
     }
+    std::printf("%d publications by rows, %d as a whole\n", by_rows, whole);
     return std::nullopt;
 }
 
