@@ -84,7 +84,8 @@
     X(kernel_multicast, "the kernel's own multicast on the tunnel device: nobody is behind it")    \
     X(not_established, "the kernel tracks no established connection that the packet belongs to")   \
     X(no_connection, "routed into the xfrm interface, and its policy names no IPsec connection")   \
-    X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")
+    X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")     \
+    X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -345,6 +346,29 @@ SP_INLINE int sp_egress_rule_matches(const struct sp_egress_rule* rule,
     }
     return sp_in_prefix(packet->src, rule->src, rule->src_bits) &&
            sp_in_prefix(packet->dst, rule->dst, rule->dst_bits);
+}
+
+/*
+ * 1: the packet names an address that is never forwarded (RFC 1812 5.3.7, RFC 4291 2.5, RFC 6890).
+ * Addresses in network order, IPv4 in the first 4 bytes. Multicast destinations are not asked
+ * about: they are the host's own affair.
+ */
+SP_INLINE int sp_is_martian(__u8 family, const __u8* src, const __u8* dst) {
+    int zeros;
+
+    if (family == SP_AF_INET)
+        return src[0] == 0 || src[0] == 127 || src[0] >= 224 || dst[0] == 0 || dst[0] == 127 ||
+               dst[0] >= 240;
+    if (src[0] == 0xff || (src[0] == 0xfe && (src[1] & 0xc0) == 0x80)) return 1;
+    for (int side = 0; side < 2; ++side) {
+        const __u8* address = side == 0 ? src : dst;
+
+        for (zeros = 0; zeros < 15 && address[zeros] == 0; ++zeros) {
+        }
+        if (zeros == 15 && address[15] <= 1) return 1;                           /* ::, ::1 */
+        if (zeros == 10 && address[10] == 0xff && address[11] == 0xff) return 1; /* ::ffff:0:0/96 */
+    }
+    return 0;
 }
 
 /* ARRAY port_info, key: port id. Writer: control. Reader: egress programs and egress_route. */

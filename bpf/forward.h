@@ -174,8 +174,12 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     long result;
     int resolved;
 
-    /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards it. */
-    if (origin != SP_ORIGIN_ORIGINATED && packet->ttl <= 1) return sp_pass();
+    if (origin != SP_ORIGIN_ORIGINATED) {
+        if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
+        /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards
+           it. */
+        if (packet->ttl <= 1) return sp_pass();
+    }
 
     /* Of our own ESP the path's MTU is for those to respect who make it: anybody can have the
        kernel believe in a small one, by a forged ICMP message that quotes an empty packet of ours.
@@ -227,8 +231,10 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
     enum sp_drop_reason reason;
     int by_kernel = 0; /* it is anyway */
     __u32* port;
-    long result = sp_fib_lookup(ctx, packet, 0, &fib);
+    long result;
 
+    if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
+    result = sp_fib_lookup(ctx, packet, 0, &fib);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return result < 0 || result == BPF_FIB_LKUP_RET_UNSUPP_LWT ? sp_drop(SP_DROP_no_route)
                                                                    : sp_pass();

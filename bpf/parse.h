@@ -208,6 +208,10 @@ static __always_inline enum sp_drop_reason sp_parse_upper(const struct xdp_md* c
     return SP_DROP_none;
 }
 
+static __always_inline int sp_is_martian_packet(const struct sp_packet* packet) {
+    return sp_is_martian(packet->family, (const __u8*)packet->src, (const __u8*)packet->dst);
+}
+
 /* RFC 3927 2.7 says not to forward these. Linux does, by any route that covers them. */
 static __always_inline int sp_is_link_local_ipv4(const struct sp_packet* packet) {
     return packet->family == SP_AF_INET && bpf_ntohl(packet->dst[0]) >> 16 == 0xa9fe;

@@ -79,6 +79,7 @@ static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* pack
     int verdict;
     __u8 rule;
 
+    if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
     /* The tunnel is a hop (RFC 4301 5.1.2). A packet that may make none goes to the kernel, which
        answers with ICMP time exceeded and never forwards it: nothing leaves in clear. */
     if (packet->ttl <= 1) return sp_pass();

@@ -64,6 +64,8 @@ WHAT_TO_DO = {
                        "whether the kernel tracks anything at all ([docs/config.md](config.md#connection-tracking)).",
     "no_connection": "Give the policy the `if_id` of its connection, or, if workers protect it, correct the route into the xfrm "
                      "interface.",
+    "martian": "Somebody sends with an address that cannot be his (loopback, multicast, class E, unspecified, link-local IPv6): tcpdump in front of "
+    "the port, or behind the tunnel.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

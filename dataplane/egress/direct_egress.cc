@@ -20,6 +20,12 @@ DropReason parse(const Frame& frame, wire::IpPacket& packet) {
     return ports_expected && !packet.ports_known ? DropReason::truncated : DropReason::none;
 }
 
+bool is_martian(Family family, const std::byte* ip) {
+    return sp_is_martian(family == Family::v4 ? SP_AF_INET : SP_AF_INET6,
+                         reinterpret_cast<const uint8_t*>(wire::source_at(ip, family)),
+                         reinterpret_cast<const uint8_t*>(wire::destination_at(ip, family))) != 0;
+}
+
 class DirectEgress final : public Egress {
   public:
     explicit DirectEgress(DirectEgressSetup setup)
@@ -83,6 +89,10 @@ DirectEgress::Way DirectEgress::decide(const OutgoingFrame& out, const NextHop*&
         return Way::drop;
     }
     const bool transit = out.kind == FrameKind::transit;
+    if (transit && is_martian(packet.family, ip)) {
+        reason = DropReason::martian;
+        return Way::drop;
+    }
     if (!hop->resolved || (transit && packet.ttl <= 1)) return Way::kernel;
     // One tunnel's traffic must not continue in clear where another one belongs (RFC 4301 5.1).
     if (transit && !leads_inside(hop->port)) return Way::kernel;

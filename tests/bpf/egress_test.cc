@@ -7,6 +7,7 @@
 
 #include "dataplane/egress/filter.h"
 #include "dataplane/wire/frame_ip.h"
+#include "tests/bpf/martians.h"
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
@@ -80,6 +81,23 @@ TEST_F(EgressRoute, frames_in_transit_make_a_hop) {
     forward("v4, TTL 2", inner4("10.1.0.10", kTransit, 2), inner4("10.1.0.10", kToHost, 1));
     pass("TTL 1", inner4("10.1.0.10", kTransit, 1));
     pass("hop limit 1", inner6("2001:db8:a::10", kTransit, 1));
+}
+
+TEST_F(EgressRoute, what_a_tunnel_brought_of_martians_is_not_forwarded) {
+    for (const auto& [name, frame] : packets4(kMartians4, "10.2.0.9", "10.1.0.10", kTransit)) {
+        drop(name.c_str(), frame, SP_DROP_martian);
+    }
+    for (const auto& [name, frame] :
+         packets6(kMartians6, "2001:db8:b::9", "2001:db8:a::10", kTransit)) {
+        drop(name.c_str(), frame, SP_DROP_martian);
+    }
+    for (const auto& [name, frame] : packets4(kNoMartians4, "10.2.0.9", "10.1.0.10", kTransit)) {
+        EXPECT_EQ(rig.verdict(*program, frame), XDP_REDIRECT) << name;
+    }
+    for (const auto& [name, frame] :
+         packets6(kNoMartians6, "2001:db8:b::9", "2001:db8:a::10", kTransit)) {
+        EXPECT_EQ(rig.verdict(*program, frame), XDP_REDIRECT) << name;
+    }
 }
 
 TEST_F(EgressRoute, what_the_kernel_finishes) {

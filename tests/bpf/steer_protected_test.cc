@@ -14,6 +14,7 @@
 
 #include "dataplane/spd/classes.h"
 #include "dataplane/spd/spd.h"
+#include "tests/bpf/martians.h"
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
@@ -269,7 +270,7 @@ TEST_F(SteerProtected, host_scope_comes_before_the_SPD) {
         EXPECT_EQ(rig.verdict(program, frame), static_cast<uint32_t>(XDP_REDIRECT)) << name;
     };
     protect("beside link-local v4", v4("169.253.255.255", icmp()));
-    protect("above multicast v4", v4("240.0.0.1", icmp()));
+    drop(program, "above multicast v4", v4("240.0.0.1", icmp()), SP_DROP_martian);
     protect("below multicast v4", v4("223.255.255.255", icmp()));
     protect("beside link-local v6", v6("fec0::1", icmp6()));
 }
@@ -301,6 +302,30 @@ TEST_F(SteerProtected, BYPASS_is_forwarded) {
     forward("v4 with options", options, options_out);
     forward("back out of the same port", v4(kHost4, icmp()),
             v4(kHost4, icmp(), 63, {.dst = kLanHostMac, .src = kLanMac}));
+}
+
+// However wide the policy is.
+TEST_F(SteerProtected, martians_enter_no_tunnel_and_are_not_forwarded) {
+    for (const bool register_mode : {false, true}) {
+        const Instance program = load({.register_mode = register_mode});
+        for (const SpdAction action : {SpdAction::protect, SpdAction::bypass}) {
+            rig.publish(
+                {entry(0, action, "0.0.0.0/0", "0.0.0.0/0"), entry(0, action, "::/0", "::/0")}, {},
+                kOwners);
+            for (const auto& [name, frame] : packets4(kMartians4, kHost4, "10.2.0.9")) {
+                drop(program, name.c_str(), frame, SP_DROP_martian);
+            }
+            for (const auto& [name, frame] : packets6(kMartians6, kHost6, "2001:db8:b::9")) {
+                drop(program, name.c_str(), frame, SP_DROP_martian);
+            }
+            for (const auto& [name, frame] : packets4(kNoMartians4, kHost4, "10.2.0.9")) {
+                EXPECT_EQ(rig.verdict(program, frame), XDP_REDIRECT) << name;
+            }
+            for (const auto& [name, frame] : packets6(kNoMartians6, kHost6, "2001:db8:b::9")) {
+                EXPECT_EQ(rig.verdict(program, frame), XDP_REDIRECT) << name;
+            }
+        }
+    }
 }
 
 TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {

@@ -3,6 +3,7 @@
 
 #include <linux/bpf.h>
 
+#include "tests/bpf/martians.h"
 #include "tests/bpf/packet_rig.h"
 
 namespace sallyport::packet {
@@ -338,6 +339,20 @@ TEST_P(SteerUnprotected, cleartext_meets_the_inbound_SPD) {
     drop("later fragment v6 that hides its protocol",
          v6("2001:db8:b:4::9", "2001:db8:a::10", fragment({.offset = 5}, raw(60, Bytes(16)))),
          SP_DROP_fragment_without_ports);
+}
+
+TEST_P(SteerUnprotected, martians_in_clear_are_not_forwarded) {
+    const Instance program = load();
+    rig.publish({},
+                {entry(0, SpdAction::bypass, "0.0.0.0/0", "0.0.0.0/0"),
+                 entry(0, SpdAction::bypass, "::/0", "::/0")},
+                {});
+    for (const auto& [name, frame] : packets4(kMartians4, "10.4.0.9", "10.1.0.10")) {
+        rig.check(program, {name, frame, dropped(kWan, frame.size(), SP_DROP_martian)});
+    }
+    for (const auto& [name, frame] : packets6(kMartians6, "2001:db8:b:4::9", "2001:db8:a::10")) {
+        rig.check(program, {name, frame, dropped(kWan, frame.size(), SP_DROP_martian)});
+    }
 }
 
 TEST_P(SteerUnprotected, BYPASS_is_forwarded) {

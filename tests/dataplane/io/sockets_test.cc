@@ -551,6 +551,21 @@ class DirectEgressTest : public IoTest {
     std::optional<Capture> kernel_;
 };
 
+// The table of addresses is that of the programs, and has its test there.
+TEST_F(DirectEgressTest, MartiansInTransitAreNotForwarded) {
+    publish();
+    Bytes from_loopback = v4("10.2.3.4", 64);
+    inet_pton(AF_INET, "127.0.0.1", &from_loopback[26]);
+    send(from_loopback, FrameKind::transit);
+    expect_dropped(DropReason::martian);
+    Bytes from_the_link = v6("2001:db8:2::1", 64);
+    inet_pton(AF_INET6, "fe80::5", &from_the_link[22]);
+    send(from_the_link, FrameKind::transit);
+    EXPECT_EQ(drops(DropReason::martian), 2u);
+    send(v4("10.2.3.4", 64), FrameKind::transit);
+    EXPECT_FALSE(wire_->next().empty());
+}
+
 TEST_F(DirectEgressTest, OriginatedFramesKeepTheirTtl) {
     publish();
     send(v4("10.2.3.4", 64), FrameKind::originated);
