@@ -11,8 +11,8 @@
 #include "maps.h"
 #include "parse.h"
 
-/* All four: writer control, reader the steer programs. Rows live from the moment a generation is
-   written until the next one has been taken into use. Sizes: loader. */
+/* All four: writer control, reader the steer programs. Rows of a generation may change while it
+   is in use, one after another (dataplane/spd/classes.h). Sizes: loader. */
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
