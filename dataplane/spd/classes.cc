@@ -558,9 +558,9 @@ void SpdClasses::roll_back() {
 
 std::expected<void, std::string> SpdClasses::build(
     std::vector<std::pair<SpdPlace, SpdEntry>> list) {
-    for (auto& [place, entry] : list) {
+    for (const auto& [place, entry] : list) {
         list_.emplace_hint(list_.end(), place,
-                           SpdListed{.place = place, .entry = std::move(entry), .order = 0});
+                           SpdListed{.place = place, .entry = entry, .order = 0});
     }
     give_orders();
     for (const auto& [place, listed] : list_) {
