@@ -18,11 +18,12 @@
 
 namespace sallyport::control::adoption {
 
+// Of two entries with one key the second never decides.
 inline auto selector_key(const SpdEntry& entry) {
     const SpdEntry& e = entry;
     return std::tuple(e.source.address, e.source.bits, e.destination.address, e.destination.bits,
                       e.protocol, e.has_ports, e.source_port_lo, e.source_port_hi,
-                      e.destination_port_lo, e.destination_port_hi);
+                      e.destination_port_lo, e.destination_port_hi, e.ct_mark, e.ct_mark_mask);
 }
 using SelectorKey = decltype(selector_key(SpdEntry{}));
 

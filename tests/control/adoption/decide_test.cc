@@ -584,6 +584,25 @@ TEST(Adoption, ConfiguredPoliciesStandBehind) {
     EXPECT_LT(to_index(adoption.outbound[1].policy), adoption.group_count);
 }
 
+TEST(Adoption, AConfiguredPolicyForAMarkDoesNotHideTheOneWithout) {
+    Register reg;
+    config::Policy marked;
+    marked.action = config::SpdAction::discard;
+    marked.local = {prefix("10.1.0.0/24")};
+    marked.remote = {prefix("0.0.0.0/0")};
+    marked.ct_mark = 1;
+    marked.ct_mark_mask = 1;
+    config::Policy others = marked;
+    others.action = config::SpdAction::bypass;
+    others.ct_mark.reset();
+    others.ct_mark_mask = 0;
+    reg.config = {marked, others, marked};
+    const Adoption adoption = reg.decide();
+    ASSERT_EQ(adoption.outbound.size(), 2u);
+    EXPECT_EQ(adoption.outbound[0].action, SpdAction::discard);
+    EXPECT_EQ(adoption.outbound[1].action, SpdAction::bypass);
+}
+
 TEST(Adoption, AnInPolicyThatAllowsDoesNotOpenWhatFwdForbids) {
     Register reg;
     reg.add_filter(PolicyDirection::in, PolicyAction::allow, "0.0.0.0/0", "10.0.0.0/8", 1);
