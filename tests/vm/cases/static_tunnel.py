@@ -2,9 +2,11 @@
 """sallyportd on a stock kernel, static SAs, against that kernel's own ESP in another namespace."""
 
 from inside import boot, tunnel
+from lab import traffic
 from lab.checks import check, equal
 
-BOOT = boot.Boot(kernels=("newest", "6.12"), modules=tunnel.MODULES)
+# As on hosts with a firewall that asks for connections.
+BOOT = boot.Boot(kernels=("newest", "6.12"), modules=(*tunnel.MODULES, "nf_conntrack"))
 
 PINGS = 5
 
@@ -21,4 +23,13 @@ def pings(guest):
     t.check_registered()
     guest.note("; ".join(line.removeprefix("info: ") for line in t.gw.log().splitlines()
                          if "XDP" in line))
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
+
+
+@BOOT.case("connection tracking is a module of the kernel: a port that asks for connections", seconds=60)
+def connections(guest):
+    t = tunnel.StaticTunnel(guest, lan='conntrack_in = "drop"')
+    t.gw.start()
+    equal(traffic.ping(t.n.lan, tunnel.HOST, tunnel.FAR, 2), 0, "pings without a connection")
+    equal(t.gw.drops()["not_established"], {"port lan0": 2}, "drops")
     equal(t.gw.stop(), 0, "exit status of sallyportd")

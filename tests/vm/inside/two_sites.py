@@ -26,7 +26,7 @@ from lab.wire import esp_of
 from . import capture, charon, net, sallyport, xfrm
 
 MODULES = ("veth", "bridge", "tun", "xfrm_user", "esp4", "aesni_intel", "gcm", "seqiv", "echainiv",
-           "authenc", "cbc", "sha256_generic")
+           "authenc", "cbc", "sha256_generic", "nf_conntrack")
 GATEWAY, PEER = "192.0.2.1", "192.0.2.2"
 GATEWAY6, PEER6 = "2001:db8::1", "2001:db8::2"
 NETWORKS = range(3)
