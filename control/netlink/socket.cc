@@ -152,22 +152,23 @@ class Answers {
             };
             auto complete = Answer((*message)->sequence, visit).take(**message);
             if (!complete) {
-                end(request, std::unexpected(std::move(complete.error())));
+                fail(request, std::move(complete.error()));
             } else if (*complete) {
-                end(request, {});
+                results_[request].emplace();
+                --left_;
             }
         }
     }
     // Nothing more will come.
     void give_up(const Error& error) {
         for (size_t i = 0; i < results_.size(); ++i) {
-            if (!results_[i]) end(i, std::unexpected(error));
+            if (!results_[i]) fail(i, error);
         }
     }
 
   private:
-    void end(size_t request, std::expected<void, Error> result) {
-        results_[request] = std::move(result);
+    void fail(size_t request, Error error) {
+        results_[request].emplace(std::unexpect, std::move(error));
         --left_;
     }
 

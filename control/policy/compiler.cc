@@ -55,13 +55,13 @@ SpdCompiler::Misfit SpdCompiler::no_room(double share) {
             .share = share};
 }
 
-std::expected<SpdUpdate, SpdCompiler::Misfit> SpdCompiler::compile_items(Items outbound,
-                                                                         Items inbound) {
+std::expected<SpdUpdate, SpdCompiler::Misfit> SpdCompiler::compile_items(const Items& outbound,
+                                                                         const Items& inbound) {
     auto made = std::make_unique<State>();
-    if (auto built = made->outbound.build(std::move(outbound)); !built) {
+    if (auto built = made->outbound.build(outbound); !built) {
         return std::unexpected(Misfit{.text = "outbound policies: " + built.error()});
     }
-    if (auto built = made->inbound.build(std::move(inbound)); !built) {
+    if (auto built = made->inbound.build(inbound); !built) {
         return std::unexpected(Misfit{.text = "inbound policies: " + built.error()});
     }
     if (const double share = made->share_of(room_); share > 1) {

@@ -70,7 +70,7 @@ class SpdCompiler {
     };
     using Items = std::vector<std::pair<SpdPlace, SpdEntry>>;
 
-    std::expected<SpdUpdate, Misfit> compile_items(Items outbound, Items inbound);
+    std::expected<SpdUpdate, Misfit> compile_items(const Items& outbound, const Items& inbound);
     std::optional<SpdRowChanges> change_rows(const SpdEdits& edits);
     [[nodiscard]] static Misfit no_room(double share);
 

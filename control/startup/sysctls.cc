@@ -58,8 +58,13 @@ void Sysctls::read_note() {
 
 std::expected<void, std::string> Sysctls::write_note() const {
     std::vector<std::string> lines;
-    for (const Saved& saved : saved_) lines.push_back(saved.name + " " + saved.value);
-    for (const auto& [name, value] : leftover_) lines.push_back(name + " " + value);
+    const auto add = [&lines](std::string line, const std::string& value) {
+        line += ' ';
+        line += value;
+        lines.push_back(std::move(line));
+    };
+    for (const Saved& saved : saved_) add(saved.name, saved.value);
+    for (const auto& [name, value] : leftover_) add(name, value);
     return host::write_note(note_, lines);
 }
 
@@ -68,7 +73,9 @@ Sysctls::~Sysctls() {
     for (auto saved = saved_.rbegin(); saved != saved_.rend(); ++saved) {
         write_value(file_of(saved->name), saved->value);
     }
-    if (!saved_.empty()) host::remove_note(note_);
+    // What a killed run had changed and this one had no use for.
+    for (const auto& [name, value] : leftover_) write_value(file_of(name), value);
+    if (note_read_) host::remove_note(note_);
 }
 
 }  // namespace sallyport::control

@@ -119,11 +119,12 @@ void SpdClasses::give_orders() {
 }
 
 std::optional<uint32_t> SpdClasses::order_for(const SpdPlace& place) const {
+    if (list_.empty()) return CompiledSpd::kNone / 2;
     const auto next = list_.lower_bound(place);
     const uint32_t end = next == list_.end() ? CompiledSpd::kNone : next->second.order;
     if (next == list_.begin()) {
         if (end == 0) return std::nullopt;
-        return end - std::min<uint32_t>(kOrderStep, (end + 1) / 2);
+        return end - std::min<uint32_t>(kOrderStep, end / 2 + 1);
     }
     const uint32_t begin = std::prev(next)->second.order;
     const uint32_t gap = (end - begin) / 2;
@@ -557,7 +558,7 @@ void SpdClasses::roll_back() {
 // ---- as a whole -----------------------------------------------------------------------------
 
 std::expected<void, std::string> SpdClasses::build(
-    std::vector<std::pair<SpdPlace, SpdEntry>> list) {
+    const std::vector<std::pair<SpdPlace, SpdEntry>>& list) {
     for (const auto& [place, entry] : list) {
         list_.emplace_hint(list_.end(), place,
                            SpdListed{.place = place, .entry = entry, .order = 0});

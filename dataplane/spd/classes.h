@@ -163,7 +163,7 @@ class SpdClasses {
     SpdClasses& operator=(const SpdClasses&) = delete;
 
     // All of it, into an empty object. Fails as compile_spd() does.
-    std::expected<void, std::string> build(std::vector<std::pair<SpdPlace, SpdEntry>> list);
+    std::expected<void, std::string> build(const std::vector<std::pair<SpdPlace, SpdEntry>>& list);
     // What build() made.
     [[nodiscard]] CompiledSpd compiled() const;
 

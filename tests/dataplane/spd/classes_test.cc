@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <memory>
 #include <random>
+#include <string>
 
 #include "tests/support/spd_maps.h"
 
@@ -336,6 +337,29 @@ class World {
     std::vector<SpdChanges::Source> later_;
     std::unique_ptr<Spd> spd_;
 };
+
+// As at a start before there is any policy. A lookup takes what is below kNone.
+TEST(SpdClasses, EntriesThatComeToAnEmptyListHaveAnOrder) {
+    SpdRuns runs(1 << 10);
+    SpdClasses classes(runs);
+    ASSERT_TRUE(classes.build({}));
+    for (uint32_t i = 0; i < 40; ++i) {
+        // Behind all others and in front of them.
+        const SpdPlace place{.tier = 1, .arrival = i % 2 == 0 ? 100 + i : 100 - i, .index = i};
+        SpdEntry entry{.policy = PolicyId{i}};
+        entry.source = parse_ip_prefix("10.1.0.0/24").value();
+        entry.destination = parse_ip_prefix("10.2." + std::to_string(i) + ".0/24").value();
+        const SpdEdit edit{.place = place, .entry = entry};
+        ASSERT_TRUE(classes.apply({&edit, 1})) << i;
+        classes.commit(false);
+        uint32_t after = 0;
+        for (const auto& [unused, listed] : classes.list()) {
+            EXPECT_LT(listed.order, CompiledSpd::kNone);
+            EXPECT_GE(listed.order, after);
+            after = listed.order + 1;
+        }
+    }
+}
 
 TEST(SpdClasses, ChangedByRowsEqualsTheOrderedListAtEachStep) {
     int by_rows = 0;

@@ -28,7 +28,7 @@ def pings(guest):
 
 @BOOT.case("connection tracking is a module of the kernel: a port that asks for connections", seconds=60)
 def connections(guest):
-    t = tunnel.StaticTunnel(guest, lan='conntrack_in = "drop"')
+    t = tunnel.StaticTunnel(guest, lan='conntrack_in = "drop"\nconntrack_out = "drop"')
     t.gw.start()
     equal(traffic.ping(t.n.lan, tunnel.HOST, tunnel.FAR, 2), 0, "pings without a connection")
     equal(t.gw.drops()["not_established"], {"port lan0": 2}, "drops")
