@@ -42,31 +42,29 @@ inline const std::vector<Ends> kNoMartians6 = {
     {"::2", nullptr}, {"::1:0:0:1", nullptr}, {"::fffe:10.1.0.10", nullptr}, {"fec0::1", nullptr}};
 
 // Packets of all of these, on `link`; what is fine in them is `source` and `destination`.
-inline std::vector<std::pair<std::string, Bytes>> packets4(const std::vector<Ends>& all,
-                                                           const char* source,
-                                                           const char* destination,
-                                                           const Link& link = {}) {
+template <typename Packet>
+std::vector<std::pair<std::string, Bytes>> packets_of(const std::vector<Ends>& all,
+                                                      const char* source, const char* destination,
+                                                      const Link& link, Packet packet) {
     std::vector<std::pair<std::string, Bytes>> out;
     for (const Ends& ends : all) {
         const char* from = ends.source != nullptr ? ends.source : source;
         const char* to = ends.destination != nullptr ? ends.destination : destination;
-        out.emplace_back(std::string(from) + " to " + to,
-                         eth(ip4({.src = from, .dst = to}, tcp({.dst = 80})), link));
+        out.emplace_back(std::string(from) + " to " + to, eth(packet(from, to), link));
     }
     return out;
 }
-inline std::vector<std::pair<std::string, Bytes>> packets6(const std::vector<Ends>& all,
-                                                           const char* source,
-                                                           const char* destination,
-                                                           const Link& link = {}) {
-    std::vector<std::pair<std::string, Bytes>> out;
-    for (const Ends& ends : all) {
-        const char* from = ends.source != nullptr ? ends.source : source;
-        const char* to = ends.destination != nullptr ? ends.destination : destination;
-        out.emplace_back(std::string(from) + " to " + to,
-                         eth(ip6({.src = from, .dst = to}, tcp({.dst = 80})), link));
-    }
-    return out;
+inline auto packets4(const std::vector<Ends>& all, const char* source, const char* destination,
+                     const Link& link = {}) {
+    return packets_of(all, source, destination, link, [](const char* from, const char* to) {
+        return ip4({.src = from, .dst = to}, tcp({.dst = 80}));
+    });
+}
+inline auto packets6(const std::vector<Ends>& all, const char* source, const char* destination,
+                     const Link& link = {}) {
+    return packets_of(all, source, destination, link, [](const char* from, const char* to) {
+        return ip6({.src = from, .dst = to}, tcp({.dst = 80}));
+    });
 }
 
 }  // namespace sallyport::packet

@@ -459,6 +459,12 @@ IpPrefix random_prefix(std::mt19937& random, Family family) {
     return shortened(whole, static_cast<uint8_t>(random() % (whole.bits + 1u)));
 }
 
+IpAddress random_address(std::mt19937& random, Family family) {
+    IpPrefix one = random_prefix(random, family);
+    while (one.bits != (family == Family::v4 ? 32 : 128)) one = random_prefix(random, family);
+    return one.address;
+}
+
 // Of the ordered list: the first entry that matches, or that would have to see ports.
 sp_drop_reason reason_by_list(const std::vector<SpdEntry>& ordered, const IpAddress& source,
                               const IpAddress& destination, bool ports_known, uint16_t port) {
@@ -503,14 +509,8 @@ TEST_F(SteerProtected, the_first_entry_of_the_list_decides) {
         rig.publish(ordered, {}, {});
         for (int probe = 0; probe < 40; ++probe) {
             const Family family = probe % 2 == 0 ? Family::v4 : Family::v6;
-            const uint8_t all = family == Family::v4 ? 32 : 128;
-            const auto address = [&] {
-                IpPrefix one = random_prefix(random, family);
-                while (one.bits != all) one = random_prefix(random, family);
-                return one.address;
-            };
-            const IpAddress source = address();
-            const IpAddress destination = address();
+            const IpAddress source = random_address(random, family);
+            const IpAddress destination = random_address(random, family);
             const auto port = static_cast<uint16_t>(random() % 3);
             const bool later = family == Family::v4 && random() % 4 == 0;
             const std::string from = to_string(source);
@@ -646,14 +646,8 @@ TEST_F(SteerProtected, rows_that_change_say_what_the_list_says) {
         const auto ordered = list.ordered();
         for (int probe = 0; probe < 20; ++probe) {
             const Family family = probe % 2 == 0 ? Family::v4 : Family::v6;
-            const uint8_t all = family == Family::v4 ? 32 : 128;
-            const auto address = [&] {
-                IpPrefix one = random_prefix(random, family);
-                while (one.bits != all) one = random_prefix(random, family);
-                return one.address;
-            };
-            const IpAddress source = address();
-            const IpAddress destination = address();
+            const IpAddress source = random_address(random, family);
+            const IpAddress destination = random_address(random, family);
             const auto port = static_cast<uint16_t>(random() % 3);
             const std::string from = to_string(source);
             const std::string to = to_string(destination);

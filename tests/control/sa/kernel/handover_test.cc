@@ -78,15 +78,18 @@ class HandoverTest : public ::testing::Test {
         out.destination.bytes = {192, 0, 2, 1};
         return out;
     }
-    State& add(bool outbound, uint64_t used = 0) {
+    State& add(bool outbound, uint64_t used = 0, uint32_t number = 0) {
         State state;
-        state.name = name(outbound);
+        state.name = name(outbound, number);
         state.source.bytes = {192, 0, 2, 9};
         state.key = ++keys_;
         state.outbound = outbound;
         (outbound ? state.sent : state.top) = used;
         kernel_.add(state);
         return kernel_.states.at(state.name);
+    }
+    void add_outbound(uint32_t count) {
+        for (uint32_t i = 0; i < count; ++i) add(true, 0, i);
     }
     Slot& slot(bool outbound) {
         Slot* found = slots_.find(name(outbound));
@@ -299,14 +302,7 @@ TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
 // The kernel has as much to do at any time: a tenth of the SAs each time, each once in a second.
 TEST_F(HandoverTest, CountersAreWrittenInTurns) {
     constexpr uint32_t kSas = 40;
-    for (uint32_t i = 0; i < kSas; ++i) {
-        State state;
-        state.name = name(true, i);
-        state.source.bytes = {192, 0, 2, 9};
-        state.key = ++keys_;
-        state.outbound = true;
-        kernel_.add(state);
-    }
+    add_outbound(kSas);
     round();
     for (const auto& [known, each] : slots_.by_name()) each->outbound()->sa->packets.add(7);
     size_t before = 0;
@@ -325,14 +321,7 @@ TEST_F(HandoverTest, CountersAreWrittenInTurns) {
 // However many say so at once, control answers others in between.
 TEST_F(HandoverTest, ManyThatAreLowAreServedInParts) {
     constexpr uint32_t kSas = 100;
-    for (uint32_t i = 0; i < kSas; ++i) {
-        State state;
-        state.name = name(true, i);
-        state.source.bytes = {192, 0, 2, 9};
-        state.key = ++keys_;
-        state.outbound = true;
-        kernel_.add(state);
-    }
+    add_outbound(kSas);
     round();
     time_.at += Handover::kSettle;
     const Reconciler::Decisions now = decide();
@@ -408,14 +397,7 @@ TEST_F(HandoverTest, ARoundOnTheWayBackBringsNobodyBack) {
 TEST_F(HandoverTest, RekeysAfterAStopAreSpread) {
     constexpr uint32_t kSas = 50;
     time_.of_day = 1000;
-    for (uint32_t i = 0; i < kSas; ++i) {
-        State state;
-        state.name = name(true, i);
-        state.source.bytes = {192, 0, 2, 9};
-        state.key = ++keys_;
-        state.outbound = true;
-        kernel_.add(state);
-    }
+    add_outbound(kSas);
     round();
     ASSERT_EQ(slots_.size(), kSas);
     for (const auto& [known, each] : slots_.by_name()) each->outbound()->sa->packets.add(1);
