@@ -14,6 +14,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/support/own_address.h"
+
 namespace sallyport::packet {
 namespace {
 
@@ -58,6 +60,10 @@ class Namespace : public ::testing::Environment {
         run("ip addr add 2001:db8:c::1/64 dev other0 nodad");
         run("ip addr add 198.19.0.1/24 dev sp0");
         run("ip addr add 2001:db8:d::1/64 dev sp0 nodad");
+        for (const char* address :
+             {"2001:db8:1::1", "2001:db8:a::1", "2001:db8:c::1", "2001:db8:d::1"}) {
+            run(test::until_own_address6(address));
+        }
         for (const char* address : {"192.0.2.2", "192.0.2.50", "2001:db8:1::2", "2001:db8:1::50"}) {
             run(std::string("ip neigh add ") + address +
                 " lladdr 02:00:00:00:01:02 dev wan0 nud permanent");

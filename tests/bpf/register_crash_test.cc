@@ -150,7 +150,9 @@ class RegisterCrash : public ::testing::Test {
             auto objects = BpfObjects::create(
                 {.inbound_sas = 64, .spd_destinations = 64, .spd_sources = 64, .spd_entries = 64});
             std::vector<FileDescriptor> sockets;
-            const char answer = objects && become_gateway(*objects, sockets) ? 'y' : 'n';
+            // With a lease before the first packet: without one BYPASS would be believed for ever.
+            const char answer =
+                objects && become_gateway(*objects, sockets) && extend_lease(*objects) ? 'y' : 'n';
             if (write(ready[1], &answer, 1) == 1) keep_lease(*objects);
             _exit(1);
         }
@@ -160,14 +162,17 @@ class RegisterCrash : public ::testing::Test {
         close(ready[1]);
         ASSERT_EQ(answer, 'y');
     }
+    static bool extend_lease(BpfObjects& objects) {
+        timespec now{};
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        const uint64_t ns =
+            static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+        return objects.set_bypass_until(ns + kLeaseNs).has_value();
+    }
     // As control does, for as long as it runs.
     [[noreturn]] static void keep_lease(BpfObjects& objects) {
         for (;;) {
-            timespec now{};
-            clock_gettime(CLOCK_MONOTONIC, &now);
-            const uint64_t ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 +
-                                static_cast<uint64_t>(now.tv_nsec);
-            if (!objects.set_bypass_until(ns + kLeaseNs)) _exit(1);
+            if (!extend_lease(objects)) _exit(1);
             usleep(10'000);
         }
     }

@@ -19,6 +19,7 @@
 
 #include "control/host_traffic/messages.h"
 #include "tests/dataplane/io/support.h"
+#include "tests/support/own_address.h"
 
 namespace sallyport::control {
 namespace {
@@ -55,6 +56,9 @@ class HostTrafficKernel : public test::NamespaceTest {
         run("ip link add vc type veth peer name vd; ip link set vc up; ip link set vd up");
         run("ip addr add 10.1.0.1/24 dev lo; ip addr add 192.0.2.1/24 dev vc");
         run("ip addr add fd00:1::1/64 dev lo nodad; ip addr add 2001:db8::1/64 dev vc nodad");
+        for (const char* address : {"fd00:1::1", "2001:db8::1"}) {
+            run(test::until_own_address6(address));
+        }
         run("ip route add default via 192.0.2.2; ip -6 route add default via 2001:db8::2");
         host_.emplace(context_, log_);
         ASSERT_TRUE(host_->open(if_nametoindex("va")));

@@ -12,6 +12,7 @@
 #include "control/route/mirror.h"
 #include "control/route/socket.h"
 #include "tests/dataplane/io/support.h"
+#include "tests/support/own_address.h"
 
 namespace sallyport::route {
 namespace {
@@ -345,6 +346,7 @@ class RouteMirrorTest : public test::NamespaceTest {
         run("ip link set vc up; ip link set vd up");
         run("ip addr add 10.1.0.1/24 dev va");
         run("ip addr add 2001:db8:1::1/64 dev va nodad");
+        run(test::until_own_address6("2001:db8:1::1"));
         run("ip addr add 10.3.0.1/24 dev vc");
         mirror_.emplace(std::vector<uint32_t>{0xffff, if_nametoindex("va")});
         auto socket = RouteSocket::open();
