@@ -7,7 +7,8 @@
 FOLDER holds the reports of each step: NAME.xml is meson's JUnit report and NAME.json its log of exit
 statuses; NAME.txt has lines `pass NAME`, `fail NAME` or `skip NAME: REASON`. The last line printed is
 `N passed, N failed, N skipped`; the exit status is 1 if anything failed, or nothing passed. What failed
-is said once more before it, with the beginning of its own words.
+is said once more before it, with the beginning of its own words, and so is what is unsteady: it failed
+beside other jobs and then passed alone, each time (again.py). That counts as passed.
 """
 
 import json
@@ -73,10 +74,20 @@ def from_lines(path):
     return found
 
 
+def read_unsteady(folder):
+    """[(step, test, title)], see again.py."""
+    try:
+        with open(os.path.join(folder, "unsteady"), encoding="utf-8") as f:
+            return [tuple(line.rstrip("\n").split("\t")) for line in f]
+    except FileNotFoundError:
+        return []
+
+
 def main():
     folder = sys.argv[1]
     total = {"pass": 0, "fail": 0, "skip": 0}
     failures = []
+    steady_alone = read_unsteady(folder)
     print("\n== results")
     for file in sorted(os.listdir(folder)):
         step, kind = os.path.splitext(file)
@@ -87,6 +98,11 @@ def main():
             results = read(os.path.join(folder, file))
         except (ET.ParseError, OSError, ValueError) as e:
             results = [("fail", f"{step}: unreadable report: {e}", "")]
+        again = [(test, title) for of, test, title in steady_alone if of == step]
+        unsteady = [r for r in results if r[0] == "fail" and
+                    any(test in r[1] and title in r[1] for test, title in again)]
+        failures += [("UNSTEADY", name, words) for _, name, words in unsteady]
+        results = [("pass", *r[1:]) if r in unsteady else r for r in results]
         counts = {v: sum(r[0] == v for r in results) for v in total}
         print(f"{step:28} " + ", ".join(
             f"{counts[v]} {word}" for v, word in
@@ -97,11 +113,11 @@ def main():
                 print(f"  ok   {name}")
             elif verdict == "fail":
                 print(f"  FAIL {name}")
-                failures.append((name, reason))
+                failures.append(("FAIL", name, reason))
             elif verdict == "skip":
                 print(f"  SKIP {name}: {reason or 'no reason given'}")
-    for name, words in failures:
-        print(f"\n== FAIL {name}")
+    for verdict, name, words in failures:
+        print(f"\n== {verdict} {name}")
         said = [line for line in words.splitlines() if line.strip() and not line.startswith(WENT_WELL)]
         for line in said[:WORDS_MAX]:
             print(f"   {line[:300]}")
