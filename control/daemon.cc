@@ -164,11 +164,30 @@ void Daemon::handle(const Event& event) {
 void Daemon::tick() {
     appliance_->source().tick();
     if (++ticks_ % kAuditTicks == 0) audits_->look();
+    look_after_workers();
     log_.flush();
     timer_.expires_after(kTick);
     timer_.async_wait([this](ErrorCode error) {
         if (!error) tick();
     });
+}
+
+void Daemon::look_after_workers() {
+    std::vector<uint64_t> loops;
+    for (const auto& worker : appliance_->workers()) {
+        loops.push_back(worker->counters().loops.read());
+    }
+    const auto look = watchdog_.look(loops, std::chrono::steady_clock::now());
+    for (const size_t worker : look.hung) {
+        log_.error("worker " + std::to_string(worker) + " hangs: nothing has moved there for " +
+                   std::to_string(Watchdog::kHungAfter.count()) +
+                   " s, and what it owns is not forwarded. Under systemd sallyportd is restarted "
+                   "(WatchdogSec); else restart it");
+    }
+    for (const size_t worker : look.moved) {
+        log_.note("worker " + std::to_string(worker) + " moves again");
+    }
+    if (look.all_move) tell_service_manager("WATCHDOG=1");
 }
 
 }  // namespace sallyport::control

@@ -21,6 +21,7 @@
 #include "control/operator/report.h"
 #include "control/operator/server.h"
 #include "control/route/publisher.h"
+#include "control/startup/watchdog.h"
 
 namespace sallyport::control {
 
@@ -42,6 +43,7 @@ class Daemon {
     void take_events(Worker& worker);
     void handle(const Event& event);
     void tick();
+    void look_after_workers();
 
     Log& log_;
     config::Config config_;
@@ -54,6 +56,7 @@ class Daemon {
     std::unique_ptr<NextHopControl> next_hops_;
     std::optional<rpc::Server> rpc_;
     std::optional<Audits> audits_;
+    Watchdog watchdog_;
     uint32_t ticks_ = 0;
     bool ending_ = false;
 };

@@ -6,9 +6,11 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <iterator>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +21,7 @@
 #include "control/daemon.h"
 #include "control/log.h"
 #include "control/sa/static/accept_key.h"
+#include "control/startup/policy_check.h"
 
 namespace {
 
@@ -105,9 +108,10 @@ int run(const Arguments& arguments, control::Log& log) {
         return kUsage;
     }
     if (arguments.accept_keys.empty()) {
-        const auto missing = config::check_against_system(*config);
-        if (!missing.empty()) {
-            report_errors(missing);
+        auto wrong = config::check_against_system(*config);
+        std::ranges::move(control::check_policies(*config), std::back_inserter(wrong));
+        if (!wrong.empty()) {
+            report_errors(wrong);
             return kUsage;
         }
     }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <ctime>
+#include <variant>
 
 #include "dataplane/exchange/event_fd.h"
 
@@ -18,7 +19,7 @@ EventChannel::~EventChannel() {
 
 void EventChannel::post(const Event& event) {
     const bool record = is_record(event);
-    if (record && !may_report()) {
+    if (record && !may_report(event)) {
         counters_.audits_suppressed.add(1);
         return;
     }
@@ -52,15 +53,17 @@ bool EventChannel::pop(Event& event) {
     return ring_.pop(event);
 }
 
-bool EventChannel::may_report() {
+bool EventChannel::may_report(const Event& record) {
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
     const auto second = static_cast<uint64_t>(now.tv_sec);
     if (second != second_) {
         second_ = second;
-        records_ = 0;
+        records_ = {};
     }
-    return records_++ < kRecordsPerSecond;
+    const auto* audit = std::get_if<event::Audit>(&record);
+    const size_t kind = audit == nullptr ? kDropReasonCount : static_cast<size_t>(audit->reason);
+    return records_[kind]++ < kRecordsPerSecond;
 }
 
 }  // namespace sallyport

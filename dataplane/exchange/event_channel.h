@@ -3,9 +3,11 @@
 
 // Worker to control: the ring, and the descriptor that says there is something in it.
 
+#include <array>
 #include <cstdint>
 #include <deque>
 
+#include "dataplane/base/drop_reason.h"
 #include "dataplane/base/spsc_ring.h"
 #include "dataplane/exchange/counters.h"
 #include "dataplane/exchange/events.h"
@@ -17,8 +19,9 @@ class EventChannel final : public EventSink {
     // An answer for each of max_sas SAs fits at its default several times. Smaller, and answers
     // wait in the worker, which then allocates; larger costs memory in every worker.
     static constexpr uint32_t kRingSize = 16384;
-    // An attacker must not be able to flood the log. More, and a flood costs disk; fewer, and what
-    // an operator looks for is suppressed (and counted).
+    // Of one kind (the reason of an audit; SequenceExhausted is one). An attacker must not be able
+    // to flood the log, nor to hide what is rare behind what he can make often. More, and a flood
+    // costs disk; fewer, and what an operator looks for is suppressed (and counted).
     static constexpr uint32_t kRecordsPerSecond = 20;
 
     // Throws std::system_error when the system has no more file descriptors.
@@ -39,7 +42,7 @@ class EventChannel final : public EventSink {
     [[nodiscard]] int fd() const { return fd_; }
 
   private:
-    bool may_report();
+    bool may_report(const Event& record);
 
     WorkerCounters& counters_;
     SpscRing<Event> ring_;
@@ -47,7 +50,7 @@ class EventChannel final : public EventSink {
     int fd_;
     bool posted_ = false;
     uint64_t second_ = 0;
-    uint32_t records_ = 0;  // in that second
+    std::array<uint32_t, kDropReasonCount + 1> records_{};  // in that second, by kind
 };
 
 }  // namespace sallyport

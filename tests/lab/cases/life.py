@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, crashing, refusing and leaving."""
 
+import contextlib
 import ctypes
 import os
 import shutil
+import socket
 import struct
 import threading
 import time
@@ -321,6 +323,62 @@ def keys_stay_secret(bench):
     for t in bench.lab.tunnels.values():
         for key in (t.key_in, t.key_out):
             check(key.hex() not in said.lower(), f"a key of {t.name} was printed")
+
+
+@contextlib.contextmanager
+def stands_still(thread):
+    """One thread of another process, held by ptrace."""
+    seize, interrupt, detach, wait_all = 0x4206, 0x4207, 17, 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    check(libc.ptrace(seize, thread, 0, 0) == 0 and libc.ptrace(interrupt, thread, 0, 0) == 0,
+          f"cannot hold thread {thread}: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(thread, wait_all)
+    try:
+        yield
+    finally:
+        libc.ptrace(detach, thread, 0, 0)
+
+
+def thread_named(process, name):
+    for thread in os.listdir(f"/proc/{process}/task"):
+        with open(f"/proc/{process}/task/{thread}/comm", encoding="ascii") as f:
+            if f.read().strip() == name:
+                return int(thread)
+    raise LookupError(f"no thread {name} in {process}")
+
+
+@case("a worker that hangs is said, and the service manager hears nothing until it moves again")
+def hung_worker(bench):
+    gateway = bench.prepare()
+    path = os.path.join(gateway.folder, "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
+        manager.bind(path)
+        os.environ["NOTIFY_SOCKET"] = path
+        try:
+            gateway.start()
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+
+        def heard():
+            messages = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    messages.append(manager.recv(200).decode())
+            return messages
+
+        messages = []
+        eventually(lambda: messages.extend(heard()) or {"READY=1", "WATCHDOG=1"} <= set(messages),
+                   "the service manager hears that it is ready, and well")
+        with stands_still(thread_named(gateway.pid, "sp-worker-1")):
+            eventually(lambda: "worker 1 hangs" in gateway.log(), "a line in the log")
+            heard()
+            time.sleep(3)  # ticks that say nothing
+            equal(heard(), [], "messages to the service manager while a worker hangs")
+            check("worker 0 hangs" not in gateway.log(), "the other worker moves")
+        eventually(lambda: "worker 1 moves again" in gateway.log(), "a line in the log")
+        eventually(lambda: "WATCHDOG=1" in heard(), "the service manager hears again")
+        bench.stop_gateway()
+    os.unlink(path)
 
 
 @case("idle: CPU time of a gateway without traffic (printed, not judged)")
