@@ -92,6 +92,7 @@ std::expected<void, std::string> StaticSas::open(bpf_objects::BpfObjects& bpf) {
     for (ManagedSa& sa : sas_) {
         if (sa.active()) build_one(sa);
     }
+    note_unserved();
     announce(bpf);
     if (registry_.method() == xfrm::SaRegistry::Method::larval) {
         log_.note("inbound SAs are registered in xfrm as larval states: " + registry_.reason());
@@ -105,6 +106,18 @@ std::expected<void, std::string> StaticSas::publish(bpf_objects::BpfObjects& bpf
     return bpf.publish_spd(
         spd_.outbound, spd_.inbound, owners_by_policy(),
         setup_.kernel_connections ? if_ids_of(config_.policies) : std::vector<uint32_t>{});
+}
+
+void StaticSas::note_unserved() {
+    for (size_t i = 0; i < config_.policies.size(); ++i) {
+        const config::Policy& policy = config_.policies[i];
+        const bool serves = std::ranges::any_of(sas_, [&](const ManagedSa& sa) {
+            return sa.is_outbound() && sa.active() && to_index(sa.policy) == i;
+        });
+        if (policy.action != SpdAction::protect || policy.if_id != 0 || serves) continue;
+        log_.warning("policy '" + policy.name +
+                     "' protects and no outbound SA serves it: what it covers is dropped (no_sa)");
+    }
 }
 
 void StaticSas::refuse_shared_keys() {
@@ -387,8 +400,10 @@ size_t StaticSas::served_by(WorkerId worker) const {
 }
 
 std::string StaticSas::inventory() const {
+    const auto refused =
+        std::ranges::count_if(sas_, [](const ManagedSa& sa) { return !sa.active(); });
     return std::to_string(config_.policies.size()) + " policies, " + std::to_string(sas_.size()) +
-           " SAs";
+           " SAs" + (refused == 0 ? "" : " (" + std::to_string(refused) + " refused)");
 }
 
 }  // namespace sallyport::control

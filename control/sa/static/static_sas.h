@@ -93,6 +93,7 @@ class StaticSas final : public SaSource {
               PublishedSpd spd);
 
     // --- the steps of open()
+    void note_unserved();
     void refuse_shared_keys();
     void reserve_first();
     void build_one(ManagedSa& sa);

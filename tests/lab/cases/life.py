@@ -301,6 +301,9 @@ def mtu_above_the_port(bench):
     check("1501" in sa["reason"] and "(1500)" in sa["reason"], f"the reason: {sa['reason']}")
     equal(gateway.sa("plain-in")["state"], "active", "state of plain-in")
     equal(gateway.sa("esn-out")["state"], "active", "state of another SA")
+    log = gateway.log()
+    check("policy 'plain' protects and no outbound SA serves it" in log, "a warning in the log")
+    check("(1 refused)" in log, "the line that says ready")
 
 
 @case("a missing device: file and line, status 2, nothing changed")
