@@ -467,8 +467,10 @@ bool Handover::extend_some() {
     while (slots.size() < kAtOnce && !low_.empty()) {
         Slot* slot = slots_.find(low_.back());
         low_.pop_back();
-        // Of several words of one SA the first is enough.
-        if (slot != nullptr && slot->outbound()->extension_due) slots.push_back(slot);
+        // Of several words of one SA the first is enough; it is due until numbers have been told.
+        if (slot != nullptr && std::exchange(slot->outbound()->extension_due, false)) {
+            slots.push_back(slot);
+        }
     }
     reservations_.extend(slots);
     return !low_.empty();

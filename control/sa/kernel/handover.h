@@ -158,6 +158,10 @@ class Handover {
     [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const {
         return reservations_.host_uses(state);
     }
+    void note_acquire(const IpAddress& source, const IpAddress& destination) {
+        reservations_.note_acquire(source, destination);
+    }
+    void forget_old() { reservations_.forget_old(); }
     // It was not tried, and stays with the kernel.
     void keep(const xfrm::SaName& name, const char* reason) { kept_[name] = reason; }
     // They may be tried again: those that came or went, and those of `names` that found no room.

@@ -143,8 +143,8 @@ void KernelSas::on_readable() {
     rounds_.heard(changes_);
     // The kernel says so for every other packet of an SA that it serves itself: no reason to
     // decide about all of them anew.
+    note_acquires();
     look_at_used(std::exchange(changes_.used, {}));
-    changes_.acquires.clear();
     if (!changes_.empty()) round_in(kCoalesce);
 }
 
@@ -174,11 +174,20 @@ void KernelSas::read_again() {
 // each look would make a round.
 void KernelSas::on_overheard() {
     if (stopped_) return;
+    note_acquires();
     rounds_.heard(changes_);
     if (changes_.resync || !changes_.policies.empty() || !changes_.added.empty() ||
         !changes_.removed.empty()) {
         round_in(kCoalesce);
     }
+}
+
+// More than there is room for in `changes_` count as traffic of the host.
+void KernelSas::note_acquires() {
+    for (const auto& acquire : changes_.acquires) {
+        handover_.note_acquire(acquire.source, acquire.destination);
+    }
+    changes_.acquires.clear();
 }
 
 void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
@@ -314,6 +323,7 @@ void KernelSas::on_tick() {
     tour_.begin();
     tour();
     if (second && !way_back_.has_begun()) feedback_.send_rekey_requests(RekeyPacer::kPerSecond);
+    if (second) handover_.forget_old();
     next_tick_.in(kTick);
     listen_to_the_end();
 }

@@ -101,6 +101,7 @@ class KernelSas final : public SaSource {
     void listen_to_the_end();
     void read_again();
     void on_overheard();
+    void note_acquires();
     void look_at_used(const std::set<xfrm::SaName>& names);
     void round();
     void round_in(std::chrono::milliseconds delay);

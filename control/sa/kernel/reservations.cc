@@ -178,7 +178,7 @@ bool Reservations::kernel_has_sent(const Slot& slot, const OutboundSide& side,
 }
 
 void Reservations::follow(Slot& slot, const xfrm::KernelSa& state) {
-    if (!kernel_has_sent(slot, *slot.outbound(), state)) return;
+    if (slot.going_back || !kernel_has_sent(slot, *slot.outbound(), state)) return;
     const Looked looked{.slot = &slot, .state = &state};
     advance({&looked, 1});
 }
@@ -201,7 +201,7 @@ void Reservations::advance(std::span<const Looked> all) {
             feedback_.ask_rekey(slot, RekeyPacer::When::always);
             continue;
         }
-        const bool sent_before = kernel_has_sent(slot, side, *each.state);
+        const bool sent_before = !slot.going_back && kernel_has_sent(slot, side, *each.state);
         if (sent_before && host_uses(*each.state)) {
             leave_to_kernel_(slot);
             continue;
@@ -220,8 +220,9 @@ void Reservations::advance(std::span<const Looked> all) {
                 feedback_.ask_rekey(slot, RekeyPacer::When::always);
             }
         }
-        if (going[i].sent_before || (range && range->first > going[i].first)) {
-            note_round(slot, *going[i].looked.state);
+        const bool sent_meanwhile = range && range->first > going[i].first;
+        if (!slot.going_back && (going[i].sent_before || sent_meanwhile)) {
+            note_second_sender(slot, *going[i].looked.state);
         }
     }
 }
@@ -232,14 +233,35 @@ bool Reservations::host_uses(const xfrm::KernelSa& state) const {
            around_.clock.now() - found->second.since <= RekeyPacer::kPause;
 }
 
-void Reservations::note_round(Slot& slot, const xfrm::KernelSa& state) {
+void Reservations::forget_old() {
     const auto now = around_.clock.now();
     std::erase_if(rounds_,
                   [now](const auto& each) { return now - each.second.since > RekeyPacer::kPause; });
-    Rounds& rounds = rounds_.try_emplace(tunnel_of(state), Rounds{.since = now}).first->second;
-    ++rounds.count;
+    std::erase_if(acquired_, [now](const auto& each) { return now - each.second > kQueueAge; });
+}
+
+// See "What waited for the SA".
+bool Reservations::is_from_queue(OutboundSide& side, const xfrm::KernelSa& state) {
+    const auto now = around_.clock.now();
+    if (!side.queue_since) {
+        const auto acquired = acquired_.find({state.source, state.name.destination});
+        if (acquired == acquired_.end() || now - acquired->second > kQueueAge) return false;
+        side.queue_since = now;
+    }
+    return now - *side.queue_since <= kQueueTime && ++side.queue_looks <= kQueueLooks;
+}
+
+void Reservations::note_second_sender(Slot& slot, const xfrm::KernelSa& state) {
     slot.base = without_ours(slot, state.usage);
     feedback_.ask_rekey(slot);
+    if (!is_from_queue(*slot.outbound(), state)) note_round(slot, state);
+}
+
+void Reservations::note_round(Slot& slot, const xfrm::KernelSa& state) {
+    forget_old();
+    const auto now = around_.clock.now();
+    Rounds& rounds = rounds_.try_emplace(tunnel_of(state), Rounds{.since = now}).first->second;
+    ++rounds.count;
     if (std::exchange(slot.used_warned, true)) return;
     around_.notices.warning(to_text(slot.name) +
                             ": the kernel has sent with it too (traffic of this host itself?): the "

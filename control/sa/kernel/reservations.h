@@ -31,6 +31,15 @@
 // tunnel within RekeyPacer::kPause the SA goes back to the kernel, and its successors stay there
 // until that has passed: with one sender nothing is lost, and no numbers are.
 //
+// What waited for the SA
+// ----------------------
+// With net.core.xfrm_larval_drop = 0 the kernel keeps the packets that made it ask for an SA
+// (acquire), up to 101 of each policy, and sends them when a policy is written or by a timer,
+// whose steps double: up to as long after the state has come as the first of them had waited. By
+// then a worker may have the SA. The worker goes on above them, and the key is replaced as after a
+// round; but nobody will go on sending, so it is none. A host that does is found when kQueueTime
+// or kQueueLooks are over, which are counted once for each SA.
+//
 // Owner: control thread.
 
 #include <chrono>
@@ -66,6 +75,16 @@ class Reservations {
     // The first is for a route that is not there yet, the second for its successor; more cost
     // transit packets.
     static constexpr unsigned kRoundsMax = 2;
+    // So long after the kernel asked for an SA packets that waited for it are expected. Shorter
+    // than IKE takes twice, and they count as a round; longer, and more of a host's first ones do
+    // not.
+    static constexpr std::chrono::seconds kQueueAge{60};
+    // From the first to the last of them. Shorter, and a busy machine makes a round of them;
+    // longer, and a host that keeps sending costs transit packets for longer.
+    static constexpr std::chrono::seconds kQueueTime{1};
+    // Each costs a block of numbers. Fewer, and a machine that sends them slowly makes a round of
+    // them.
+    static constexpr unsigned kQueueLooks = 32;
     static constexpr const char* kWhatUsesIt =
         "a socket bound to a device does that, and what show status has as left to the kernel";
 
@@ -106,6 +125,12 @@ class Reservations {
     void follow(Slot& slot, const xfrm::KernelSa& state);
     // Of an outbound state: see "A kernel that sends too".
     [[nodiscard]] bool host_uses(const xfrm::KernelSa& state) const;
+    // The kernel asked for an SA of this tunnel.
+    void note_acquire(const IpAddress& source, const IpAddress& destination) {
+        acquired_[{source, destination}] = around_.clock.now();
+    }
+    // What is too long ago to matter. Now and then, so that no tunnel is remembered for ever.
+    void forget_old();
 
   private:
     struct Attempt {
@@ -126,6 +151,8 @@ class Reservations {
         const xfrm::KernelSa* state = nullptr;
     };
     void advance(std::span<const Looked> all);
+    bool is_from_queue(OutboundSide& side, const xfrm::KernelSa& state);
+    void note_second_sender(Slot& slot, const xfrm::KernelSa& state);
     void note_round(Slot& slot, const xfrm::KernelSa& state);
     void tell_range(const Slot& slot, OutboundSide& side, const SequenceRange& range);
 
@@ -144,6 +171,8 @@ class Reservations {
         unsigned count = 0;
     };
     std::map<Tunnel, Rounds> rounds_;
+    // By source and destination: when the kernel asked for an SA last.
+    std::map<std::pair<IpAddress, IpAddress>, std::chrono::steady_clock::time_point> acquired_;
 };
 
 }  // namespace sallyport::control

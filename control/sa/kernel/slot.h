@@ -33,6 +33,9 @@ struct OutboundSide {
     std::chrono::steady_clock::time_point told_when;
     bool extension_due = false;
     bool nothing_left = false;  // to be reserved
+    // See Reservations, "What waited for the SA".
+    std::optional<std::chrono::steady_clock::time_point> queue_since;
+    unsigned queue_looks = 0;
 };
 
 struct InboundSide {
@@ -79,6 +82,8 @@ struct Slot {
     std::chrono::steady_clock::time_point rekey_asked_at;
     // The state is another one than was taken over, though nobody said so: see is_another().
     bool replaced = false;
+    // It has lost its owner, so that the kernel sends: the worker gives it up in a moment.
+    bool going_back = false;
     bool used_warned = false;
 
     [[nodiscard]] OutboundSide* outbound() { return std::get_if<OutboundSide>(&side); }

@@ -27,6 +27,7 @@ bool WayBack::name() {
         left_.pop_back();
         if (slot == nullptr || slot->phase == Phase::retiring) continue;
         slots_.leave_group(*slot);
+        slot->going_back = true;
         named_.push_back(slot->id);
     }
     if (named_.empty()) return false;

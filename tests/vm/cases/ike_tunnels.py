@@ -359,6 +359,25 @@ def reauthentication(guest):
         guest.note(f"frames in clear that the peer's kernel sent: {len(s.clear_of_peer(mark))}")
 
 
+@BOOT.case("tunnels that their own traffic begins, one after another: workers keep them", seconds=120)
+def begun_by_traffic(guest):
+    s = sites(guest)
+    with connection(s, "begun", {"b": child(start_action="trap")}):
+        for turn in range(4):
+            # Many wait in the kernel, and come out when a worker has the SA.
+            pings = s.pings(interval=0.02).flowing(100)
+            s.adopted("b")
+            sent, missing = pings.stop()
+            guest.note(f"{turn}: {sent} pings, without answer: {len(missing)}; " + s.carried("b"))
+            c = s.child("b")
+            s.gateway_ike.terminate(ike="begun")
+            gone(s, c)
+        if s.fast:
+            blamed = [line for line in s.fast.log().splitlines() if "traffic of this host" in line and "SA 0x" in line]
+            guest.note("\n".join(blamed))
+            equal([line for line in blamed if "again and again" in line], [], "SAs that are left to the kernel")
+
+
 @BOOT.case("MOBIKE: the gateway's address changes, the SA goes on with its key", seconds=90)
 def mobike(guest):
     s = sites(guest)

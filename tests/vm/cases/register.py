@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sallyportd follows the kernel's xfrm: SAs are taken over, given back, and never used twice."""
 
-from inside import boot, capture, register
+from inside import boot, capture, kernel_esp, register
 from lab import traffic
 from lab.checks import check, equal, eventually
 
@@ -107,6 +107,37 @@ def two_senders(guest):
     check(max(numbers) < 1 << 22, f"numbers up to {max(numbers)} for {len(esp)} packets")
     equal(len(set(numbers)), len(numbers), "sequence numbers, each once")
     equal(len({e[2] for e in esp}), len(esp), "IVs, each once")
+
+
+@BOOT.case("packets that waited in the kernel for an SA come out when a worker has it: it stays there", seconds=90)
+def waited(guest):
+    t = register.RegisterTunnel(guest)
+    t.gw.start()
+    t.policies()
+    for turn in range(4):
+        def sent():
+            rows = (line.split() for line in t.n.lan.read("/proc/net/dev").splitlines())
+            return next(int(row[10]) for row in rows if row[0] == "eth0:")
+        before = sent()
+        pings = t.n.lan.start("ping", "-n", "-i", "0.02", "-q", register.FAR, stdout=-3, stderr=-3)
+        guest.later(pings.kill)
+        # The kernel looks whether there is an SA after 0.1, 0.3, 0.7, 1.5 s.
+        eventually(lambda b=before: sent() >= b + 50, "pings are not sent", 20)
+        t.states()
+        t.until_active()
+        eventually(lambda: t.rows()["outbound"]["packets"] > 50, "the worker sends no pings", 30)
+        row = t.rows()["outbound"]
+        equal((row["state"], row["reason"]), ("active", ""), "who has the SA")
+        guest.note(f"number {row['sequence']} after {row['packets']} packets of the worker, {sent() - before} pings")
+        pings.kill()
+        pings.wait()
+        t.n.gw.batch(["xfrm state flush"])
+        t.n.peer.batch(["xfrm state flush", "xfrm policy flush"])
+        eventually(lambda: t.gw.show("sa") == [], "SAs are left", 10)
+        t.pair = kernel_esp.Pair("branch", "10.1.0.0/24", "10.2.0.0/24", register.NEAR_END, register.FAR_END)
+        t.n.peer.batch(t.pair.peer_lines())
+    check("traffic of this host uses it" not in t.gw.log(), "an SA was left to the kernel")
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
 
 
 @BOOT.case("an SA that workers do not speak stays with the kernel, and works", seconds=60)

@@ -86,6 +86,11 @@ class Report:
             print(f"{title}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
 
 
+def asked_for():
+    """What cases read of the environment (SALLYPORT_PAIRS=10000), in words for env(1)."""
+    return [f"{name}={value}" for name, value in os.environ.items() if name.startswith("SALLYPORT_")]
+
+
 def run_job(job, build, slow, report):
     began = time.monotonic()
     try:
@@ -108,8 +113,8 @@ def run_job(job, build, slow, report):
         if job.boot.network:
             job.boot.network(g)
         limit = 180 + sum(boot.PATIENCE * slow * case.seconds for case in job.cases)
-        g.start(["/usr/bin/python3", "-B", f"{HERE}/inside/main.py", job.path, build, str(slow),
-                 secrets.token_hex(32), *(case.name for case in job.cases)])
+        g.start([*asked_for(), "/usr/bin/python3", "-B", f"{HERE}/inside/main.py", job.path, build,
+                 str(slow), secrets.token_hex(32), *(case.name for case in job.cases)])
         g.wait(limit, collect)
         if left:
             raise guest.GuestFailed(f"the guest ran only {len(job.cases) - len(left)} of "

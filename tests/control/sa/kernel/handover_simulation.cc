@@ -131,9 +131,13 @@ struct Simulation::Daemon {
         std::expected<uint64_t, std::string> bits() override { return 0; }
     };
     struct Unread final : Notices {
-        const Simulation& world;
-        explicit Unread(const Simulation& of) : world(of) {}
-        void warning(const std::string& text) override { world.tell("    warning: " + text); }
+        Simulation& world;
+        explicit Unread(Simulation& of) : world(of) {}
+        void warning(const std::string& text) override {
+            world.tell("    warning: " + text);
+            if (!world.options_.quiet_host || !text.contains("traffic of this host")) return;
+            world.judge_.broken("a quiet host is blamed: " + text);
+        }
         void error(const std::string& text) override { world.tell("    error: " + text); }
     };
 
@@ -186,7 +190,7 @@ Simulation::Simulation(uint64_t seed, const crypto::Aead& aead, Options options)
 Simulation::~Simulation() = default;
 
 std::optional<std::string> Simulation::run() {
-    faulty_ = dice_.one_in(2);
+    faulty_ = dice_.one_in(2) && !options_.quiet_host;  // what fails is seen again later
     ike_adds();
     start();
     for (int i = 0; i < kSteps && !judge_.verdict(); ++i) {
@@ -220,6 +224,7 @@ const Steps<Simulation>& Simulation::steps() {
         {"worker sends much", 4, &Simulation::worker_sends_much},
         {"kernel forwards", 6, &Simulation::kernel_forwards},
         {"host sends", 2, &Simulation::host_sends},
+        {"the kernel's queue comes out", 2, &Simulation::queue_comes_out},
         {"peer sends", 14, &Simulation::peer_sends},
         {"worker takes a command", 14, &Simulation::worker_takes_command},
         {"worker receives", 10, &Simulation::worker_receives},
@@ -289,6 +294,7 @@ void Simulation::ike_looks() {
 // Who looks right before has in them what the kernel itself has used. Where nobody looks, only the
 // message about the deletion tells of that: it takes somebody who reads it.
 void Simulation::ike_moves() {
+    if (options_.quiet_host) return;  // older numbers look like another sender's
     const State* before = some_state(dice_.one_in(2));
     if (before == nullptr) return;
     State state = *before;
@@ -362,6 +368,7 @@ void Simulation::kernel_forwards() {
 }
 
 void Simulation::host_sends() {
+    if (options_.quiet_host) return;
     State* state = newest_outbound();
     if (state == nullptr || !kernel_may_serve(*state)) return;
     constexpr const char* kHost = "the kernel, for the host";
@@ -370,6 +377,16 @@ void Simulation::host_sends() {
     } else {
         kernel_.send(*state, 1 + dice_.below(dice_.one_in(8) ? 5000 : 3), kHost);
     }
+    tell(*state);
+}
+
+// What waited for an SA, once it is there: whoever serves it by then.
+void Simulation::queue_comes_out() {
+    State* state = newest_outbound();
+    if (state == nullptr || !kernel_may_serve(*state)) return;
+    if (!let_out_.insert(state->key).second) return;
+    if (daemon_) daemon_->handover.note_acquire(state->source, state->name.destination);
+    kernel_.send(*state, 1 + dice_.below(101), "the kernel, of its queue");
     tell(*state);
 }
 
@@ -640,6 +657,7 @@ const Steps<Simulation>& Simulation::steps_of_the_way_back() {
         {"worker sends much", 1, &Simulation::worker_sends_much},
         {"kernel forwards", 6, &Simulation::kernel_forwards},
         {"host sends", 1, &Simulation::host_sends},
+        {"the kernel's queue comes out", 1, &Simulation::queue_comes_out},
         {"peer sends", 10, &Simulation::peer_sends},
         {"worker takes a command", 12, &Simulation::worker_takes_command},
         {"worker receives", 10, &Simulation::worker_receives},
@@ -690,7 +708,7 @@ void Simulation::start() {
     };
     faults.before_write = [this] {
         if (dice_.one_in(4)) host_sends();
-        if (!dice_.one_in(30)) return;
+        if (options_.quiet_host || !dice_.one_in(30)) return;
         tell("    and between a look and a write:");
         dice_.one_in(3) ? ike_deletes() : ike_moves();
     };

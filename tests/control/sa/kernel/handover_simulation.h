@@ -24,6 +24,7 @@
 
 #include <chrono>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -68,6 +69,9 @@ enum class Mistake : uint8_t {
 struct Options {
     KnownGap gap = KnownGap::none;
     Mistake mistake = Mistake::none;
+    // Of the host only what waited in the kernel for an SA: then no SA is left to the kernel for
+    // it.
+    bool quiet_host = false;
     bool tell = false;  // print each step
 };
 
@@ -96,6 +100,7 @@ class Simulation {
     void worker_sends_much();
     void kernel_forwards();
     void host_sends();
+    void queue_comes_out();
     void peer_sends();
     // --- workers
     void worker_takes_command();
@@ -154,6 +159,7 @@ class Simulation {
     std::chrono::steady_clock::time_point owners_since_{};
     std::map<KeyNumber, uint64_t> peer_next_;
     std::map<KeyNumber, uint64_t> looked_at_;  // what the IKE daemon knows of counters
+    std::set<KeyNumber> let_out_;              // of which SAs' queues have come out
     KeyNumber keys_ = 0;
     uint32_t owner_turn_ = 0;
     bool wide_selectors_ = false;

@@ -378,6 +378,28 @@ TEST_F(HandoverTest, AllGoBackInBatches) {
     EXPECT_EQ(slots_.size(), 0u) << "nobody comes again";
 }
 
+// It has no owner any more, and the worker has not let go: what the kernel sends is what it should.
+TEST_F(HandoverTest, WhatTheKernelSendsOfThoseThatGoIsNoRound) {
+    add(true);
+    round();
+    worker_sends(5);
+    WayBack way_back(time_, slots_, handover_, reconciler_);
+    way_back.begin();
+    ASSERT_TRUE(way_back.name());
+    kernel_sends(7);
+    while (!kernel_.notices.empty()) registered_.hear_one();
+    Slot* going = &slot(true);
+    handover_.kernel_used({&going, 1});
+    worker_sends(kSequenceBlock32 / 2);  // and is told of more
+    EXPECT_TRUE(said_.warnings.empty());
+    EXPECT_FALSE(handover_.host_uses(*registered_.find(name(true))));
+    time_.at += Handover::kSettle;
+    way_back.retire();
+    obey();
+    EXPECT_TRUE(way_back.is_done());
+    kernel_sends(3);
+}
+
 // Owners that a round names meanwhile are without those that go.
 TEST_F(HandoverTest, ARoundOnTheWayBackBringsNobodyBack) {
     add(true);
@@ -524,6 +546,71 @@ TEST_F(HandoverTest, OtherTunnelsAreNotKept) {
     EXPECT_NE(sender().spi.host(), 0u);
 }
 
+// ---- what waited for an SA in the kernel -------------------------------------------------------
+
+// The kernel asked for the SA, and lets its queue out when a worker has it already.
+TEST_F(HandoverTest, WhatWaitedForAnSaIsNoRound) {
+    for (int tunnel = 0; tunnel < 4; ++tunnel) {
+        State& state = add(true);
+        handover_.note_acquire(state.source, state.name.destination);
+        round();
+        worker_sends(3);
+        for (int seen = 0; seen < 4; ++seen) {
+            kernel_sends(25);
+            round();
+        }
+        ASSERT_NE(slots_.find(name(true)), nullptr) << "tunnel " << tunnel;
+        EXPECT_GT(sender().sequence_next.read(), 100u) << "above what the kernel has sent";
+        worker_sends(3);
+        EXPECT_EQ(asked(), std::vector{name(true)}) << "its key has had two senders";
+        kernel_.remove(name(true));
+        round();
+        time_.at += seconds(10);
+    }
+    EXPECT_TRUE(said_.warnings.empty());
+}
+
+TEST_F(HandoverTest, AHostThatGoesOnSendingIsFoundBehindWhatWaited) {
+    State& state = add(true);
+    handover_.note_acquire(state.source, state.name.destination);
+    round();
+    int looks = 0;
+    for (; looks < 100 && slots_.find(name(true)) != nullptr; ++looks) {
+        worker_sends(3);
+        kernel_sends();
+        time_.at += milliseconds(100);
+        round();
+    }
+    EXPECT_EQ(handover_.kept().at(name(true)), Handover::kHostUsesIt);
+    EXPECT_LE(looks, 15);
+    EXPECT_LE(state.sent, kSequenceBlock32 + 15 * kSequenceBlockMin32);
+}
+
+TEST_F(HandoverTest, AHostThatSendsOftenIsFoundBehindWhatWaited) {
+    State& state = add(true);
+    handover_.note_acquire(state.source, state.name.destination);
+    round();
+    constexpr unsigned kLooks = Reservations::kQueueLooks + Reservations::kRoundsMax + 1;
+    for (unsigned i = 0; i < kLooks; ++i) {
+        kernel_sends();
+        while (!kernel_.notices.empty()) registered_.hear_one();
+        Slot* one = &slot(true);
+        handover_.kernel_used({&one, 1});
+        obey();
+    }
+    EXPECT_EQ(handover_.kept().at(name(true)), Handover::kHostUsesIt);
+}
+
+TEST_F(HandoverTest, NothingWaitsForLong) {
+    State& state = add(true);
+    handover_.note_acquire(state.source, state.name.destination);
+    round();
+    time_.at += Reservations::kQueueAge + seconds(1);
+    kernel_sends();
+    round();
+    EXPECT_EQ(said_.warnings.size(), 1u);
+}
+
 // ---- how many numbers are reserved -------------------------------------------------------------
 
 TEST_F(HandoverTest, ABlockIsWhatTheSaSendsInTenSeconds) {
@@ -543,6 +630,20 @@ TEST_F(HandoverTest, ABlockIsWhatTheSaSendsInTenSeconds) {
     before = state.sent;
     while (state.sent == before) worker_sends(100'000);
     EXPECT_EQ(state.sent - before, kSequenceBlockMax32);
+}
+
+// A worker that was told of more by a tick says so again before its first word was heard.
+TEST_F(HandoverTest, TwoWordsOfOneSaAreOne) {
+    State& state = add(true);
+    round();
+    const event::SequenceLow low{.id = slot(true).id, .next = 1};
+    handover_.take(low);
+    handover_.take(low);
+    EXPECT_FALSE(handover_.extend_some());
+    obey();
+    EXPECT_EQ(sent_.of<command::ExtendSequence>().size(), 1u);
+    EXPECT_EQ(state.sent, kSequenceBlock32 + kSequenceBlockMin32);
+    EXPECT_TRUE(said_.warnings.empty()) << "nobody else has sent";
 }
 
 TEST_F(HandoverTest, OneThatComesBackHasABlockByWhatItHasSent) {
