@@ -2,14 +2,19 @@
 #include "control/bpf_objects/attachment.h"
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/if_link.h>
 #include <linux/magic.h>
 #include <sys/vfs.h>
 #include <xdp/libxdp.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "control/bpf_objects/file_descriptor.h"
 #include "control/bpf_objects/library_log.h"
 
 namespace sallyport::bpf_objects {
@@ -35,21 +40,33 @@ std::string mode_word(xdp_attach_mode mode) {
     return mode == XDP_MODE_SKB ? "xdpgeneric" : mode == XDP_MODE_HW ? "xdpoffload" : "xdpdrv";
 }
 
-// True: something of ours was there. Afterwards the device is free, or has a dispatcher without us.
-std::expected<bool, std::string> remove_leftovers(const std::string& device, uint32_t ifindex) {
+// Programs of ours that a killed run left on a device: one alone, or some in a dispatcher.
+struct Leftovers {
+    MultiprogHandle on_device;
+    xdp_attach_mode mode = XDP_MODE_UNSPEC;
+    uint32_t alone = 0;  // program ids; 0: none
+    std::vector<uint32_t> shared;
+
+    [[nodiscard]] bool any() const { return alone != 0 || !shared.empty(); }
+};
+
+// A program of others that stands alone is an error.
+std::expected<Leftovers, std::string> find_leftovers(const std::string& device, uint32_t ifindex) {
+    Leftovers found;
     int error = 0;
-    const MultiprogHandle multiprog = attached_programs(ifindex, error);
+    found.on_device = attached_programs(ifindex, error);
     if (error != 0) {
         return std::unexpected(
             library_error(device + ": cannot read which XDP programs are attached", error));
     }
-    if (!multiprog) return false;
-    const xdp_attach_mode mode = xdp_multiprog__attach_mode(multiprog.get());
+    const xdp_multiprog* multiprog = found.on_device.get();
+    if (multiprog == nullptr) return found;
+    found.mode = xdp_multiprog__attach_mode(multiprog);
 
-    if (xdp_multiprog__is_legacy(multiprog.get())) {
-        const xdp_program* program = xdp_multiprog__main_prog(multiprog.get());
-        if (program == nullptr) program = xdp_multiprog__hw_prog(multiprog.get());
-        if (program == nullptr) return false;
+    if (xdp_multiprog__is_legacy(multiprog)) {
+        const xdp_program* program = xdp_multiprog__main_prog(multiprog);
+        if (program == nullptr) program = xdp_multiprog__hw_prog(multiprog);
+        if (program == nullptr) return found;
         if (!is_our_program(xdp_program__fd(program))) {
             const char* name = xdp_program__name(program);
             return std::unexpected(
@@ -58,34 +75,67 @@ std::expected<bool, std::string> remove_leftovers(const std::string& device, uin
                 std::to_string(xdp_program__id(program)) +
                 "), and it does not share the device. If it is not needed, remove it with: ip link "
                 "set dev " +
-                device + " " + mode_word(mode) + " off");
+                device + " " + mode_word(found.mode) + " off");
         }
-        if (const int failed = xdp_multiprog__detach(multiprog.get()); failed != 0) {
-            return std::unexpected(library_error(
-                device + ": cannot detach the program that an earlier sallyportd left", failed));
-        }
-        return true;
+        found.alone = xdp_program__id(program);
+        return found;
     }
+    for (const xdp_program* program = xdp_multiprog__next_prog(nullptr, multiprog);
+         program != nullptr; program = xdp_multiprog__next_prog(program, multiprog)) {
+        if (is_our_program(xdp_program__fd(program))) {
+            found.shared.push_back(xdp_program__id(program));
+        }
+    }
+    return found;
+}
 
-    std::vector<uint32_t> ours;
-    for (const xdp_program* program = xdp_multiprog__next_prog(nullptr, multiprog.get());
-         program != nullptr; program = xdp_multiprog__next_prog(program, multiprog.get())) {
-        if (is_our_program(xdp_program__fd(program))) ours.push_back(xdp_program__id(program));
-    }
-    for (const uint32_t id : ours) {
+// Afterwards the device is free, or has a dispatcher without them.
+std::expected<void, std::string> remove(const Leftovers& leftovers, const std::string& device,
+                                        uint32_t ifindex) {
+    int failed = 0;
+    if (leftovers.alone != 0) failed = xdp_multiprog__detach(leftovers.on_device.get());
+    for (const uint32_t id : leftovers.shared) {
+        if (failed != 0) break;
         xdp_program* program = xdp_program__from_id(id);
-        int failed = static_cast<int>(libxdp_get_error(program));
+        failed = static_cast<int>(libxdp_get_error(program));
         if (failed == 0) {
-            failed = xdp_program__detach(program, static_cast<int>(ifindex), mode, 0);
+            failed = xdp_program__detach(program, static_cast<int>(ifindex), leftovers.mode, 0);
             xdp_program__close(program);
         }
-        if (failed != 0) {
-            return std::unexpected(library_error(
-                device + ": cannot detach the program that an earlier sallyportd left", failed));
-        }
     }
-    return !ours.empty();
+    if (failed == 0) return {};
+    return std::unexpected(library_error(
+        device + ": cannot detach the program that an earlier sallyportd left", failed));
 }
+
+// Puts the program of `object` where that of a killed run stands alone, in one step.
+std::expected<xdp_program*, std::string> replace_alone(const Leftovers& leftovers, uint32_t ifindex,
+                                                       ProgramObject& object) {
+    if (auto loaded = object.load(); !loaded) return std::unexpected(loaded.error());
+    const FileDescriptor old(bpf_prog_get_fd_by_id(leftovers.alone));
+    if (!old) return std::unexpected(library_error("the program of a killed run", errno));
+    LIBBPF_OPTS(bpf_xdp_attach_opts, options);
+    options.old_prog_fd = old.get();
+    const uint32_t mode = leftovers.mode == XDP_MODE_SKB ? XDP_FLAGS_SKB_MODE : XDP_FLAGS_DRV_MODE;
+    const int error =
+        bpf_xdp_attach(static_cast<int>(ifindex), object.fd(), mode | XDP_FLAGS_REPLACE, &options);
+    if (error != 0) return std::unexpected(library_error("cannot replace it", error));
+    bpf_prog_info info{};
+    uint32_t size = sizeof info;
+    if (bpf_obj_get_info_by_fd(object.fd(), &info, &size) != 0) {
+        return std::unexpected(library_error("cannot read the id of a program", errno));
+    }
+    xdp_program* program = xdp_program__from_id(info.id);
+    if (const auto failed = static_cast<int>(libxdp_get_error(program)); failed != 0) {
+        return std::unexpected(library_error("cannot open a program", failed));
+    }
+    return program;
+}
+
+struct Attempt {
+    xdp_attach_mode mode;
+    bool beside_leftovers;
+};
 
 // Why libxdp attached without its dispatcher.
 std::string reason_for_alone() {
@@ -111,7 +161,23 @@ std::string reason_for_alone() {
     return "libxdp did not use its dispatcher" + (warning.empty() ? "" : ": " + warning);
 }
 
+std::vector<xdp_attach_mode> modes_of(config::XdpMode mode) {
+    std::vector<xdp_attach_mode> out;
+    if (mode != config::XdpMode::generic) out.push_back(XDP_MODE_NATIVE);
+    if (mode != config::XdpMode::native) out.push_back(XDP_MODE_SKB);
+    return out;
+}
+
 }  // namespace
+
+Leftover leftover_on(uint32_t ifindex, config::XdpMode mode) {
+    capture_library_log();
+    const auto found = find_leftovers({}, ifindex);
+    if (!found || !found->any()) return Leftover::none;
+    const auto modes = modes_of(mode);
+    return std::ranges::find(modes, found->mode) == modes.end() ? Leftover::other_mode
+                                                                : Leftover::replaceable;
+}
 
 std::expected<DeviceLock, std::string> DeviceLock::take(const std::string& device,
                                                         uint32_t ifindex) {
@@ -132,15 +198,54 @@ std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::strin
                                                                 const OpenProgram& open) {
     capture_library_log();
     clear_library_log();
-    const auto leftovers = remove_leftovers(device, ifindex);
+    const auto leftovers = find_leftovers(device, ifindex);
     if (!leftovers) return std::unexpected(leftovers.error());
 
-    std::vector<xdp_attach_mode> attempts;
-    if (mode != config::XdpMode::generic) attempts.push_back(XDP_MODE_NATIVE);
-    if (mode != config::XdpMode::native) attempts.push_back(XDP_MODE_SKB);
-
+    const std::vector<xdp_attach_mode> modes = modes_of(mode);
     std::string failures;
-    for (const xdp_attach_mode attempt : attempts) {
+    const auto failed_as = [&failures](const std::string& what) {
+        if (!failures.empty()) failures += "; ";
+        failures += what;
+    };
+
+    // There is no moment without a program: one that stands alone is replaced, and a dispatcher
+    // gets the new one before the old one goes. The device must be free only for another mode,
+    // since it has one at a time, or where that fails.
+    const bool same_mode = std::ranges::find(modes, leftovers->mode) != modes.end();
+    if (leftovers->alone != 0 && same_mode) {
+        auto object = open();
+        if (!object) return std::unexpected(object.error());
+        if (const auto program = replace_alone(*leftovers, ifindex, *object)) {
+            const bool generic = leftovers->mode == XDP_MODE_SKB;
+            Attachment report{
+                .mode = generic ? config::XdpMode::generic : config::XdpMode::native,
+                .dispatcher = false,
+                .reason = "in place of the program of a killed run, which stood alone",
+                .replaced_stale = true};
+            if (generic && mode == config::XdpMode::automatic)
+                report.reason += "; generic as it was";
+            return XdpAttachment(ifindex, std::move(*object), *program, std::move(report));
+        } else {
+            failed_as(program.error());
+        }
+    }
+    std::vector<Attempt> attempts;
+    if (!leftovers->shared.empty() && same_mode) {
+        attempts.push_back({.mode = leftovers->mode, .beside_leftovers = true});
+    }
+    for (const xdp_attach_mode each : modes) {
+        attempts.push_back({.mode = each, .beside_leftovers = false});
+    }
+
+    bool has_leftovers = leftovers->any();
+    const auto clear = [&]() -> std::expected<void, std::string> {
+        if (!std::exchange(has_leftovers, false)) return {};
+        return remove(*leftovers, device, ifindex);
+    };
+    for (const Attempt& attempt : attempts) {
+        if (!attempt.beside_leftovers) {
+            if (auto done = clear(); !done) return std::unexpected(done.error());
+        }
         // A failed attempt leaves its object in a state of libxdp's choosing: begin with a new one.
         auto object = open();
         if (!object) return std::unexpected(object.error());
@@ -152,27 +257,23 @@ std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::strin
         xdp_program* program = xdp_program__create(&options);
         int error = static_cast<int>(libxdp_get_error(program));
         if (error == 0) {
-            error = xdp_program__attach(program, static_cast<int>(ifindex), attempt, 0);
+            error = xdp_program__attach(program, static_cast<int>(ifindex), attempt.mode, 0);
             if (error != 0) xdp_program__close(program);
         }
+        const bool native = attempt.mode == XDP_MODE_NATIVE;
         if (error != 0) {
-            const char* word = attempt == XDP_MODE_NATIVE ? "native" : "generic";
-            if (!failures.empty()) failures += "; ";
-            failures += library_error(word, error);
+            failed_as(library_error(native ? "native" : "generic", error));
             continue;
         }
 
         Attachment report;
-        report.mode =
-            attempt == XDP_MODE_NATIVE ? config::XdpMode::native : config::XdpMode::generic;
-        report.replaced_stale = *leftovers;
+        report.mode = native ? config::XdpMode::native : config::XdpMode::generic;
+        report.replaced_stale = leftovers->any();
         const std::string alone = reason_for_alone();
-        int read_error = 0;
-        const MultiprogHandle multiprog = attached_programs(ifindex, read_error);
-        report.dispatcher = multiprog && !xdp_multiprog__is_legacy(multiprog.get());
-        report.reason = report.dispatcher ? "libxdp's dispatcher shares the device" : alone;
-        if (!failures.empty()) report.reason += "; generic because native failed: " + failures;
-        return XdpAttachment(ifindex, std::move(*object), program, std::move(report));
+        XdpAttachment attachment(ifindex, std::move(*object), program, std::move(report));
+        if (auto done = clear(); !done) return std::unexpected(done.error());
+        attachment.describe(alone, failures);
+        return attachment;
     }
     return std::unexpected(device + ": cannot attach the XDP program: " + failures +
                            ". Usual causes: an MTU above what XDP carries in one page, or fewer "
@@ -185,6 +286,18 @@ XdpAttachment::XdpAttachment(uint32_t ifindex, ProgramObject object, xdp_program
       object_(std::move(object)),
       program_(program),
       report_(std::move(report)) {}
+
+// `alone`: why it would be. `failures`: of what was tried before.
+void XdpAttachment::describe(const std::string& alone, const std::string& failures) {
+    int error = 0;
+    const MultiprogHandle multiprog = attached_programs(ifindex_, error);
+    report_.dispatcher = multiprog && !xdp_multiprog__is_legacy(multiprog.get());
+    report_.reason = report_.dispatcher ? "libxdp's dispatcher shares the device" : alone;
+    if (failures.empty()) return;
+    report_.reason += report_.mode == config::XdpMode::generic ? "; generic because native failed: "
+                                                               : "; tried before: ";
+    report_.reason += failures;
+}
 
 XdpAttachment::XdpAttachment(XdpAttachment&& other) noexcept
     : ifindex_(other.ifindex_),

@@ -31,8 +31,9 @@ class XdpAttachment {
   public:
     using OpenProgram = std::function<std::expected<ProgramObject, std::string>()>;
 
-    // Removes leftovers of ours, then attaches what `open` gives (called once for each attempt).
-    // The caller holds the device's lock.
+    // Attaches what `open` gives (called once for each attempt) in place of leftovers of ours, with
+    // no moment between, unless they have a mode that `mode` does not allow: then the caller keeps
+    // packets away from the device meanwhile. The caller holds the device's lock.
     static std::expected<XdpAttachment, std::string> attach(const std::string& device,
                                                             uint32_t ifindex, config::XdpMode mode,
                                                             const OpenProgram& open);
@@ -44,6 +45,7 @@ class XdpAttachment {
 
   private:
     XdpAttachment(uint32_t ifindex, ProgramObject object, xdp_program* program, Attachment report);
+    void describe(const std::string& alone, const std::string& failures);
 
     uint32_t ifindex_;
     ProgramObject object_;

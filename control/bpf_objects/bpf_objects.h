@@ -41,6 +41,15 @@
 
 namespace sallyport::bpf_objects {
 
+// What of ours is on a device before anything is attached there.
+enum class Leftover : uint8_t {
+    none,
+    replaceable,  // a new program takes its place, with no moment between
+    other_mode    // it has to go first: the kernel has one mode at a time
+};
+// `mode`: that the new program is to have. What cannot be read counts as none.
+Leftover leftover_on(uint32_t ifindex, config::XdpMode mode);
+
 // How the inbound SA of an ESP packet is found in XDP.
 struct SaLookup {
     bool kfunc = false;  // bpf_xdp_get_xfrm_state(); otherwise the owner map alone
