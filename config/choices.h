@@ -26,6 +26,10 @@ inline constexpr std::array kUnknownSpi = {
     Choice<UnknownSpi>{"drop", UnknownSpi::drop},
     Choice<UnknownSpi>{"punt", UnknownSpi::punt},
 };
+inline constexpr std::array kAtStop = {
+    Choice<AtStop>{"closed", AtStop::closed},
+    Choice<AtStop>{"open", AtStop::open},
+};
 inline constexpr std::array kPortRoles = {
     Choice<PortRole>{"unprotected", PortRole::unprotected_side},
     Choice<PortRole>{"protected", PortRole::protected_side},

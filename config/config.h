@@ -42,6 +42,7 @@ enum class XdpMode : uint8_t { automatic, native, generic };
 using BindMode = io::Bind;
 enum class EgressMode : uint8_t { devmap, direct };
 enum class UnknownSpi : uint8_t { drop, punt };
+enum class AtStop : uint8_t { closed, open };
 // What happens to cleartext in transit that belongs to no established connection of the kernel's;
 // off: nothing is asked.
 enum class Conntrack : uint8_t { off, punt, drop };
@@ -134,6 +135,9 @@ struct Config {
     std::string xfrm_interface;  // for IPsec connections of the kernel's; empty: none
     EgressMode egress = EgressMode::devmap;
     UnknownSpi unknown_spi = UnknownSpi::drop;
+    // What the host does with packets of ports after a stop that was asked for; none:
+    // closes_at_stop() decides.
+    std::optional<AtStop> at_stop;
     std::filesystem::path state_dir = "/var/lib/sallyport";
     std::filesystem::path control_socket = "/run/sallyport/control.sock";
     uint32_t max_sas = 4096;  // inbound + outbound SAs there is room for
@@ -149,6 +153,11 @@ struct Config {
         return sas.empty() && std::ranges::none_of(policies, [](const Policy& policy) {
                    return policy.action == SpdAction::protect;
                });
+    }
+    // Whether the host forwards nothing of ports after a stop. By default so with static SAs, which
+    // nobody else has; where an IKE daemon has put them into the kernel, that goes on with them.
+    [[nodiscard]] bool closes_at_stop() const {
+        return at_stop.value_or(follows_xfrm() ? AtStop::open : AtStop::closed) == AtStop::closed;
     }
 };
 

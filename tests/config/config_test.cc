@@ -173,6 +173,7 @@ std::vector<Row> rows() {
         {"device slash", with("[gateway]\ndevice = \"a/b\" #!\n"), "without space, '/'"},
         {"device pattern", with("[gateway]\ndevice = \"sp%d\" #!\n"), "cannot be a device"},
         {"egress", with("[gateway]\negress = \"tc\" #!\n"), "allowed are devmap or direct"},
+        {"at_stop", with("[gateway]\nat_stop = \"ajar\" #!\n"), "allowed are closed or open"},
         {"unknown_spi", with("[gateway]\nunknown_spi = \"x\" #!\n"), "allowed are drop or punt"},
         {"state_dir", with("[gateway]\nstate_dir = \"var\" #!\n"), "absolute path"},
         {"socket long", with("[gateway]\ncontrol_socket = \"/" + std::string(108, 'x') + "\" #!\n"),
@@ -461,6 +462,8 @@ TEST(ConfigDefaults, AreThoseOfTheReference) {
     EXPECT_EQ(config->device, "sp0");
     EXPECT_EQ(config->egress, EgressMode::devmap);
     EXPECT_EQ(config->unknown_spi, UnknownSpi::drop);
+    EXPECT_FALSE(config->at_stop.has_value());
+    EXPECT_FALSE(config->closes_at_stop()) << "the kernel goes on with the SAs of an IKE daemon";
     EXPECT_EQ(config->state_dir, "/var/lib/sallyport");
     EXPECT_EQ(config->control_socket, "/run/sallyport/control.sock");
     EXPECT_EQ(config->max_sas, 4096u);
@@ -484,6 +487,7 @@ TEST(ConfigDefaults, OfAnSa) {
     const auto config = parse(both({}), "f");
     ASSERT_TRUE(config.has_value()) << all_text(config.error());
     ASSERT_EQ(config->sas.size(), 2u);
+    EXPECT_TRUE(config->closes_at_stop()) << "nobody else has static SAs";
     const StaticSa& sa = config->sas[0];
     EXPECT_EQ(sa.spi, Spi{0x1001});
     EXPECT_EQ(to_string(sa.source), "192.0.2.1");
@@ -506,6 +510,7 @@ TEST(ConfigGood, EverythingAtOnce) {
 device = "spx"
 egress = "direct"
 unknown_spi = "punt"
+at_stop = "open"
 state_dir = "/tmp/state"
 control_socket = "/tmp/c.sock"
 max_sas = 10
@@ -575,6 +580,8 @@ policy = "p"
     EXPECT_EQ(config->device, "spx");
     EXPECT_EQ(config->egress, EgressMode::direct);
     EXPECT_EQ(config->unknown_spi, UnknownSpi::punt);
+    EXPECT_EQ(config->at_stop, AtStop::open);
+    EXPECT_FALSE(config->closes_at_stop());
     EXPECT_EQ(config->workers.cpus, (std::vector<uint16_t>{3, 1}));
     EXPECT_EQ(config->workers.spin_us, 0u);
     EXPECT_FALSE(config->memory.hugepages);
