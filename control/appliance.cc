@@ -32,9 +32,10 @@ std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
     constexpr Step (Appliance::* kSteps[])() = {
         &Appliance::choose_cpus,       &Appliance::find_connections, &Appliance::find_devices,
         &Appliance::lock_state,        &Appliance::prepare_memory,   &Appliance::make_interface,
-        &Appliance::guard_kernel_path, &Appliance::make_source,      &Appliance::enable_forwarding,
+        &Appliance::guard_kernel_path, &Appliance::make_source,      &Appliance::set_up_host,
         &Appliance::create_tap,        &Appliance::open_sockets,     &Appliance::load_programs,
-        &Appliance::start_workers,     &Appliance::open_source,      &Appliance::attach};
+        &Appliance::start_workers,     &Appliance::open_source,      &Appliance::attach,
+        &Appliance::enable_forwarding};
     for (const auto step : kSteps) {
         if (auto done = (appliance.get()->*step)(); !done) {
             appliance->stop();
@@ -108,10 +109,11 @@ Appliance::Step Appliance::guard_kernel_path() {
     auto guard = xfrm::PolicyGuard::install(std::move(*rows));
     if (!guard) return std::unexpected(guard.error());
     guard_.emplace(std::move(*guard));
-    if (guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep) {
+    if (auto done = close_unseen_ports(); !done) return done;
+    if (stays_closed_) {
         log_.info(
-            "an earlier sallyportd was killed: its xfrm policies stay in place until this one has "
-            "started and is stopped by a signal");
+            "an earlier sallyportd was killed, or has closed the ports at its stop: what it blocks "
+            "stays blocked until this one has started");
     }
     auto registry = xfrm::SaRegistry::open(config_.state_dir);
     if (!registry) return std::unexpected(registry.error());
@@ -123,6 +125,33 @@ Appliance::Step Appliance::guard_kernel_path() {
             "affected");
     }
     return {};
+}
+
+Appliance::Step Appliance::close_unseen_ports() {
+    auto gate = watch::Gate::make();
+    if (!gate) return std::unexpected(gate.error());
+    gate_.emplace(std::move(*gate));
+    const auto closed = gate_->closed();
+    if (!closed) return std::unexpected(closed.error());
+    stays_closed_ = guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep || !closed->empty();
+    gate_->at_end(stays_closed_ ? watch::Gate::AtEnd::keep : watch::Gate::AtEnd::open);
+    for (const RunningPort& port : ports_) {
+        const auto leftover = bpf_objects::leftover_on(port.ifindex, port.config->xdp_mode);
+        // Until there is a gateway, the kernel carries the tunnels of an IKE daemon.
+        const bool kernel_carries =
+            leftover == bpf_objects::Leftover::none && config_.follows_xfrm();
+        if (leftover == bpf_objects::Leftover::replaceable || kernel_carries) continue;
+        if (auto done = gate_->close(port.config->device); !done) return done;
+    }
+    return {};
+}
+
+void Appliance::ends(End how) {
+    stays_closed_ = how == End::unasked || config_.closes_at_stop();
+    guard_->at_end(stays_closed_ ? xfrm::PolicyGuard::AtEnd::keep
+                                 : xfrm::PolicyGuard::AtEnd::remove);
+    gate_->at_end(stays_closed_ ? watch::Gate::AtEnd::keep : watch::Gate::AtEnd::open);
+    if (interface_) interface_->keep(how == End::unasked);
 }
 
 Appliance::Step Appliance::make_source() {
@@ -151,7 +180,7 @@ Appliance::Step Appliance::make_source() {
     return {};
 }
 
-Appliance::Step Appliance::enable_forwarding() {
+Appliance::Step Appliance::set_up_host() {
     if (auto done = apply(host_settings(config_, connections_.lookups), sysctls_, log_); !done) {
         return done;
     }
@@ -238,17 +267,31 @@ Appliance::Step Appliance::attach() {
     return attach_ports(*bpf_, ports_, log_);
 }
 
+Appliance::Step Appliance::enable_forwarding() {
+    if (auto done = apply(forwarding_settings(), sysctls_, log_); !done) return done;
+    return gate_->open_all();
+}
+
 bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
     // The last numbers are written when nobody uses them any more, and before the kernel, which may
     // go on with the SAs, sees a packet. Until the programs are detached, what they steer to a
     // worker that has ended is dropped, and what workers have sent last meets the program on sp0
-    // and the egress filters. Then frames take the kernel path, where the policy guard stands.
+    // and the egress filters. Then frames take the kernel path, if the host forwards at all and the
+    // gate is open; the policy guard stands there.
     if (source_) source_->stop();
     for (const auto& worker : workers_) worker->stop();
     if (source_) source_->give_back();
     host_traffic_.close();
+    for (const Setting& setting : forwarding_settings()) sysctls_.put_back(setting.name);
+    if (stays_closed_) {
+        for (const RunningPort& port : ports_) {
+            if (auto closed = gate_->close(port.config->device); !closed) {
+                log_.error(closed.error());
+            }
+        }
+    }
     if (bpf_) bpf_->detach_ports();
     bpf_.reset();
     return workers_.empty() || check_census();

@@ -9,11 +9,13 @@
 //   namespace lock   one daemon per network namespace
 //   packet memory    DPDK's EAL and the pool
 //   xfrm interface   for the kernel's IPsec connections; without programs it lets nothing pass
-//   policy guard     from here on the kernel path lets nothing pass that PROTECT covers; it goes
-//                    when the end was asked for, or when the start failed and no gateway ran before
+//   policy guard     from here on the kernel path lets nothing pass that PROTECT covers, and, with
+//                    static SAs, the gate nothing that comes in by a port without a program of
+//                    ours. Both go when the end was asked for (or stay, as at_stop says), or when
+//                    the start failed and no gateway ran before
 //   SA registry      what a killed run left in xfrm goes
 //   SA source        the policies compiled, without SAs yet
-//   sysctls          forwarding on
+//   sysctls          settings of the host, but for forwarding
 //   sp0              the TAP, and its own settings; the host's own packets have no way there yet
 //   sockets          AF_XDP, for each port, queue and worker
 //   BPF              maps, egress programs, egress_route on sp0
@@ -21,6 +23,9 @@
 //   SAs, SPD         in workers, xfrm and maps; or, where they come from xfrm, only the SPD, and
 //                    SAs are taken over once frames reach the workers
 //   attach           the steering programs: from here on frames reach the workers
+//   forwarding       on, and the gate opens: the kernel forwards only where programs see it first
+//
+// At a stop forwarding goes off first, and the gate closes where at_stop says so.
 //
 // How each is done stands in startup/. Owner: control thread.
 
@@ -41,6 +46,7 @@
 #include "control/sa/worker_commands.h"
 #include "control/startup/ports.h"
 #include "control/startup/sysctls.h"
+#include "control/watch/gate.h"
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
@@ -60,11 +66,10 @@ class Appliance {
     ~Appliance();
     Appliance(const Appliance&) = delete;
 
-    // Whether the kernel path stays blocked for what PROTECT covers when the object has gone.
-    void at_end(xfrm::PolicyGuard::AtEnd what) {
-        guard_->at_end(what);
-        if (interface_) interface_->keep(what == xfrm::PolicyGuard::AtEnd::keep);
-    }
+    // What the kernel path lets pass when the object has gone: as after a kill, which keeps
+    // everything closed, or as the configuration wants it after a stop.
+    enum class End : uint8_t { unasked, asked };
+    void ends(End how);
     // Stops the workers, checks that no frame was lost and writes the sequence numbers back. False:
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
@@ -104,13 +109,15 @@ class Appliance {
     Step guard_kernel_path();
     Step make_source();
     Step find_devices();
-    Step enable_forwarding();
+    Step set_up_host();
     Step create_tap();
     Step open_sockets();
     Step load_programs();
     Step start_workers();
     Step open_source();
     Step attach();
+    Step enable_forwarding();
+    Step close_unseen_ports();
     [[nodiscard]] bool check_census();
 
     config::Config& config_;
@@ -121,6 +128,8 @@ class Appliance {
     std::optional<SequenceStore> sequences_;
     std::optional<xfrm::NamespaceLock> namespace_lock_;
     std::optional<io::PacketMemory> memory_;
+    std::optional<watch::Gate> gate_;
+    bool stays_closed_ = false;  // at the end
     std::optional<xfrm::PolicyGuard> guard_;
     std::optional<xfrm::Interface> interface_;  // made before the guard, removed before it
     std::optional<xfrm::SaRegistry> registry_;

@@ -57,7 +57,7 @@ std::expected<bool, std::string> Daemon::run() {
     wait_for_signal();
     if (auto started = start(); !started) return std::unexpected(started.error());
     // From here on only a signal opens the kernel path again.
-    appliance_->at_end(xfrm::PolicyGuard::AtEnd::keep);
+    appliance_->ends(Appliance::End::unasked);
 
     appliance_->source().start();
     // SAs whose commands found a ring full are with their workers first.
@@ -71,7 +71,12 @@ std::expected<bool, std::string> Daemon::run() {
     context_.run();
 
     log_.info("stopping");
-    appliance_->at_end(xfrm::PolicyGuard::AtEnd::remove);
+    appliance_->ends(Appliance::End::asked);
+    if (config_.closes_at_stop()) {
+        log_.info(
+            "the ports stay closed (gateway.at_stop): the host forwards nothing that comes in by "
+            "them, until the next start or 'sallyportd -c FILE --open'");
+    }
     tell_service_manager("STOPPING=1");
     rpc_.reset();
     if (next_hops_) next_hops_->stop();

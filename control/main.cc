@@ -22,6 +22,7 @@
 #include "control/log.h"
 #include "control/sa/static/accept_key.h"
 #include "control/startup/policy_check.h"
+#include "control/watch/open_path.h"
 
 namespace {
 
@@ -32,10 +33,12 @@ constexpr int kFailed = 1;
 constexpr int kUsage = 2;
 
 constexpr char kUsageText[] =
-    "usage: sallyportd -c FILE [--check] [--accept-key NAME[=SEQUENCE]]\n"
+    "usage: sallyportd -c FILE [--check] [--open] [--accept-key NAME[=SEQUENCE]]\n"
     "\n"
     "  -c, --config FILE   the configuration (TOML)\n"
     "  --check             validate it, also against this system (devices, CPUs), and end\n"
+    "  --open              let the host forward again what an earlier run has left closed, and "
+    "end\n"
     "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was "
     "never\n"
     "                      used, at 1, and end; with =SEQUENCE at that number, which must be "
@@ -46,6 +49,7 @@ constexpr char kUsageText[] =
 struct Arguments {
     std::string config;
     bool check = false;
+    bool open = false;
     std::vector<std::string> accept_keys;
 };
 
@@ -71,6 +75,8 @@ std::optional<Arguments> parse_arguments(std::span<char* const> words, int& stat
         }
         if (word == "--check") {
             out.check = true;
+        } else if (word == "--open") {
+            out.open = true;
         } else if (word == "-c" || word == "--config") {
             if (++i == words.size()) return wrong(std::string(word) + " needs a file");
             out.config = words[i];
@@ -82,8 +88,8 @@ std::optional<Arguments> parse_arguments(std::span<char* const> words, int& stat
         }
     }
     if (out.config.empty()) return wrong("-c FILE is missing");
-    if (out.check && !out.accept_keys.empty()) {
-        return wrong("--check changes nothing and --accept-key does: give one of them");
+    if (int{out.check} + int{out.open} + int{!out.accept_keys.empty()} > 1) {
+        return wrong("--check, --open and --accept-key do different things: give one of them");
     }
     return out;
 }
@@ -106,6 +112,15 @@ int run(const Arguments& arguments, control::Log& log) {
     if (!config) {
         report_errors(config.error());
         return kUsage;
+    }
+    if (arguments.open) {
+        const auto opened = watch::open_kernel_path();
+        if (!opened) {
+            log.error(opened.error());
+            return kFailed;
+        }
+        log.info(*opened);
+        return kStopped;
     }
     if (arguments.accept_keys.empty()) {
         auto wrong = config::check_against_system(*config);

@@ -56,14 +56,15 @@ CONTROL = {
     "policy": set(),
     "bpf_objects": {"host"},
     "adoption": {"policy", "xfrm"},
+    "watch": {"log", "netlink", "xfrm", "bpf_objects"},
     "sa": {"log", "netlink", "xfrm", "host_traffic", "policy", "bpf_objects", "adoption"},
     "startup": {"log", "host", "netlink", "xfrm", "policy", "bpf_objects", "sa"},
     "appliance": {"log", "netlink", "xfrm", "route", "host_traffic", "policy", "bpf_objects", "adoption", "sa",
-                  "startup"},
+                  "startup", "watch"},
     "operator": {"log", "xfrm", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "appliance"},
     "daemon": {"log", "xfrm", "route", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "startup",
                "appliance", "operator"},
-    "main": {"log", "sa", "startup", "daemon"},
+    "main": {"log", "sa", "startup", "watch", "daemon"},
 }
 # The operator sees values of xfrm, never what talks to it: answers must not wait for the kernel.
 XFRM_SOCKETS = re.compile(r"control/xfrm/\w*socket\.h$")

@@ -3,9 +3,13 @@
 
 namespace sallyport::control {
 
+std::vector<Setting> forwarding_settings() {
+    return {{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
+            {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
+}
+
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack) {
-    std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
-                             {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
+    std::vector<Setting> out;
     // Packets that make the kernel ask the IKE daemon for an SA (acquire) wait for it in the
     // kernel's own queue, one for each policy and bounded, instead of being dropped.
     if (config.follows_xfrm()) out.push_back({.name = "net/core/xfrm_larval_drop", .value = "0"});

@@ -20,7 +20,10 @@ struct Setting {
     bool noted = false;  // the operator is told when it was off
 };
 
-// Of the host. `asks_conntrack`: XDP looks up the kernel's connections.
+// What lets the host forward: set last at a start and put back first at a stop, because between
+// them and the programs on the ports the kernel would forward what the SPD never saw.
+std::vector<Setting> forwarding_settings();
+// Others of the host. `asks_conntrack`: XDP looks up the kernel's connections.
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack);
 // Of the TAP.
 std::vector<Setting> tap_settings(const std::string& device);

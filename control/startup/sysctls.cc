@@ -48,6 +48,20 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
     return Change::changed;
 }
 
+void Sysctls::put_back(const std::string& name) {
+    std::erase_if(saved_, [&](const Saved& saved) {
+        if (saved.name != name) return false;
+        write_value(file_of(name), saved.value);
+        return true;
+    });
+    if (const auto noted = leftover_.find(name); noted != leftover_.end()) {
+        write_value(file_of(name), noted->second);
+        leftover_.erase(noted);
+    }
+    // What was put back is not put back again after a kill: somebody may have changed it since.
+    if (note_read_) (void)write_note();
+}
+
 void Sysctls::read_note() {
     if (std::exchange(note_read_, true)) return;
     for (const std::string& line : host::read_note(note_)) {

@@ -28,6 +28,8 @@ class Sysctls {
 
     // `name` with slashes: "net/ipv4/ip_forward".
     std::expected<Change, std::string> set(const std::string& name, const std::string& value);
+    // Puts the setting back now, as the destructor would.
+    void put_back(const std::string& name);
     // Empty when there is no such setting.
     static std::string get(const std::string& name);
 

@@ -27,7 +27,7 @@ def main():
     args = parser.parse_args()
 
     # Imported here: scapy takes a second, and the cases register themselves.
-    from cases import oracles, traffic, steering, drops, egress, connections, life  # noqa: F401
+    from cases import oracles, traffic, steering, drops, egress, connections, life, closed  # noqa: F401
 
     if args.list:
         print("\n".join(name for name, _, _ in runner.CASES))

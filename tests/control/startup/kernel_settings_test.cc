@@ -18,11 +18,16 @@ std::string value_of(const std::vector<Setting>& settings, const std::string& na
     return found == settings.end() ? "" : found->value;
 }
 
-TEST(KernelSettings, ForwardingIsAlwaysOnAndSaid) {
-    const auto settings = host_settings({}, false);
+TEST(KernelSettings, ForwardingIsOnAndSaidAndApartFromWhatIsSetBeforeTheProgramsAreThere) {
+    const auto settings = forwarding_settings();
     EXPECT_EQ(value_of(settings, "net/ipv4/ip_forward"), "1");
     EXPECT_EQ(value_of(settings, "net/ipv6/conf/all/forwarding"), "1");
-    EXPECT_TRUE(std::ranges::all_of(settings.begin(), settings.begin() + 2, &Setting::noted));
+    EXPECT_TRUE(std::ranges::all_of(settings, &Setting::noted));
+    for (const bool asks_conntrack : {false, true}) {
+        for (const Setting& setting : host_settings({}, asks_conntrack)) {
+            EXPECT_EQ(setting.name.find("forward"), std::string::npos) << setting.name;
+        }
+    }
 }
 
 TEST(KernelSettings, PacketsWaitForAnSaWhereTheKernelAsksForIt) {

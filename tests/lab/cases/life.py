@@ -45,7 +45,7 @@ def differences(before, after):
 def clean_exit(bench):
     lab = bench.lab
     bench.peer()
-    gateway = bench.prepare()
+    gateway = bench.prepare(at_stop="open")
     before = host_state(lab)
     gateway.start()
     during = host_state(lab)
@@ -60,7 +60,7 @@ def clean_exit(bench):
 def restart_after_kill(bench):
     lab = bench.lab
     bench.peer()
-    gateway = bench.prepare()
+    gateway = bench.prepare(at_stop="open")
     before = host_state(lab)
     for _ in range(3):
         gateway.start()
@@ -98,7 +98,7 @@ def closed_after_kill(bench):
 @case("forwarding that was off is off again after kill -9, a restart and a clean exit")
 def forwarding_put_back(bench):
     lab = bench.lab
-    gateway = bench.prepare()
+    gateway = bench.prepare(at_stop="open")
     settings = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
     def forwarding():
@@ -123,7 +123,7 @@ def forwarding_put_back(bench):
 @case("A2 a start that fails after kill -9 opens nothing")
 def closed_after_failed_restart(bench):
     lab = bench.lab
-    gateway = bench.prepare().start()
+    gateway = bench.prepare(at_stop="open").start()
     gateway.kill()
     # The kernel closes the queues of the killed one on its own time.
     eventually(lambda: not lab.gw.exists("sp0"), "sp0 of the killed gateway is still there", 10)

@@ -39,7 +39,7 @@ def _port_tables(name, values):
 
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
-                lan_keys=None, outside_keys=None, policies=(), crafted_keys=None, plain_out_keys=None):
+                at_stop=None, lan_keys=None, outside_keys=None, policies=(), crafted_keys=None, plain_out_keys=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
@@ -48,7 +48,8 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
     """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
-                             "control_socket": f"{folder}/control.sock", "max_sas": 64}),
+                             "control_socket": f"{folder}/control.sock", "max_sas": 64,
+                             "at_stop": at_stop}),
         _table("[workers]", {"cpus": [0, 1]}),
         _table("[memory]", {"frames": 16384, "hugepages": False}),
         *_port_tables("wan0", {"role": "unprotected", "xdp_mode": xdp_mode,

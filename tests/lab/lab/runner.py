@@ -57,6 +57,8 @@ class Bench:
         """A sallyportd with these options that the case starts and ends itself."""
         self.stop_gateway()
         self._gateway = daemon.Daemon(self.lab, self.build_dir, **options)
+        if options.get("at_stop") == "open":
+            self._gateway.run("--open")  # what the one before has left closed
         return self._gateway
 
     def stop_gateway(self):
