@@ -297,7 +297,8 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
     PolicyGuard guard(std::move(*socket));
     // Fail closed: what is in place stays when this start fails half way.
     guard.at_end_ = AtEnd::keep;
-    if (auto done = guard.replace(std::move(rows), *before); !done) {
+    guard.wanted_ = std::move(rows);
+    if (auto done = guard.write(*before); !done) {
         return std::unexpected(done.error());
     }
     const bool has_leftovers = std::ranges::any_of(*before, is_row_of_ours);
@@ -308,11 +309,51 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
 std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows) {
     const auto before = dump(socket_);
     if (!before) return std::unexpected(before.error());
-    return replace(std::move(rows), *before);
+    std::vector<PolicyRow> earlier = std::exchange(wanted_, std::move(rows));
+    auto done = write(*before);
+    if (!done) wanted_ = std::move(earlier);  // tried again by the caller
+    return done;
 }
 
-std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> rows,
-                                                      std::span<const PolicyRow> before) {
+std::expected<size_t, std::string> PolicyGuard::restore() {
+    if (wanted_.empty()) return 0;
+    const auto before = dump(socket_);
+    if (!before) return std::unexpected(before.error());
+    std::map<Identity, const PolicyRow*> there;
+    for (const PolicyRow& row : *before) there.emplace(identity(row), &row);
+    const auto is_lost = [&](PolicyRow row) {
+        const auto found = there.find(identity(row));
+        if (found == there.end() || !is_row_of_ours(*found->second)) return true;
+        row.index = found->second->index;  // the kernel may have kept an earlier one
+        return *found->second != row;
+    };
+    const auto lost = static_cast<size_t>(std::ranges::count_if(wanted_, is_lost));
+    if (lost == 0) return 0;
+    if (auto done = write(*before); !done) return std::unexpected(done.error());
+    return lost;
+}
+
+bool PolicyGuard::concerns(const netlink::Message& message) const {
+    if (message.port == socket_.port()) return false;
+    constexpr auto is_ours = [](uint32_t index) { return (index & kIndexMask) == kIndexMarker; };
+    if (message.type == kMessageFlushPolicies) return true;
+    if (message.type == kMessageDeletePolicy) {
+        const auto index = decode_deleted_policy(message.payload);
+        return !index || is_ours(*index);
+    }
+    if (message.type == kMessagePolicyExpire) {
+        const auto expiry = decode_policy_expire(message.payload);
+        return !expiry || is_ours(expiry->index);
+    }
+    if (message.type == kMessagePolicy || message.type == kMessageUpdatePolicy) {
+        const auto policy = decode_kernel_policy(message.payload);
+        return policy && *policy && is_ours((*policy)->row.index);
+    }
+    return false;
+}
+
+std::expected<void, std::string> PolicyGuard::write(std::span<const PolicyRow> before) {
+    std::vector<PolicyRow>& rows = wanted_;
     std::set<Identity> foreign;
     std::map<Identity, const PolicyRow*> ours;
     std::set<uint32_t> used;
@@ -357,13 +398,12 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
     for (const PolicyRow& row : before) {
         if (is_row_of_ours(row) && !wanted.contains(identity(row))) remove(socket_, row.index);
     }
-    rows_ = rows.size();
     return {};
 }
 
 PolicyGuard::PolicyGuard(PolicyGuard&& other) noexcept
     : socket_(std::move(other.socket_)),
-      rows_(other.rows_),
+      wanted_(std::move(other.wanted_)),
       at_end_(std::exchange(other.at_end_, AtEnd::keep)) {}
 
 PolicyGuard::~PolicyGuard() {

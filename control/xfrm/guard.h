@@ -98,19 +98,23 @@ class PolicyGuard {
 
     // The rows that hold from now on, in place of the earlier ones; no moment without any.
     std::expected<void, std::string> replace(std::vector<PolicyRow> rows);
+    // Writes again what others have removed or changed of the rows that hold. How many those were.
+    std::expected<size_t, std::string> restore();
+    // Whether somebody else's doing that the kernel tells (group XFRMNLGRP_POLICY) may be about
+    // rows of ours.
+    [[nodiscard]] bool concerns(const netlink::Message& message) const;
 
     enum class AtEnd : uint8_t { remove, keep };
     void at_end(AtEnd what) { at_end_ = what; }
     [[nodiscard]] AtEnd at_end() const { return at_end_; }
-    [[nodiscard]] size_t row_count() const { return rows_; }
+    [[nodiscard]] size_t row_count() const { return wanted_.size(); }
 
   private:
     explicit PolicyGuard(netlink::Socket socket) : socket_(std::move(socket)) {}
-    std::expected<void, std::string> replace(std::vector<PolicyRow> rows,
-                                             std::span<const PolicyRow> before);
+    std::expected<void, std::string> write(std::span<const PolicyRow> before);
 
     netlink::Socket socket_;
-    size_t rows_ = 0;
+    std::vector<PolicyRow> wanted_;
     AtEnd at_end_ = AtEnd::remove;
 };
 

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/xfrm.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -520,6 +522,54 @@ TEST_F(XfrmKernel, GuardWritesOnlyRowsThatAreOthers) {
         }
         EXPECT_FALSE(shown.contains("198.51.100.1/32")) << shown;
         EXPECT_TRUE(shown.contains("action block")) << shown;
+    });
+}
+
+TEST_F(XfrmKernel, GuardRestoresWhatOthersRemoveOrChange) {
+    in_new_namespace([&] {
+        const config::Policy policy = protect("10.1.0.0/24", "10.2.0.0/24");
+        auto rows = guard_rows({&policy, 1}, {});
+        ASSERT_TRUE(rows);
+        auto guard = PolicyGuard::install(std::move(*rows));
+        ASSERT_TRUE(guard) << guard.error();
+        constexpr std::array<int, 1> kGroups = {XFRMNLGRP_POLICY};
+        auto news = netlink::Notifications::open(netlink::Protocol::xfrm, kGroups);
+        ASSERT_TRUE(news) << news.error();
+        const auto concerns = [&] {
+            bool any = false;
+            EXPECT_TRUE(news->receive(
+                [&](const netlink::Message& message) { any = any || guard->concerns(message); },
+                [] { ADD_FAILURE() << "messages are lost"; }));
+            return any;
+        };
+        const size_t all = guard->row_count();
+        EXPECT_EQ(guard->restore().value(), 0u);
+        EXPECT_FALSE(concerns());
+        const std::string kForeign = "ip xfrm policy add src 10.7.0.0/24 dst 10.8.0.0/24 dir out";
+        ASSERT_EQ(output_of(kForeign), "");
+        EXPECT_FALSE(concerns()) << "another's policy";
+
+        const std::string kRow = " src 10.1.0.0/24 dst 10.2.0.0/24 dir out";
+        ASSERT_EQ(output_of("ip xfrm policy delete" + kRow), "");
+        EXPECT_TRUE(concerns());
+        EXPECT_EQ(guard->restore().value(), 1u);
+        EXPECT_FALSE(concerns()) << "our own doing";
+        ASSERT_EQ(output_of("ip xfrm policy update" + kRow + " action allow"), "");
+        EXPECT_TRUE(concerns());
+        EXPECT_EQ(guard->restore().value(), 1u);
+        ASSERT_EQ(output_of("ip xfrm policy flush"), "");
+        EXPECT_TRUE(concerns());
+        EXPECT_EQ(guard->restore().value(), all);
+        EXPECT_EQ(guard->restore().value(), 0u);
+
+        // In the place of ours is one that we do not touch: that is said.
+        ASSERT_EQ(output_of("ip xfrm policy flush && ip xfrm policy add" + kRow), "");
+        const auto refused = guard->restore();
+        ASSERT_FALSE(refused);
+        EXPECT_NE(refused.error().find("10.1.0.0/24 to 10.2.0.0/24"), std::string::npos)
+            << refused.error();
+        ASSERT_EQ(output_of("ip xfrm policy delete" + kRow), "");
+        EXPECT_GT(guard->restore().value(), 0u);
     });
 }
 
