@@ -299,6 +299,22 @@ void XdpAttachment::describe(const std::string& alone, const std::string& failur
     report_.reason += failures;
 }
 
+bool XdpAttachment::is_there() const {
+    int error = 0;
+    const MultiprogHandle multiprog = attached_programs(ifindex_, error);
+    if (!multiprog) return false;
+    const uint32_t ours = xdp_program__id(program_);
+    if (xdp_multiprog__is_legacy(multiprog.get())) {
+        const xdp_program* alone = xdp_multiprog__main_prog(multiprog.get());
+        return alone != nullptr && xdp_program__id(alone) == ours;
+    }
+    for (const xdp_program* program = xdp_multiprog__next_prog(nullptr, multiprog.get());
+         program != nullptr; program = xdp_multiprog__next_prog(program, multiprog.get())) {
+        if (xdp_program__id(program) == ours) return true;
+    }
+    return false;
+}
+
 XdpAttachment::XdpAttachment(XdpAttachment&& other) noexcept
     : ifindex_(other.ifindex_),
       object_(std::move(other.object_)),

@@ -42,6 +42,8 @@ class XdpAttachment {
     ~XdpAttachment();  // detaches
 
     [[nodiscard]] const Attachment& report() const { return report_; }
+    // Asks the kernel whether the program is (still) on the device.
+    [[nodiscard]] bool is_there() const;
 
   private:
     XdpAttachment(uint32_t ifindex, ProgramObject object, xdp_program* program, Attachment report);

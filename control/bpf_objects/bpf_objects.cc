@@ -82,8 +82,9 @@ struct Port {
 };
 
 struct Injector {
+    InjectorSetup setup;
     DeviceLock lock;
-    XdpAttachment attachment;
+    std::unique_ptr<XdpAttachment> attachment;
 };
 
 }  // namespace
@@ -393,14 +394,37 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     if (auto written = impl_->write_info(to_index(kInjectorPort), info); !written) {
         return std::unexpected(written.error());
     }
+    impl_->injector = std::make_unique<Injector>(setup, std::move(*lock), nullptr);
+    if (auto attached = attach_injector(); !attached) {
+        impl_->injector.reset();
+        return std::unexpected(attached.error());
+    }
+    return impl_->injector->attachment->report();
+}
+
+std::expected<void, std::string> BpfObjects::attach_injector() {
+    const InjectorSetup& setup = impl_->injector->setup;
     auto attachment =
         XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
             return ProgramObject::open(Program::egress_route, impl_->tunables(kInjectorPort),
                                        impl_->maps);
         });
     if (!attachment) return std::unexpected(attachment.error());
-    impl_->injector = std::make_unique<Injector>(std::move(*lock), std::move(*attachment));
-    return impl_->injector->attachment.report();
+    impl_->injector->attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
+    return {};
+}
+
+bool BpfObjects::is_port_attached(PortId id) const {
+    const auto port = impl_->find(id);
+    return port && (*port)->attachment && (*port)->attachment->is_there();
+}
+
+bool BpfObjects::is_injector_attached() const {
+    return impl_->injector && impl_->injector->attachment->is_there();
+}
+
+bool BpfObjects::is_interface_attached() const {
+    return impl_->interface && impl_->interface->is_attached();
 }
 
 std::expected<void, std::string> BpfObjects::add_interface(const InterfaceSetup& setup) {

@@ -169,11 +169,17 @@ class BpfObjects {
     std::expected<void, std::string> set_socket(PortId port, QueueId queue, WorkerId worker,
                                                 int socket_fd);
     std::expected<Attachment, std::string> attach_port(PortId port);
+    // Ask the kernel whether the programs are (still) where they were attached.
+    [[nodiscard]] bool is_port_attached(PortId port) const;
+    [[nodiscard]] bool is_injector_attached() const;
+    [[nodiscard]] bool is_interface_attached() const;
     // Takes the steering programs off all ports: nothing new comes in, and what workers still write
     // to sp0 goes its way until the end of this object.
     void detach_ports();
     // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
+    // Attaches egress_route again where somebody has removed it.
+    std::expected<void, std::string> attach_injector();
     // Loads the program that chooses the worker for what the kernel routes into sp0, for
     // io::Tap::choose_queues_by(). The descriptor stays ours.
     std::expected<int, std::string> load_injector_queue();

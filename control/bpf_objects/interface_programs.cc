@@ -42,6 +42,7 @@ InterfacePrograms::InterfacePrograms(const InterfaceSetup& setup, DeviceLock loc
 std::expected<bool, std::string> InterfacePrograms::attach() {
     auto attachment = TcAttachment::attach(setup_.device, setup_.ifindex, in_.fd(), out_.fd());
     if (!attachment) return std::unexpected(attachment.error());
+    if (attachment_) attachment_->release();  // what it had is replaced
     attachment_.emplace(std::move(*attachment));
     return attachment_->replaced_stale();
 }

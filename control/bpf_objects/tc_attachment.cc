@@ -73,6 +73,11 @@ std::expected<TcAttachment, std::string> TcAttachment::attach(const std::string&
     return attachment;
 }
 
+bool TcAttachment::is_there() const {
+    return find_filter(hook_of(ifindex_, BPF_TC_INGRESS)) == Found::ours &&
+           find_filter(hook_of(ifindex_, BPF_TC_EGRESS)) == Found::ours;
+}
+
 TcAttachment::~TcAttachment() {
     if (ifindex_ == 0) return;
     for (const bpf_tc_attach_point point : {BPF_TC_INGRESS, BPF_TC_EGRESS}) {

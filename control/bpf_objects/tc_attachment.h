@@ -25,6 +25,10 @@ class TcAttachment {
     TcAttachment& operator=(TcAttachment&&) = delete;
     ~TcAttachment();  // detaches; clsact stays, it may have others' filters
 
+    // Asks the kernel whether both filters are (still) there.
+    [[nodiscard]] bool is_there() const;
+    // Leaves the filters where they are: another object has them now.
+    void release() { ifindex_ = 0; }
     [[nodiscard]] bool replaced_stale() const { return replaced_stale_; }
 
   private:

@@ -117,6 +117,15 @@ std::expected<void, std::string> move_link(const std::string& name, int netns_fd
     return {};
 }
 
+std::expected<void, std::string> bring_up(uint32_t ifindex) {
+    auto socket = Socket::open(Protocol::route);
+    if (!socket) return std::unexpected(socket.error());
+    const auto set = socket->exchange(
+        encode_set_link(ifindex, {.up = true, .alias = {}}, socket->next_sequence()));
+    if (!set) return std::unexpected("cannot set it up: " + set.error().text);
+    return {};
+}
+
 std::expected<void, std::string> set_up_tap(const std::string& name, uint32_t ifindex,
                                             const MacAddress& mac, uint32_t mtu) {
     auto socket = Socket::open(Protocol::route);

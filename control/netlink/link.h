@@ -59,6 +59,9 @@ std::expected<LinkInfo, Error> find_link(Socket& socket, const std::string& name
 // From the network namespace of the calling thread. Any thread.
 std::expected<void, std::string> move_link(const std::string& name, int netns_fd);
 
+// Sets the device up; the rest stays.
+std::expected<void, std::string> bring_up(uint32_t ifindex);
+
 // sp0 as workers need it: up, with this address and MTU, without neighbour resolution (behind it
 // are tunnels, and nobody there would answer) and without IPv6 addresses.
 std::expected<void, std::string> set_up_tap(const std::string& name, uint32_t ifindex,

@@ -36,6 +36,8 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
     read_note();
     const std::filesystem::path file = file_of(name);
     const std::string before = get(name);
+    std::erase_if(wanted_, [&](const Saved& wanted) { return wanted.name == name; });
+    wanted_.push_back({.name = name, .value = value});
     const auto noted = leftover_.find(name);
     if (before == value && noted == leftover_.end()) return Change::none;
     saved_.push_back({.name = name, .value = before == value ? noted->second : before});
@@ -48,7 +50,19 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
     return Change::changed;
 }
 
+std::vector<std::pair<std::string, std::string>> Sysctls::mend() {
+    std::vector<std::pair<std::string, std::string>> changed;
+    for (const Saved& wanted : wanted_) {
+        std::string now = get(wanted.name);
+        if (now.empty() || now == wanted.value) continue;
+        write_value(file_of(wanted.name), wanted.value);
+        changed.emplace_back(wanted.name, std::move(now));
+    }
+    return changed;
+}
+
 void Sysctls::put_back(const std::string& name) {
+    std::erase_if(wanted_, [&](const Saved& wanted) { return wanted.name == name; });
     std::erase_if(saved_, [&](const Saved& saved) {
         if (saved.name != name) return false;
         write_value(file_of(name), saved.value);

@@ -28,6 +28,9 @@ class Sysctls {
 
     // `name` with slashes: "net/ipv4/ip_forward".
     std::expected<Change, std::string> set(const std::string& name, const std::string& value);
+    // Writes what set() has set wherever it has another value by now. Their names and the values
+    // found; a device that has gone took its settings with it.
+    std::vector<std::pair<std::string, std::string>> mend();
     // Puts the setting back now, as the destructor would.
     void put_back(const std::string& name);
     // Empty when there is no such setting.
@@ -43,6 +46,7 @@ class Sysctls {
 
     std::filesystem::path note_;
     bool note_read_ = false;
+    std::vector<Saved> wanted_;  // in the order of set()
     std::vector<Saved> saved_;
     std::map<std::string, std::string> leftover_;  // originals that a killed run noted, by name
 };

@@ -251,6 +251,34 @@ TEST_F(Loader, replaces_what_a_killed_daemon_left) {
     EXPECT_EQ(attached_id("lan0"), 0u);
 }
 
+TEST_F(Loader, knows_when_a_program_was_taken_off_and_attaches_it_again) {
+    BpfObjects objects = make();
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    EXPECT_FALSE(objects.is_port_attached(kWan)) << "not attached yet";
+    ASSERT_TRUE(objects.attach_port(kWan));
+    ASSERT_TRUE(objects.add_injector(injector()));
+    EXPECT_TRUE(objects.is_port_attached(kWan));
+    EXPECT_TRUE(objects.is_injector_attached());
+    run("ip link set dev wan0 xdp off && ip link set dev sp0 xdp off");
+    EXPECT_FALSE(objects.is_port_attached(kWan));
+    EXPECT_FALSE(objects.is_injector_attached());
+    ASSERT_TRUE(objects.attach_port(kWan));
+    ASSERT_TRUE(objects.attach_injector());
+    EXPECT_TRUE(objects.is_port_attached(kWan));
+    EXPECT_TRUE(objects.is_injector_attached());
+
+    // What others put there instead is not taken for ours, and not touched.
+    run("ip link set dev wan0 xdp off");
+    const FileDescriptor program = foreign_program("firewall");
+    ASSERT_EQ(bpf_xdp_attach(static_cast<int>(if_nametoindex("wan0")), program.get(), 0, nullptr),
+              0);
+    const uint32_t id = attached_id("wan0");
+    EXPECT_FALSE(objects.is_port_attached(kWan));
+    EXPECT_FALSE(objects.attach_port(kWan));
+    EXPECT_EQ(attached_id("wan0"), id);
+    run("ip link set dev wan0 xdp off");
+}
+
 TEST_F(Loader, leaves_foreign_programs_alone) {
     for (const char* name : {"firewall", "steer_unprotect"}) {
         SCOPED_TRACE(name);

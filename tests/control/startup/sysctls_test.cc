@@ -12,6 +12,7 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "control/host/note.h"
@@ -20,6 +21,7 @@ namespace sallyport::control {
 namespace {
 
 constexpr const char* kForwarding = "net/ipv4/ip_forward";
+constexpr const char* kMartians = "net/ipv4/conf/all/log_martians";
 constexpr const char* kRedirects = "net/ipv4/conf/all/accept_redirects";
 
 void put(const std::string& name, const std::string& value) {
@@ -52,6 +54,39 @@ TEST(Sysctls, WhatAKilledRunHasChangedIsPutBackByOneThatDoesNotNeedIt) {
     std::filesystem::remove_all(folder);
     if (skipped) GTEST_SKIP() << "needs root, for a network namespace";
     EXPECT_FALSE(note_left);
+}
+
+TEST(Sysctls, WhatOthersChangeIsMendedAndForwardingCanBePutBackFirst) {
+    std::string folder = testing::TempDir() + "/sallyport-sysctls-XXXXXX";
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    bool skipped = false;
+    std::thread([&] {
+        skipped = unshare(CLONE_NEWNET) != 0;
+        if (skipped) return;
+        put(kForwarding, "0");
+        put(kMartians, "1");
+        {
+            Sysctls sysctls(std::filesystem::path(folder) / "sysctls");
+            ASSERT_TRUE(sysctls.set(kMartians, "0"));
+            ASSERT_TRUE(sysctls.set(kForwarding, "1"));
+            EXPECT_TRUE(sysctls.mend().empty());
+            put(kForwarding, "0");
+            const auto mended = sysctls.mend();
+            ASSERT_EQ(mended.size(), 1u);
+            EXPECT_EQ(mended[0], std::pair(std::string(kForwarding), std::string("0")));
+            EXPECT_EQ(Sysctls::get(kForwarding), "1");
+
+            sysctls.put_back(kForwarding);
+            EXPECT_EQ(Sysctls::get(kForwarding), "0");
+            EXPECT_EQ(Sysctls::get(kMartians), "0") << "ours until the end";
+            EXPECT_TRUE(sysctls.mend().empty()) << "no setting of ours any more";
+            put(kForwarding, "1");
+        }
+        EXPECT_EQ(Sysctls::get(kForwarding), "1") << "put back once";
+        EXPECT_EQ(Sysctls::get(kMartians), "1");
+    }).join();
+    std::filesystem::remove_all(folder);
+    if (skipped) GTEST_SKIP() << "needs root, for a network namespace";
 }
 
 }  // namespace
