@@ -15,6 +15,7 @@
 #include "control/startup/kernel_settings.h"
 #include "control/startup/programs.h"
 #include "control/startup/workers.h"
+#include "control/watch/look.h"
 
 namespace sallyport::control {
 
@@ -34,8 +35,8 @@ std::expected<std::unique_ptr<Appliance>, std::string> Appliance::start(
         &Appliance::lock_state,        &Appliance::prepare_memory,   &Appliance::make_interface,
         &Appliance::guard_kernel_path, &Appliance::make_source,      &Appliance::set_up_host,
         &Appliance::create_tap,        &Appliance::open_sockets,     &Appliance::load_programs,
-        &Appliance::start_workers,     &Appliance::open_source,      &Appliance::attach,
-        &Appliance::enable_forwarding};
+        &Appliance::start_workers,     &Appliance::open_source,      &Appliance::attach_all,
+        &Appliance::enable_forwarding, &Appliance::start_watch};
     for (const auto step : kSteps) {
         if (auto done = (appliance.get()->*step)(); !done) {
             appliance->stop();
@@ -194,12 +195,15 @@ Appliance::Step Appliance::create_tap() {
         io::Tap::create(config_.device, static_cast<uint16_t>(cpus_.size()), netlink::move_link);
     if (!tap) return std::unexpected(tap.error());
     tap_.emplace(std::move(*tap));
-    const auto up = netlink::set_up_tap(config_.device, tap_->ifindex(), io::Tap::kMac, tap_mtu_);
-    if (!up) return std::unexpected(up.error());
+    if (auto up = set_up_tap(); !up) return up;
     if (auto done = apply(tap_settings(config_.device), sysctls_, log_); !done) return done;
     if (auto done = host_traffic_.open(tap_->ifindex()); !done) return done;
     if (!interface_) return {};
     return apply(interface_settings(config_.xfrm_interface), sysctls_, log_);
+}
+
+Appliance::Step Appliance::set_up_tap() {
+    return netlink::set_up_tap(config_.device, tap_->ifindex(), io::Tap::kMac, tap_mtu_);
 }
 
 Appliance::Step Appliance::open_sockets() {
@@ -259,7 +263,7 @@ Appliance::Step Appliance::open_source() {
     return opened;
 }
 
-Appliance::Step Appliance::attach() {
+Appliance::Step Appliance::attach_all() {
     if (interface_) {
         auto attached = attach_interface(*bpf_, config_.xfrm_interface, log_);
         if (!attached) return attached;
@@ -272,9 +276,64 @@ Appliance::Step Appliance::enable_forwarding() {
     return gate_->open_all();
 }
 
+Appliance::Step Appliance::start_watch() {
+    std::vector<watch::PortShould> ports;
+    for (const RunningPort& port : ports_) {
+        ports.push_back({.port = port.config->name,
+                         .device = port.config->device,
+                         .ifindex = port.ifindex,
+                         .mac = watch::look_at(port.ifindex).mac,
+                         .mtu = port.mtu,
+                         .queues = port.queues});
+    }
+    std::optional<watch::InnerShould> interface;
+    if (interface_) {
+        interface = {.device = config_.xfrm_interface, .ifindex = interface_->ifindex()};
+    }
+    watch_.emplace(context_, log_, static_cast<watch::Host&>(*this), *gate_, *guard_);
+    return watch_->start(std::move(ports), {.device = config_.device, .ifindex = tap_->ifindex()},
+                         interface);
+}
+
+bool Appliance::is_attached(size_t port) const {
+    return bpf_->is_port_attached(PortId{static_cast<uint16_t>(port)});
+}
+
+Appliance::Step Appliance::attach(size_t port) {
+    auto attachment = bpf_->attach_port(PortId{static_cast<uint16_t>(port)});
+    if (!attachment) return std::unexpected(attachment.error());
+    ports_[port].attachment = *attachment;
+    return {};
+}
+
+Appliance::Step Appliance::set_mtu(size_t port, uint32_t mtu) {
+    ports_[port].mtu = mtu;
+    return bpf_->set_mtu(PortId{static_cast<uint16_t>(port)}, mtu);
+}
+
+bool Appliance::is_attached(Inner device) const {
+    return device == Inner::tap ? bpf_->is_injector_attached() : bpf_->is_interface_attached();
+}
+
+Appliance::Step Appliance::attach(Inner device) {
+    if (device == Inner::tap) return bpf_->attach_injector();
+    const auto attached = bpf_->attach_interface();
+    if (!attached) return std::unexpected(attached.error());
+    return {};
+}
+
+Appliance::Step Appliance::set_up(Inner device) {
+    return device == Inner::tap ? set_up_tap() : netlink::bring_up(interface_->ifindex());
+}
+
+std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {
+    return sysctls_.mend();
+}
+
 bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
+    if (watch_) watch_->stop();
     // The last numbers are written when nobody uses them any more, and before the kernel, which may
     // go on with the SAs, sees a packet. Until the programs are detached, what they steer to a
     // worker that has ended is dropped, and what workers have sent last meets the program on sp0

@@ -24,6 +24,7 @@
 //                    SAs are taken over once frames reach the workers
 //   attach           the steering programs: from here on frames reach the workers
 //   forwarding       on, and the gate opens: the kernel forwards only where programs see it first
+//   watch            what others change of all this is said and mended from here on
 //
 // At a stop forwarding goes off first, and the gate closes where at_stop says so.
 //
@@ -35,6 +36,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "config/config.h"
@@ -47,6 +49,7 @@
 #include "control/startup/ports.h"
 #include "control/startup/sysctls.h"
 #include "control/watch/gate.h"
+#include "control/watch/watch.h"
 #include "control/xfrm/announcer.h"
 #include "control/xfrm/guard.h"
 #include "control/xfrm/interface.h"
@@ -57,13 +60,13 @@
 
 namespace sallyport::control {
 
-class Appliance {
+class Appliance : private watch::Host {
   public:
     // `config` and `log` outlive the object. Keys in `config` are wiped once they are in place.
     // What runs by itself runs on `context`.
     static std::expected<std::unique_ptr<Appliance>, std::string> start(
         config::Config& config, Log& log, boost::asio::io_context& context);
-    ~Appliance();
+    ~Appliance() override;
     Appliance(const Appliance&) = delete;
 
     // What the kernel path lets pass when the object has gone: as after a kill, which keeps
@@ -88,6 +91,7 @@ class Appliance {
     [[nodiscard]] const xfrm::Interface* interface() const {
         return interface_ ? &*interface_ : nullptr;
     }
+    [[nodiscard]] const watch::Watch& watch() const { return *watch_; }
     [[nodiscard]] const HostTraffic& host_traffic() const { return host_traffic_; }
     [[nodiscard]] std::string crypto() const { return aead_->description(); }
     [[nodiscard]] SaSource& source() { return *source_; }
@@ -115,9 +119,20 @@ class Appliance {
     Step load_programs();
     Step start_workers();
     Step open_source();
-    Step attach();
+    Step attach_all();
     Step enable_forwarding();
+    Step start_watch();
     Step close_unseen_ports();
+    Step set_up_tap();
+
+    // ---- watch::Host
+    [[nodiscard]] bool is_attached(size_t port) const override;
+    std::expected<void, std::string> attach(size_t port) override;
+    std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) override;
+    [[nodiscard]] bool is_attached(Inner device) const override;
+    std::expected<void, std::string> attach(Inner device) override;
+    std::expected<void, std::string> set_up(Inner device) override;
+    std::vector<std::pair<std::string, std::string>> mend_settings() override;
     [[nodiscard]] bool check_census();
 
     config::Config& config_;
@@ -147,6 +162,7 @@ class Appliance {
     bpf_objects::SaLookup sa_lookup_;
     bpf_objects::Attachment injector_;
     std::optional<bpf_objects::BpfObjects> bpf_;  // detached first
+    std::optional<watch::Watch> watch_;
     bool stopped_ = false;
 };
 

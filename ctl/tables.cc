@@ -181,6 +181,12 @@ std::string format_status(const json::value& result) {
         out += "DEGRADED            earlier policies are in force than xfrm has: " +
                text_of(*not_published) + "\n";
     }
+    if (const json::value* degraded = find(result, "degraded");
+        degraded != nullptr && degraded->is_array()) {
+        for (const json::value& sentence : degraded->get_array()) {
+            out += "DEGRADED            " + text_of(sentence) + "\n";
+        }
+    }
     if (get_number(result, "bypass_lapses") > 0) {
         out += "BYPASS              left to the kernel " + get(result, "bypass_lapses") +
                " times, because sallyportd did not run for more than a second\n";

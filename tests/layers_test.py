@@ -61,7 +61,7 @@ CONTROL = {
     "startup": {"log", "host", "netlink", "xfrm", "policy", "bpf_objects", "sa"},
     "appliance": {"log", "netlink", "xfrm", "route", "host_traffic", "policy", "bpf_objects", "adoption", "sa",
                   "startup", "watch"},
-    "operator": {"log", "xfrm", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "appliance"},
+    "operator": {"log", "xfrm", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "appliance", "watch"},
     "daemon": {"log", "xfrm", "route", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "startup",
                "appliance", "operator"},
     "main": {"log", "sa", "startup", "watch", "daemon"},

@@ -33,6 +33,10 @@ Rows status_object(const Appliance& appliance, const Log& log, std::chrono::seco
     const FrameCensus frames = appliance.census();
     const uint64_t known = frames.pool + frames.in_kernel;
     const SourceCounts counts = appliance.source().counts();
+    json::array degraded;
+    for (const std::string& sentence : appliance.watch().degraded()) {
+        degraded.emplace_back(text(sentence));
+    }
     json::array notes;
     for (const std::string& note : log.notes()) notes.emplace_back(text(note));
     return json::object{{"version", SALLYPORT_VERSION},
@@ -62,6 +66,7 @@ Rows status_object(const Appliance& appliance, const Log& log, std::chrono::seco
                           {"in_kernel", frames.in_kernel},
                           {"in_workers", frames.total > known ? frames.total - known : 0},
                           {"hugepages", appliance.memory().on_hugepages()}}},
+                        {"degraded", std::move(degraded)},
                         {"log_lines_lost", log.lines_lost()},
                         {"notes", std::move(notes)}};
 }

@@ -7,7 +7,8 @@ import os
 import threading
 import time
 
-from lab import netns, scapy_peer, wire
+from cases.life import foreign_program
+from lab import daemon, netns, scapy_peer, traffic, wire
 from lab.runner import case, check, equal, eventually
 
 # Lives of the gateway in each case; SALLYPORT_CYCLES=20 for a long look.
@@ -25,17 +26,19 @@ FORBIDDEN = (("10.1.0.2", "10.9.0.2"),      # DISCARD
 class Flood:
     """All kinds of packets in both directions, some thousand a second, and what of them arrives.
 
-    `lan` and `wan` count, by (source, destination), what left by that side in clear.
+    inside, outside: (namespace, its device, the gateway's device) of the two wires.
     """
 
-    def __init__(self, lab):
+    def __init__(self, lab, inside=None, outside=None, pairs=PROTECT + BYPASS + FORBIDDEN):
         self._lab = lab
+        self._inside = inside or (lab.lan, "eth0", "lan0")
+        self._outside = outside or (lab.peer_ns, "wanp", "wan0")
+        self._pairs = pairs
         self._stop = threading.Event()
-        self.failures = []
 
     def __enter__(self):
-        self._wan = wire.Wire(self._lab.peer_ns, "wanp")
-        self._lan = wire.Wire(self._lab.lan, "eth0")
+        self._wan = wire.Wire(*self._outside[:2])
+        self._lan = wire.Wire(*self._inside[:2])
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
         return self
@@ -47,11 +50,13 @@ class Flood:
         self._lan.close()
 
     def _send(self):
-        lan_macs = self._lab.gw.mac("lan0"), self._lab.lan.mac("eth0")
-        wan_macs = self._lab.gw.mac("wan0"), "02:00:00:00:00:02"
-        pairs = PROTECT + BYPASS + FORBIDDEN
-        outward = [wire.ethernet(*lan_macs, bytes(scapy_peer.udp(a, b, payload=MARK))) for a, b in pairs]
-        inward = [wire.ethernet(*wan_macs, bytes(scapy_peer.udp(b, a, payload=MARK))) for a, b in pairs]
+        def frames_of(device, pairs):
+            macs = self._lab.gw.mac(device), "02:00:00:00:00:02"
+            return [wire.ethernet(*macs, bytes(scapy_peer.udp(a, b, payload=MARK)))
+                    for a, b in pairs]
+
+        outward = frames_of(self._inside[2], self._pairs)
+        inward = frames_of(self._outside[2], [(b, a) for a, b in self._pairs])
         while not self._stop.is_set():
             for frames, side in ((outward, self._lan), (inward, self._wan)):
                 for frame in frames:
@@ -61,10 +66,11 @@ class Flood:
 
     def out(self):
         """(source, destination) -> count of what left by wan0."""
-        return _count(self._wan.frames, PROTECT + BYPASS + FORBIDDEN)
+        return _count(self._wan.frames, self._pairs)
 
     def inward(self):
-        return _count(self._lan.frames, [(b, a) for a, b in PROTECT + BYPASS + FORBIDDEN])
+        """The same of what left by lan0."""
+        return _count(self._lan.frames, [(b, a) for a, b in self._pairs])
 
     def clear(self):
         self._wan.frames.clear()
@@ -72,7 +78,7 @@ class Flood:
 
     def leaks(self):
         """What has left though the SPD forbids it, as text; empty: nothing."""
-        allowed = {*BYPASS, *((b, a) for a, b in BYPASS)}
+        allowed = {pair for a, b in BYPASS for pair in ((a, b), (b, a))}
         return "; ".join(f"{count} of {a} to {b}" for seen in (self.out(), self.inward())
                          for (a, b), count in seen.items() if count and (a, b) not in allowed)
 
@@ -127,9 +133,21 @@ def host_forwarding(lab, value):
             netns.sh("ip", "-netns", gw.name, "neigh", "del", *words.split(), check=False)
 
 
+def start(gateway):
+    """Starts it; the kernel closes the sockets of one that was killed on its own time."""
+    def started():
+        try:
+            return gateway.start()
+        except daemon.DaemonFailed as e:
+            if "another program has AF_XDP sockets" not in str(e):
+                raise
+            return None
+    eventually(started, "the sockets of the killed one are still there", 30)
+
+
 def live(gateway, flood, end):
     """One life under the flood, with an end by `end`; nothing forbidden leaves in it."""
-    gateway.start()
+    start(gateway)
     flood.passes()
     end()
 
@@ -153,13 +171,13 @@ def starts_and_stops(bench, forwarding, at_stop, **options):
             for life in range(CYCLES):
                 live(gateway, flood, gateway.kill)
                 judge(flood, f"start and kill -9 {life}")
-            gateway.start()
+            start(gateway)
             gateway.kill()
             eventually(lambda: not lab.gw.exists("sp0"), "sp0 of the killed one is there", 20)
             for life in range(CYCLES):
                 fail_to_start(lab, gateway)
                 judge(flood, f"failing start {life}")
-            gateway.start()
+            start(gateway)
             equal(gateway.stop(), 0, "exit status")
             judge(flood, "the last stop")
             gateway.run("--open")
@@ -200,3 +218,269 @@ def closed_where_forwarding_was_off(bench):
 @case("A2 the same with direct egress", seconds=300)
 def closed_with_direct_egress(bench):
     starts_and_stops(bench, forwarding=1, at_stop="closed", egress="direct")
+
+
+# ---- the host changes while the gateway runs ----------------------------------------------------
+
+def degraded(gateway):
+    return " | ".join(gateway.show("status")["degraded"])
+
+
+def says(gateway, words, since=0):
+    eventually(lambda: words in gateway.log()[since:],
+               lambda: f"the log does not say '{words}': {gateway.log()[since:]}", 30)
+
+
+def is_whole(gateway):
+    eventually(lambda: not degraded(gateway), lambda: f"still degraded: {degraded(gateway)}", 30)
+
+
+def remove_program(bench, device, **options):
+    """The program is taken off under a flood; what passed until that was known, as text."""
+    lab = bench.lab
+    gateway = bench.gateway(**options)
+    generic = options.get("xdp_mode") == "generic"
+    with host_forwarding(lab, 1), Flood(lab) as flood:
+        flood.passes()
+        judge(flood, "before")
+        since = len(gateway.log())
+        lab.gw.ip(f"link set dev {device} {'xdpgeneric' if generic else 'xdpdrv'} off")
+        says(gateway, f"the XDP program was removed from {device}", since)
+        says(gateway, f"mended: port {device}: the XDP program was removed", since)
+        before = flood.leaks()
+        flood.clear()
+        flood.passes()
+        is_whole(gateway)
+        judge(flood, "once it is back")
+        closed_rules(lab, "")
+    return f"{device}: until it was known: {before or 'nothing'}"
+
+
+def closed_rules(lab, *devices):
+    """The devices that are closed to the kernel's forwarding, in both families."""
+    wanted = set(devices) - {""}
+    for family in ("-4", "-6"):
+        def now(family=family):
+            return {line.split(" iif ")[1].split()[0]
+                    for line in lab.gw.ip(f"{family} rule show pref 1").splitlines()}
+        eventually(lambda now=now: now() == wanted,
+                   lambda now=now, family=family: f"closed ({family}): {now()}, not {wanted}", 30)
+
+
+@case("A1 an XDP program is removed from a port: said, closed, attached again", seconds=120)
+def program_removed(bench):
+    return "; ".join([remove_program(bench, "lan0"), remove_program(bench, "wan0"),
+                      remove_program(bench, "lan0", egress="direct"),
+                      remove_program(bench, "lan0", xdp_mode="generic")])
+
+
+@case("A1 another program takes a port's place: the port is closed until that has gone", seconds=90)
+def program_replaced(bench):
+    lab = bench.lab
+    gateway = bench.gateway()
+    with host_forwarding(lab, 1), Flood(lab) as flood:
+        flood.passes()
+        since = len(gateway.log())
+        # In one moment, so that ours is not back before.
+        fd = foreign_program(lab.gw, "lan0", "overwrite")
+        try:
+            says(gateway, "another XDP program is attached", since)
+            closed_rules(lab, "lan0")
+            flood.clear()
+            time.sleep(1)
+            leaks = "; ".join(f"{count} of {a} to {b}"
+                              for (a, b), count in flood.out().items() if count)
+            check(not leaks, f"left by wan0 while lan0 is closed: {leaks}")
+            check("somebody_elses" in degraded(gateway), f"status: {degraded(gateway)}")
+        finally:
+            lab.gw.ip("link set dev lan0 xdpdrv off")
+            os.close(fd)
+        says(gateway, "mended: port lan0: the XDP program", since)
+        flood.clear()
+        flood.passes()
+        is_whole(gateway)
+        judge(flood, "once it is back")
+        closed_rules(lab, "")
+
+
+class ExtraPort:
+    """A port ext0 of the gateway with a host behind it, which can be taken away and made again."""
+
+    def __init__(self, lab, role):
+        self.lab = lab
+        self.role = role
+        self.ns = netns.Namespace("ext")
+        protected = role == "protected"
+        self.addresses = ("10.1.5.1/24", "fd01:0:0:5::1/64") if protected else ("203.0.113.1/24",)
+        self.make()
+        self.set_up()
+
+    def make(self):
+        self._made = netns.veth(self.lab.gw, "ext0", self.ns, "eth0")
+        for ns, device in ((self.lab.gw, "ext0"), (self.ns, "eth0")):
+            netns.offloads_off(ns, device)
+
+    def set_up(self):
+        gw = self.lab.gw
+        gw.ip("link set ext0 up")
+        for address in self.addresses:
+            gw.ip(f"addr add {address} dev ext0")
+        if self.role == "protected":
+            gw.ip(f"neigh replace 10.1.5.2 lladdr {self.ns.mac('eth0')} dev ext0 nud permanent")
+            gw.ip(f"neigh replace fd01:0:0:5::2 lladdr {self.ns.mac('eth0')} dev ext0 nud permanent")
+
+    def close(self):
+        netns.sh("ip", "-netns", self.lab.gw.name, "link", "del", "ext0", check=False)
+        self.ns.close()
+
+    def flood(self):
+        """A flood through ext0 and the lab's port of the other side."""
+        here = (self.ns, "eth0", "ext0")
+        if self.role == "protected":
+            return Flood(self.lab, inside=here, pairs=(
+                ("10.1.5.2", "10.9.0.2"), ("10.1.5.2", "198.51.100.7"),
+                ("fd01:0:0:5::2", "2001:db8:9::7")))
+        return Flood(self.lab, outside=here, pairs=(
+            ("10.1.0.2", "10.9.0.2"), ("10.1.0.2", "203.0.113.2"),
+            ("fd01:0:0:3::2", "2001:db8:9::7")))
+
+
+def device_removed(bench, role, egress):
+    lab = bench.lab
+    bench.stop_gateway()
+    with host_forwarding(lab, 1):
+        port = ExtraPort(lab, role)
+        try:
+            gateway = bench.gateway(fresh=True, egress=egress, more_ports={"ext0": {"role": role}})
+            since = len(gateway.log())
+            lab.gw.ip("link del ext0")
+            says(gateway, "ext0 is gone from this network namespace", since)
+            closed_rules(lab, "ext0")
+            port.make()
+            with port.flood() as flood:
+                port.set_up()
+                says(gateway, "ext0 was removed and made again", since)
+                time.sleep(1)
+                judge(flood, f"{role} port made again")
+                check("restart sallyportd" in degraded(gateway), f"status: {degraded(gateway)}")
+                check("DEGRADED" in gateway.table("status"), gateway.table("status"))
+                gateway.stop()
+                judge(flood, f"{role} port after the stop")
+                gateway.start()
+                judge(flood, f"{role} port after the restart")
+                closed_rules(lab, "")
+                is_whole(gateway)
+                judge(flood, f"{role} port served again")
+                bench.stop_gateway()
+        finally:
+            bench.stop_gateway()
+            port.close()
+            gateway.run("--open")
+
+
+@case("A1 a port's device is removed and made again: closed until the restart", seconds=180)
+def device_made_again(bench):
+    device_removed(bench, "protected", "devmap")
+    device_removed(bench, "unprotected", "devmap")
+    device_removed(bench, "protected", "direct")
+
+
+@case("A1 a port's device goes to another network namespace and comes back: closed", seconds=90)
+def device_moved(bench):
+    lab = bench.lab
+    bench.stop_gateway()
+    with host_forwarding(lab, 1):
+        port = ExtraPort(lab, "protected")
+        elsewhere = netns.Namespace("else")
+        try:
+            gateway = bench.gateway(fresh=True, more_ports={"ext0": {"role": "protected"}})
+            lab.gw.ip(f"link set ext0 netns {elsewhere.name}")
+            says(gateway, "ext0 is gone from this network namespace")
+            closed_rules(lab, "ext0")
+            elsewhere.ip(f"link set ext0 netns {lab.gw.name}")
+            with port.flood() as flood:
+                port.set_up()
+                eventually(lambda: "is back" in degraded(gateway) or "made again" in
+                           degraded(gateway), lambda: f"status: {degraded(gateway)}", 30)
+                time.sleep(1)
+                judge(flood, "moved away and back")
+                closed_rules(lab, "ext0")
+                bench.stop_gateway()
+        finally:
+            bench.stop_gateway()
+            elsewhere.close()
+            port.close()
+            gateway.run("--open")
+
+
+@case("A1 xfrm policies are flushed, removed or changed: they are back at once", seconds=90)
+def policies_flushed(bench):
+    lab = bench.lab
+    gateway = bench.gateway()
+    gw = lab.gw
+
+    def rows():
+        """As they are listed, without their indices."""
+        return sorted(" ".join(block.split()) for block in
+                      gw.ip("xfrm policy").replace("\nsrc ", "\n\nsrc ").split("\n\n") if block)
+
+    with host_forwarding(lab, 1), wire.Wire(lab.peer_ns, "wanp") as wan:
+        before = rows()
+        check(before, "there are no policies of ours")
+        for words in ("policy flush",
+                      "policy delete src 10.1.0.0/24 dst 10.2.0.0/24 dir out",
+                      "policy update src 10.1.0.0/24 dst 10.2.0.0/24 dir out action allow"):
+            since = len(gateway.log())
+            gw.ip(f"xfrm {words}")
+            says(gateway, "xfrm policies of ours were removed or changed", since)
+            eventually(lambda: rows() == before, lambda: f"after {words}: {rows()}", 30)
+            wan.frames.clear()
+            for source, destination in (("10.1.0.1", "10.2.0.2"),
+                                        ("fd01:0:0:3::1", "fd02:0:0:3::2")):
+                equal(traffic.ping(gw, source, destination, 3), 0, "pings of the gateway itself")
+            leaked = [frame for frame in wan.frames if _between(frame)]
+            check(not leaked, f"after {words}: {len(leaked)} packets left in clear")
+            is_whole(gateway)
+
+
+def _between(frame):
+    """Whether a frame is cleartext of the gateway towards a network that PROTECT covers."""
+    packet = frame[14:]
+    if packet[0] >> 4 == 6:
+        return packet[24:32] == _packed("fd02:0:0:3::")[:8]
+    return frame[12:14] == b"\x08\x00" and packet[16:19] == _packed("10.2.0.0")[:3]
+
+
+@case("A1 settings, sp0, its program and an MTU are changed: mended, or said as long as it is so",
+      seconds=120)
+def others_changed(bench):
+    lab = bench.lab
+    gateway = bench.gateway()
+    gw = lab.gw
+
+    def value(name):
+        return gw.sh("sysctl", "-n", name).strip()
+
+    with host_forwarding(lab, 1), Flood(lab) as flood:
+        for name, wrong in (("net.ipv4.ip_forward", "0"), ("net.ipv6.conf.all.forwarding", "0"),
+                            ("net.ipv4.conf.sp0.disable_policy", "0")):
+            right = value(name)
+            gw.sysctl(name, wrong)
+            says(gateway, f"the setting {name.replace('.', '/')} was changed")
+            eventually(lambda name=name, right=right: value(name) == right, f"{name} stays changed")
+        gw.ip("link set sp0 down")
+        says(gateway, "sp0: the device was set down")
+        eventually(lambda: "UP" in gw.ip("link show dev sp0").split("<")[1].split(">")[0],
+                   "sp0 stays down", 30)
+        gw.ip("link set dev sp0 xdp off")
+        says(gateway, "mended: sp0: our program was removed")
+        check("prog/xdp" in gw.ip("link show dev sp0"), gw.ip("link show dev sp0"))
+        is_whole(gateway)
+        gw.ip("link set lan0 mtu 1400")
+        says(gateway, "port lan0: the MTU is 1400 now and was 1500")
+        equal(gateway.ports()["lan0"]["mtu"], 1400, "MTU that show ports knows")
+        check("MTU is 1400" in degraded(gateway), f"status: {degraded(gateway)}")
+        gw.ip("link set lan0 mtu 1500")
+        is_whole(gateway)
+        judge(flood, "meanwhile")
+        flood.passes()

@@ -258,7 +258,7 @@ def older_sequence_state(bench):
         lab.new_keys()
 
 
-def foreign_program(ns, device):
+def foreign_program(ns, device, *how):
     """Attaches a program that is not ours (it passes everything); returns its descriptor."""
     bpf_syscall, prog_load, type_xdp = 321, 5, 6
     code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
@@ -272,7 +272,7 @@ def foreign_program(ns, device):
         raise Skip(f"cannot load a BPF program: {os.strerror(ctypes.get_errno())}")
     identity = next(line.split()[1] for line in open(f"/proc/self/fdinfo/{fd}", encoding="ascii")
                     if line.startswith("prog_id"))
-    ns.sh("bpftool", "net", "attach", "xdpdrv", "id", identity, "dev", device)
+    ns.sh("bpftool", "net", "attach", "xdpdrv", "id", identity, "dev", device, *how)
     return fd
 
 

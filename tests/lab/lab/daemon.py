@@ -39,12 +39,13 @@ def _port_tables(name, values):
 
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
-                at_stop=None, lan_keys=None, outside_keys=None, policies=(), crafted_keys=None, plain_out_keys=None):
+                at_stop=None, more_ports=None, lan_keys=None, outside_keys=None, policies=(),
+                crafted_keys=None, plain_out_keys=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
     policies: stand before the others. crafted_keys: more keys of the policies of crafted tunnels.
-    plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
+    more_ports: their keys by name. plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
     """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
@@ -58,6 +59,8 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                                **(lan_keys or {})}),
         *([] if outside_keys is None else
           _port_tables("net0", {"role": "unprotected", "xdp_mode": xdp_mode, **outside_keys})),
+        *(line for name, keys in (more_ports or {}).items()
+          for line in _port_tables(name, {"xdp_mode": xdp_mode, **keys})),
         *(_table("[[policy]]", policy) for policy in policies),
         _table("[[policy]]", {"name": "open", "action": "bypass", "local": "10.1.0.0/16",
                               "remote": "192.0.2.0/24"}),

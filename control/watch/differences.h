@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What must be true of devices and what is: the difference, and what to do about it. Pure
+// functions; who looks and who mends is watch.h.
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "control/netlink/link.h"
+
+namespace sallyport::watch {
+
+// A device as the kernel has it.
+struct DeviceNow {
+    uint32_t ifindex = 0;  // 0: there is none in this network namespace
+    std::string name;
+    netlink::MacAddress mac{};
+    uint32_t mtu = 0;
+    bool up = false;
+    uint16_t queues = 0;       // receive queues; 0: cannot be read
+    bool has_program = false;  // ours, where we attached it
+};
+
+// A port as it was set up.
+struct PortShould {
+    std::string port;    // its name in the configuration
+    std::string device;  // likewise; the name that closes it
+    uint32_t ifindex = 0;
+    netlink::MacAddress mac{};
+    uint32_t mtu = 0;
+    uint16_t queues = 0;
+    bool lost = false;  // its device was away once: its sockets do not come back
+};
+
+struct Difference {
+    // What it is about, and what of that: one that holds on is the same one. Sorts by it.
+    std::string key;
+    std::string text;  // what changed, what it means, what is done or is to be done
+    friend auto operator<=>(const Difference&, const Difference&) = default;
+};
+
+// What one look at a port says.
+struct PortVerdict {
+    std::vector<Difference> differences;
+    std::set<std::string> closed;  // devices that must be closed, by name
+    bool attach = false;           // the program is to be attached again
+    bool lost = false;             // from now on
+};
+
+// `now`: of the port's ifindex. `namesake`: the ifindex that the port's device name has, 0: none.
+PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t namesake);
+
+// sp0, or the xfrm interface.
+struct InnerShould {
+    std::string device;
+    uint32_t ifindex = 0;
+};
+struct InnerVerdict {
+    std::vector<Difference> differences;
+    bool attach = false;
+    bool set_up = false;
+};
+InnerVerdict judge_inner(const InnerShould& should, const DeviceNow& now);
+
+}  // namespace sallyport::watch

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/watch/watch.h"
+
+#include <linux/rtnetlink.h>
+#include <linux/xfrm.h>
+#include <net/if.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "control/watch/look.h"
+
+namespace sallyport::watch {
+
+namespace {
+
+using ErrorCode = boost::system::error_code;
+
+constexpr std::array<int, 5> kLinkGroups = {
+    RTNLGRP_LINK, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE};
+constexpr std::array<int, 1> kPolicyGroups = {XFRMNLGRP_POLICY};
+
+}  // namespace
+
+Watch::Watch(boost::asio::io_context& context, control::Log& log, Host& host, Gate& gate,
+             xfrm::PolicyGuard& guard)
+    : context_(context), log_(log), host_(host), gate_(gate), guard_(guard), timer_(context) {}
+
+std::expected<void, std::string> Watch::start(std::vector<PortShould> ports, const InnerShould& tap,
+                                              const std::optional<InnerShould>& interface) {
+    ports_ = std::move(ports);
+    for (const PortShould& port : ports_) mtus_.push_back(port.mtu);
+    inner_.emplace_back(Host::Inner::tap, tap);
+    if (interface) inner_.emplace_back(Host::Inner::interface, *interface);
+
+    auto links = netlink::Notifications::open(netlink::Protocol::route, kLinkGroups);
+    if (!links) return std::unexpected(links.error());
+    links_.emplace(std::move(*links));
+    links_readable_.emplace(context_, dup(links_->fd()));
+    auto policies = netlink::Notifications::open(netlink::Protocol::xfrm, kPolicyGroups);
+    if (!policies) return std::unexpected(policies.error());
+    policies_.emplace(std::move(*policies));
+    policies_readable_.emplace(context_, dup(policies_->fd()));
+    wait_for_links();
+    wait_for_policies();
+    audit();
+    return {};
+}
+
+void Watch::stop() {
+    ErrorCode ignored;
+    for (auto* readable : {&links_readable_, &policies_readable_}) {
+        if (*readable) (*readable)->close(ignored);
+        readable->reset();
+    }
+    links_.reset();
+    policies_.reset();
+    timer_.cancel();
+}
+
+std::vector<std::string> Watch::degraded() const {
+    std::vector<std::string> out;
+    for (const auto& [subject, differences] : standing_) {
+        for (const auto& [key, text] : differences) out.push_back(text);
+    }
+    return out;
+}
+
+// ---- hearing -----------------------------------------------------------------------------------
+
+void Watch::wait_for_links() {
+    links_readable_->async_wait(Descriptor::wait_read, [this](ErrorCode error) {
+        if (error || !links_) return;
+        bool settings = false;
+        bool devices = false;
+        const auto received = links_->receive(
+            [&](const netlink::Message& message) {
+                const bool is_netconf =
+                    message.type == RTM_NEWNETCONF || message.type == RTM_DELNETCONF;
+                settings = settings || is_netconf;
+                // Of rules only those that close a port matter, while some is closed.
+                const bool is_rule = message.type == RTM_NEWRULE || message.type == RTM_DELRULE;
+                devices = devices || (!is_netconf && !is_rule) ||
+                          (message.type == RTM_DELRULE && !closed_.empty());
+            },
+            [&] { settings = devices = true; });
+        if (!received) settings = devices = true;
+        if (devices) look_at_devices();
+        if (settings) look_at_settings();
+        wait_for_links();
+    });
+}
+
+void Watch::wait_for_policies() {
+    policies_readable_->async_wait(Descriptor::wait_read, [this](ErrorCode error) {
+        if (error || !policies_) return;
+        bool doubt = false;
+        const auto received = policies_->receive(
+            [&](const netlink::Message& message) { doubt = doubt || guard_.concerns(message); },
+            [this] { next_guard_audit_ = {}; });
+        if (!received) next_guard_audit_ = {};
+        if (doubt) look_at_guard();
+        wait_for_policies();
+    });
+}
+
+void Watch::audit() {
+    look_at_devices();
+    look_at_settings();
+    if (Clock::now() >= next_guard_audit_ || !standing_[Subject::guard].empty()) look_at_guard();
+    timer_.expires_after(kAudit);
+    timer_.async_wait([this](ErrorCode error) {
+        if (!error) audit();
+    });
+}
+
+// ---- looking and mending -----------------------------------------------------------------------
+
+void Watch::look_at_devices() {
+    std::vector<PortVerdict> verdicts = look_at_ports();
+    shut(verdicts);
+    std::vector<Difference> differences;
+    for (const PortVerdict& verdict : verdicts)
+        std::ranges::copy(verdict.differences, std::back_inserter(differences));
+    hold(Subject::ports, differences);
+    const std::vector<Difference> failed = mend_ports(verdicts);
+    if (std::ranges::any_of(verdicts, &PortVerdict::attach)) {
+        verdicts = look_at_ports();
+        differences = failed;
+        for (const PortVerdict& verdict : verdicts) {
+            std::ranges::copy(verdict.differences, std::back_inserter(differences));
+        }
+        hold(Subject::ports, differences);
+    }
+    // Open again what need not be closed any more.
+    std::set<std::string> closed;
+    for (const PortVerdict& verdict : verdicts)
+        closed.insert(verdict.closed.begin(), verdict.closed.end());
+    std::erase_if(closed_, [&](const std::string& device) {
+        return !closed.contains(device) && gate_.open(device).has_value();
+    });
+    look_at_inner();
+}
+
+std::vector<PortVerdict> Watch::look_at_ports() {
+    std::vector<PortVerdict> out;
+    for (size_t i = 0; i < ports_.size(); ++i) {
+        PortShould& port = ports_[i];
+        DeviceNow now = look_at(port.ifindex);
+        now.has_program = now.ifindex != 0 && host_.is_attached(i);
+        out.push_back(judge_port(port, now, if_nametoindex(port.device.c_str())));
+        port.lost = port.lost || out.back().lost;
+        if (now.ifindex == 0) continue;
+        if (now.mtu != mtus_[i] && host_.set_mtu(i, now.mtu)) mtus_[i] = now.mtu;
+        if (now.mac != port.mac) {
+            log_.info("port " + port.port + ": the device " + now.name +
+                      " has another MAC address now");
+            port.mac = now.mac;
+        }
+    }
+    return out;
+}
+
+// Each time, since rules may be removed too.
+void Watch::shut(const std::vector<PortVerdict>& verdicts) {
+    for (const PortVerdict& verdict : verdicts) {
+        for (const std::string& device : verdict.closed) {
+            const auto done = gate_.close(device);
+            const bool is_new = closed_.insert(device).second;
+            if (!done && is_new) log_.error(done.error());
+        }
+    }
+}
+
+std::vector<Difference> Watch::mend_ports(const std::vector<PortVerdict>& verdicts) {
+    std::vector<Difference> failed;
+    for (size_t i = 0; i < verdicts.size(); ++i) {
+        if (!verdicts[i].attach) continue;
+        if (auto done = host_.attach(i); !done) {
+            const std::string about = "port " + ports_[i].port + ": ";
+            failed.push_back({.key = about + "attach",
+                              .text = about + "the program cannot be attached again: " +
+                                      done.error() + "; it is tried each second"});
+        }
+    }
+    return failed;
+}
+
+void Watch::look_at_inner() {
+    std::vector<Difference> differences;
+    std::vector<Difference> after;
+    for (const auto& [which, should] : inner_) {
+        DeviceNow now = look_at(should.ifindex);
+        now.has_program = now.ifindex != 0 && host_.is_attached(which);
+        const InnerVerdict verdict = judge_inner(should, now);
+        std::ranges::copy(verdict.differences, std::back_inserter(differences));
+        std::expected<void, std::string> done;
+        if (verdict.set_up) done = host_.set_up(which);
+        if (done && verdict.attach) done = host_.attach(which);
+        if (!done) {
+            after.push_back(
+                {.key = should.device + ": mend",
+                 .text = should.device + ": " + done.error() + "; it is tried each second"});
+        } else if (!verdict.set_up && !verdict.attach) {
+            std::ranges::copy(verdict.differences, std::back_inserter(after));
+        }
+    }
+    hold(Subject::inner, differences);
+    if (after != differences) hold(Subject::inner, after);
+}
+
+void Watch::look_at_guard() {
+    const auto began = Clock::now();
+    const auto restored = guard_.restore();
+    next_guard_audit_ =
+        Clock::now() + std::max<Clock::duration>(kGuardAudit, 100 * (Clock::now() - began));
+    std::vector<Difference> differences;
+    if (!restored) {
+        differences.push_back(
+            {.key = "not written",
+             .text = "xfrm policies of ours were removed or changed and cannot be "
+                     "written again: " +
+                     restored.error() +
+                     "; what the kernel itself sends may leave in clear. It is "
+                     "tried each second"});
+    } else if (*restored > 0) {
+        differences.push_back(
+            {.key = "lost",
+             .text = std::to_string(*restored) +
+                     " xfrm policies of ours were removed or changed by another program; they "
+                     "block in the kernel again"});
+    }
+    hold(Subject::guard, differences);
+}
+
+void Watch::look_at_settings() {
+    std::vector<Difference> differences;
+    for (const auto& [name, value] : host_.mend_settings()) {
+        differences.push_back({.key = name,
+                               .text = "the setting " + name + " was changed to '" + value +
+                                       "' by another program; it has our value again"});
+    }
+    hold(Subject::settings, differences);
+}
+
+// Says what is new and what has gone.
+void Watch::hold(Subject subject, const std::vector<Difference>& now) {
+    std::map<std::string, std::string>& standing = standing_[subject];
+    std::map<std::string, std::string> next;
+    for (const Difference& difference : now) next[difference.key] = difference.text;
+    for (const auto& [key, text] : next) {
+        // Of settings and policies others may change ever more: that is said once.
+        const auto before = standing.find(key);
+        const bool is_new =
+            before == standing.end() || (subject == Subject::ports && before->second != text);
+        if (is_new) log_.warning(text);
+    }
+    for (const auto& [key, text] : standing) {
+        if (!next.contains(key)) log_.info("mended: " + text);
+    }
+    standing = std::move(next);
+}
+
+}  // namespace sallyport::watch

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Keeps what sallyportd put into the kernel as it was put there, whatever others do to the host.
+//
+//   hears   links, settings of forwarding, routing rules, xfrm policies (netlink): at once
+//   audits  devices, programs and settings each second, the guard's rows each ten and more
+//
+// Each difference is one line in the log (what changed, what it means, what is done), stands in
+// `show status` until it has gone, and is mended where that can be done: programs attached again,
+// policies and settings written again, the MTU told to the programs. A port whose program is not
+// there is closed (gate.h) from the moment that this is known; one whose device was away stays so,
+// because its sockets went with it.
+//
+// Between the change and the kernel's message about it nothing can be done: some milliseconds.
+//
+// Owner: control thread.
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <cstdint>
+#include <expected>
+#include <map>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "control/log.h"
+#include "control/netlink/socket.h"
+#include "control/watch/differences.h"
+#include "control/watch/gate.h"
+#include "control/xfrm/guard.h"
+
+namespace sallyport::watch {
+
+// What the watch asks of who has built the gateway. Errors: sentences for the operator.
+class Host {
+  public:
+    virtual ~Host() = default;
+    [[nodiscard]] virtual bool is_attached(size_t port) const = 0;
+    virtual std::expected<void, std::string> attach(size_t port) = 0;
+    // The port's MTU is another one now.
+    virtual std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) = 0;
+    enum class Inner : uint8_t { tap, interface };
+    [[nodiscard]] virtual bool is_attached(Inner device) const = 0;
+    virtual std::expected<void, std::string> attach(Inner device) = 0;
+    virtual std::expected<void, std::string> set_up(Inner device) = 0;
+    // Names and values of settings that had another value than ours, and have ours again.
+    virtual std::vector<std::pair<std::string, std::string>> mend_settings() = 0;
+};
+
+class Watch {
+  public:
+    // Shorter, and an idle gateway does little else; longer, and what has no message is open that
+    // much longer.
+    static constexpr std::chrono::milliseconds kAudit{1000};
+    // All policies of the kernel are read for it: at most so often, and not more than a hundredth
+    // of the time.
+    static constexpr std::chrono::milliseconds kGuardAudit{10000};
+
+    // All outlive the object.
+    Watch(boost::asio::io_context& context, control::Log& log, Host& host, Gate& gate,
+          xfrm::PolicyGuard& guard);
+    Watch(const Watch&) = delete;
+
+    // `ports` in the order of PortId. Their programs are on them, and ports are open.
+    std::expected<void, std::string> start(std::vector<PortShould> ports, const InnerShould& tap,
+                                           const std::optional<InnerShould>& interface);
+    void stop();
+
+    // What is not as it should be, a sentence each.
+    [[nodiscard]] std::vector<std::string> degraded() const;
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    using Descriptor = boost::asio::posix::stream_descriptor;
+    enum class Subject : uint8_t { ports, inner, guard, settings };
+
+    void wait_for_links();
+    void wait_for_policies();
+    void audit();
+    void look_at_devices();
+    std::vector<PortVerdict> look_at_ports();
+    void shut(const std::vector<PortVerdict>& verdicts);
+    std::vector<Difference> mend_ports(const std::vector<PortVerdict>& verdicts);
+    void look_at_inner();
+    void look_at_guard();
+    void look_at_settings();
+    void hold(Subject subject, const std::vector<Difference>& now);
+
+    boost::asio::io_context& context_;
+    control::Log& log_;
+    Host& host_;
+    Gate& gate_;
+    xfrm::PolicyGuard& guard_;
+    boost::asio::steady_timer timer_;
+    std::optional<netlink::Notifications> links_;
+    std::optional<netlink::Notifications> policies_;
+    std::optional<Descriptor> links_readable_;
+    std::optional<Descriptor> policies_readable_;
+    std::vector<PortShould> ports_;
+    std::vector<uint32_t> mtus_;  // that the programs know
+    std::vector<std::pair<Host::Inner, InnerShould>> inner_;
+    std::set<std::string> closed_;                                    // by us
+    std::map<Subject, std::map<std::string, std::string>> standing_;  // by key
+    // In the past after messages were lost: the next audit looks. Not at once, since that happens
+    // when policies come by the thousand, and each look reads all of them.
+    Clock::time_point next_guard_audit_;
+};
+
+}  // namespace sallyport::watch
