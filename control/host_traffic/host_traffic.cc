@@ -33,20 +33,6 @@ bool is_done(const std::expected<void, netlink::Error>& result) {
     return number == ESRCH || number == ENOENT || number == ENODEV || number == EEXIST;
 }
 
-std::vector<bool> concerned_groups(const Policies& policies, std::span<const IpAddress> own) {
-    std::vector<bool> concerned;
-    for (const SpdEntry& entry : policies.outbound) {
-        const auto is_inside = [&](const IpAddress& address) {
-            return entry.source.contains(address);
-        };
-        if (std::ranges::none_of(own, is_inside)) continue;
-        const size_t index = to_index(entry.policy);
-        if (index >= concerned.size()) concerned.resize(index + 1);
-        concerned[index] = true;
-    }
-    return concerned;
-}
-
 std::string describe(const WayName& name) {
     return to_string(name.to) + " from " + to_string(name.source);
 }
@@ -121,27 +107,31 @@ void HostTraffic::close() {
     news_.reset();
     timer_.cancel();
     if (!requests_) return;
-    policies_ = {};
+    ways_ = Ways({}, {});
     put_right();
     requests_.reset();
 }
 
 void HostTraffic::follow(Policies now) {
-    if (now == policies_) return;
-    policies_ = std::move(now);
+    if (now == ways_.policies()) return;
+    plan(std::move(now));
     if (requests_) put_right();
 }
 
 void HostTraffic::serve(std::span<const std::pair<PolicyId, bool>> groups) {
-    bool concerns_us = false;
-    for (const auto& [group, served] : groups) {
-        const size_t index = to_index(group);
-        if (index >= policies_.served.size()) policies_.served.resize(index + 1);
-        if (policies_.served[index] == served) continue;
-        policies_.served[index] = served;
-        concerns_us = concerns_us || (index < concerned_.size() && concerned_[index]);
+    std::set<WayName> names;
+    for (const auto& [group, served] : groups) names.merge(ways_.serve(group, served));
+    if (!names.empty() && requests_) put_right(names);
+}
+
+// With the addresses of the host as they are now.
+void HostTraffic::plan(Policies policies) {
+    if (auto own = netlink::local_addresses()) {
+        own_ = std::move(*own);
+    } else {
+        repair_later();
     }
-    if (concerns_us && requests_) put_right();
+    ways_ = Ways(std::move(policies), own_);
 }
 
 // ---- news --------------------------------------------------------------------------------------
@@ -217,43 +207,61 @@ void HostTraffic::repair_later(std::chrono::milliseconds in) {
     timer_.async_wait([this](ErrorCode error) {
         if (error || !requests_) return;
         repair_due_.reset();
+        plan(ways_.policies());
         put_right();
     });
 }
 
 // ---- putting right -----------------------------------------------------------------------------
 
+// All that is there, or should be.
 void HostTraffic::put_right() {
+    std::set<WayName> names;
+    for (const auto& [name, there] : installed_) names.insert(name);
+    for (const auto& [name, way] : ways_.plan().ways) names.insert(name);
+    for (const auto& [source, table] : tables_) names.insert({source, {}});
+    put_right(names);
+}
+
+void HostTraffic::put_right(const std::set<WayName>& names) {
     failed_ = false;
-    Plan plan;
-    if (!policies_.outbound.empty()) {
-        const auto own = netlink::local_addresses();
-        if (!own) return repair_later();
-        plan = plan_ways(policies_, *own);
-        concerned_ = concerned_groups(policies_, *own);
-    }
-    left_ = plan.left.size();
+    const auto& planned = ways_.plan().ways;
+    const auto has_ways = [&](const IpAddress& source) {
+        const auto first = planned.lower_bound({source, {}});
+        return first != planned.end() && first->first.source == source;
+    };
     std::set<IpAddress> sources;
-    for (const auto& [name, way] : plan.ways) sources.insert(name.source);
+    for (const WayName& name : names) sources.insert(name.source);
 
     // Rules lead only into tables that are complete.
-    for (const auto& [source, table] : std::map(tables_)) {
-        if (!sources.contains(source)) remove_rule(source);
+    for (const IpAddress& source : sources) {
+        if (tables_.contains(source) && !has_ways(source)) remove_rule(source);
     }
-    for (const auto& [name, there] : std::map(installed_)) {
-        if (!plan.ways.contains(name)) remove(name, there.way);
-    }
-    for (const auto& [name, way] : plan.ways) {
+    for (const WayName& name : names) {
         const auto there = installed_.find(name);
-        if (there == installed_.end() || !there->second.sure || there->second.way != way) {
-            add(name, way);
+        if (there != installed_.end() && !planned.contains(name)) {
+            remove(name, Way(there->second.way));
+        }
+    }
+    bool refuses = false;
+    for (const WayName& name : names) {
+        const auto wanted = planned.find(name);
+        if (wanted == planned.end()) continue;
+        refuses = refuses || wanted->second.leads == Leads::refused;
+        const auto there = installed_.find(name);
+        if (there == installed_.end() || !there->second.sure ||
+            there->second.way != wanted->second) {
+            add(name, wanted->second);
         }
     }
     for (const IpAddress& source : sources) {
-        if (!rules_.contains(source)) add_rule(source);
+        if (!has_ways(source)) {
+            tables_.erase(source);
+        } else if (!rules_.contains(source)) {
+            add_rule(source);
+        }
     }
-    std::erase_if(tables_, [&](const auto& item) { return !sources.contains(item.first); });
-    if (refused_count() > 0 && !std::exchange(said_refused_, true)) {
+    if (refuses && !std::exchange(said_refused_, true)) {
         log_.note(
             "IPv6 between this host's own addresses and the networks of tunnels that workers serve "
             "is blocked (the kernel cannot exempt it per device); IPv6 in transit is not affected");

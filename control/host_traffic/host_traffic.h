@@ -25,6 +25,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -53,8 +54,7 @@ class HostTraffic {
     std::expected<void, std::string> open(uint32_t ifindex);
     // From now on these hold. What the kernel refuses is in the log, and tried again.
     void follow(host_traffic::Policies now);
-    // Of what holds: does a worker send for a group. Costs no plan where no address of the host is
-    // inside a policy of theirs.
+    // Of what holds: does a worker send for a group. Costs what their policies cover.
     void serve(std::span<const std::pair<PolicyId, bool>> groups);
     // `told`: called when an address of the host came or went: more of the SPD may be about it than
     // was followed. Empty: nobody is told.
@@ -66,7 +66,7 @@ class HostTraffic {
     // (Plan::left).
     [[nodiscard]] size_t route_count() const { return count(host_traffic::Leads::into_tunnel); }
     [[nodiscard]] size_t refused_count() const { return count(host_traffic::Leads::refused); }
-    [[nodiscard]] size_t left_count() const { return left_; }
+    [[nodiscard]] size_t left_count() const { return ways_.plan().left.size(); }
 
   private:
     using WayName = host_traffic::WayName;
@@ -78,7 +78,9 @@ class HostTraffic {
     void take_removed_route(const netlink::Message& message);
     void doubt_all();
     void repair_later(std::chrono::milliseconds in = kRepair);
+    void plan(host_traffic::Policies policies);
     void put_right();
+    void put_right(const std::set<WayName>& names);
     [[nodiscard]] uint32_t table_of(const IpAddress& source);
     void add(const WayName& name, const Way& way);
     void remove(const WayName& name, const Way& way);
@@ -98,8 +100,8 @@ class HostTraffic {
     bool said_failed_ = false;  // since all was right last
     std::chrono::milliseconds retry_ = kRepair;
     std::function<void()> told_;
-    host_traffic::Policies policies_;
-    std::vector<bool> concerned_;  // groups: an address of the host is inside a policy
+    std::vector<IpAddress> own_;  // addresses of the host
+    host_traffic::Ways ways_{{}, {}};
     struct Installed {
         Way way;
         bool sure = true;  // false: may have gone meanwhile
@@ -108,7 +110,6 @@ class HostTraffic {
     std::map<IpAddress, uint32_t> tables_;  // by source
     std::map<IpAddress, uint32_t> rules_;   // installed; their tables
     bool said_refused_ = false;
-    size_t left_ = 0;
 };
 
 }  // namespace sallyport::control

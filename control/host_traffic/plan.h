@@ -35,12 +35,14 @@
 #include <compare>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <tuple>
 #include <vector>
 
 #include "dataplane/base/ip.h"
+#include "dataplane/base/prefix_map.h"
 #include "dataplane/spd/spd.h"
 
 namespace sallyport::host_traffic {
@@ -81,10 +83,56 @@ struct Plan {
     // Destinations of policies that workers serve for others, while the kernel sends what this host
     // has for them.
     std::set<WayName> left;
+    friend bool operator==(const Plan&, const Plan&) = default;
 };
 
-// `own`: the host's addresses, preferred ones first; which of them can be sources of tunnel traffic
-// is decided here.
-Plan plan_ways(const Policies& policies, std::span<const IpAddress> own);
+// The plan, kept while workers begin and cease to send for groups: what that costs is what the
+// policies of these groups cover, however many others there are.
+class Ways {
+  public:
+    // `own`: the host's addresses, preferred ones first; which of them can be sources of tunnel
+    // traffic is decided here.
+    Ways(Policies policies, std::span<const IpAddress> own);
+
+    [[nodiscard]] const Policies& policies() const { return policies_; }
+    [[nodiscard]] const Plan& plan() const { return plan_; }
+    // A worker sends for `group` from now on, or none does. The names whose way may have changed.
+    std::set<WayName> serve(PolicyId group, bool served);
+
+  private:
+    struct Choice {
+        std::optional<IpAddress> from;  // into the tunnel, with this source
+        bool shared = false;            // a worker and the kernel would send
+    };
+    using Choices = PrefixMap<Choice>;
+    struct Source {
+        IpAddress address;
+        bool outer = false;
+        PrefixPositions entries;  // by destination; of those that it is inside of
+        Choices choices;
+    };
+
+    void add_source(const IpAddress& address, bool outer);
+    [[nodiscard]] bool is_served(const SpdEntry& entry) const;
+    [[nodiscard]] Choice judge(const Source& source, const IpPrefix& to) const;
+    [[nodiscard]] Choices& without_source(Family family) {
+        return without_source_[family == Family::v4 ? 0 : 1];
+    }
+    [[nodiscard]] Choice first_choice(const IpPrefix& to) const;
+    void choose(const IpPrefix& around);
+    [[nodiscard]] std::set<WayName> names_inside(const IpPrefix& around);
+    void set_way(const WayName& name);
+    [[nodiscard]] const Choices& choices_of(const IpAddress& source);
+
+    Policies policies_;
+    std::vector<Source> sources_;  // in the order in which a packet without one takes them
+    Choices without_source_[2];    // IPv4, IPv6
+    std::map<PolicyId, std::vector<uint32_t>> positions_;  // of entries that are about the host
+    Plan plan_;
+};
+
+inline Plan plan_ways(const Policies& policies, std::span<const IpAddress> own) {
+    return Ways(policies, own).plan();
+}
 
 }  // namespace sallyport::host_traffic

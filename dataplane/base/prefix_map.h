@@ -54,6 +54,18 @@ class PrefixMap {
         });
     }
 
+    // Those inside `prefix`, itself included, the widest first.
+    template <typename Visit>
+    void for_each_inside(const IpPrefix& prefix, Visit visit) const {
+        for (auto bits = lengths_.lower_bound(prefix.bits); bits != lengths_.end(); ++bits) {
+            auto it = values_.lower_bound({.address = prefix.address, .bits = *bits});
+            for (; it != values_.end() && it->first.bits == *bits && prefix.contains(it->first);
+                 ++it) {
+                visit(*it);
+            }
+        }
+    }
+
     // The longest that contains `prefix` and is shorter; null: none.
     [[nodiscard]] const Item* next_wider(const IpPrefix& prefix) const {
         for (auto bits = lengths_.lower_bound(prefix.bits); bits != lengths_.begin();) {

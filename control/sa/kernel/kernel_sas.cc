@@ -200,6 +200,7 @@ void KernelSas::look_at_used(const std::set<xfrm::SaName>& names) {
 
 void KernelSas::decide(const xfrm::RegisterChanges& changes, size_t entries_max) {
     if (auto addresses = netlink::local_addresses()) local_addresses_ = std::move(*addresses);
+    ends_unchecked_ = true;
     adoption_.decide({register_.mirror().states(), register_.mirror().policies()}, changes,
                      {.cpus = setup_.cpus,
                       .local_addresses = local_addresses_,
@@ -243,7 +244,8 @@ void KernelSas::run_round() {
 void KernelSas::lead_host_traffic(const GroupOwners& owners, const OwnerChanges& changed,
                                   bool other_spd) {
     const bool others = other_spd && concerns_host();
-    if (!others && (of_host_.empty() || !has_other_ends())) {
+    const bool new_ends = std::exchange(ends_unchecked_, false) && has_other_ends();
+    if (!others && (of_host_.empty() || !new_ends)) {
         std::vector<std::pair<PolicyId, bool>> served;
         for (const auto& [group, workers] : changed) served.emplace_back(group, !workers.empty());
         return host_traffic_.serve(served);

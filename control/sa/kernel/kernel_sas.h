@@ -149,7 +149,8 @@ class KernelSas final : public SaSource {
     std::vector<IpAddress> local_addresses_;
     std::set<IpAddress> near_ends_;  // of tunnels, as host_traffic_ knows them
     std::set<IpAddress> far_ends_;
-    std::set<SpdPlace> of_host_;  // outbound entries that an address of the host is inside of
+    bool ends_unchecked_ = false;  // of what was decided last
+    std::set<SpdPlace> of_host_;   // outbound entries that an address of the host is inside of
     GroupNumbers groups_;
     RunningAdoption adoption_;
     SlotTable slots_;

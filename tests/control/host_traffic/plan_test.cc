@@ -223,5 +223,76 @@ TEST(HostTrafficPlan, LeadsWhereTheSpdDoes) {
     EXPECT_GT(not_led, 1000);
 }
 
+// Step by step it is what it would be from the beginning, and all that is different is told.
+TEST(HostTrafficPlan, IsKeptWhileGroupsAreServed) {
+    std::mt19937 random(2);
+    const auto below = [&](uint32_t bound) { return static_cast<uint32_t>(random() % bound); };
+    const auto any_address = [&](bool v6) {
+        IpAddress one = address(v6 ? "fd00::" : "10.0.0.0");
+        one.bytes[v6 ? 15 : 3] = static_cast<uint8_t>(below(16));
+        return one;
+    };
+    const auto any_prefix = [&](bool v6) {
+        const uint8_t most = v6 ? 128 : 32;
+        const auto bits = below(12) == 0 ? 0u : most - below(5);
+        return shortened({.address = any_address(v6), .bits = most}, static_cast<uint8_t>(bits));
+    };
+    int changed = 0;
+    for (int round = 0; round < 300; ++round) {
+        Policies policies;
+        const uint32_t size = 1 + below(12);
+        for (uint32_t i = 0; i < size; ++i) {
+            constexpr SpdAction kActions[] = {SpdAction::protect, SpdAction::protect,
+                                              SpdAction::bypass, SpdAction::discard};
+            const bool v6 = below(3) == 0;
+            SpdEntry one{.policy = PolicyId{below(5)},
+                         .action = kActions[below(4)],
+                         .source = any_prefix(v6),
+                         .destination = any_prefix(v6)};
+            policies.outbound.push_back(below(4) == 0 ? only_tcp(one) : one);
+        }
+        std::vector<IpAddress> own;
+        for (int i = 0; i < 3; ++i) own.push_back(any_address(below(3) == 0));
+        if (below(2) == 0) policies.near_ends.insert(own.front());
+        for (uint32_t i = below(3); i > 0; --i) policies.far_ends.insert(any_address(false));
+        Ways ways(policies, own);
+        for (int step = 0; step < 20; ++step) {
+            const Plan before = ways.plan();
+            const std::set<WayName> told = ways.serve(PolicyId{below(5)}, below(2) == 0);
+            const Plan anew = plan_ways(ways.policies(), own);
+            ASSERT_EQ(lines(ways.plan()), lines(anew)) << "round " << round << ", step " << step;
+            ASSERT_EQ(ways.plan(), anew) << "round " << round << ", step " << step;
+            for (const Plan* one : {&before, &anew}) {
+                const Plan& other = one == &before ? anew : before;
+                for (const auto& [name, way] : one->ways) {
+                    const auto found = other.ways.find(name);
+                    if (found != other.ways.end() && found->second == way) continue;
+                    ++changed;
+                    ASSERT_TRUE(told.contains(name)) << to_string(name.to);
+                }
+            }
+        }
+    }
+    EXPECT_GT(changed, 1000);
+}
+
+// However many others there are.
+TEST(HostTrafficPlan, WhatAGroupCoversIsLookedAtAndNoMore) {
+    Policies policies;
+    constexpr uint32_t kTunnels = 1000;
+    for (uint32_t i = 0; i < kTunnels; ++i) {
+        SpdEntry one = entry("10.1.0.0/24", "10.2.0.0/24", SpdAction::protect, i);
+        one.destination.address.bytes[1] = static_cast<uint8_t>(64 + i / 256);
+        one.destination.address.bytes[2] = static_cast<uint8_t>(i % 256);
+        policies.outbound.push_back(one);
+    }
+    Ways ways(policies, std::vector{address("10.1.0.1")});
+    EXPECT_TRUE(ways.plan().ways.empty());
+    for (uint32_t i = 0; i < kTunnels; ++i) {
+        EXPECT_EQ(ways.serve(PolicyId{i}, true).size(), 2u) << "with a source and without";
+    }
+    EXPECT_EQ(ways.plan().ways.size(), 2u * kTunnels);
+}
+
 }  // namespace
 }  // namespace sallyport::host_traffic
