@@ -299,7 +299,19 @@ void XdpAttachment::describe(const std::string& alone, const std::string& failur
     report_.reason += failures;
 }
 
-bool XdpAttachment::is_there() const {
+bool XdpAttachment::is_there() {
+    uint32_t on_device = 0;
+    const int mode =
+        report_.mode == config::XdpMode::native ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE;
+    if (bpf_xdp_query_id(static_cast<int>(ifindex_), mode, &on_device) != 0 || on_device == 0) {
+        return false;
+    }
+    if (on_device != seen_with_ && is_among_those()) seen_with_ = on_device;
+    return on_device == seen_with_;
+}
+
+// Takes the dispatcher apart, which costs milliseconds.
+bool XdpAttachment::is_among_those() const {
     int error = 0;
     const MultiprogHandle multiprog = attached_programs(ifindex_, error);
     if (!multiprog) return false;
@@ -319,7 +331,8 @@ XdpAttachment::XdpAttachment(XdpAttachment&& other) noexcept
     : ifindex_(other.ifindex_),
       object_(std::move(other.object_)),
       program_(std::exchange(other.program_, nullptr)),
-      report_(std::move(other.report_)) {}
+      report_(std::move(other.report_)),
+      seen_with_(other.seen_with_) {}
 
 XdpAttachment::~XdpAttachment() {
     if (program_ == nullptr) return;

@@ -42,17 +42,19 @@ class XdpAttachment {
     ~XdpAttachment();  // detaches
 
     [[nodiscard]] const Attachment& report() const { return report_; }
-    // Asks the kernel whether the program is (still) on the device.
-    [[nodiscard]] bool is_there() const;
+    // Asks the kernel whether the program is (still) on the device; cheap where all is as it was.
+    [[nodiscard]] bool is_there();
 
   private:
     XdpAttachment(uint32_t ifindex, ProgramObject object, xdp_program* program, Attachment report);
     void describe(const std::string& alone, const std::string& failures);
+    [[nodiscard]] bool is_among_those() const;
 
     uint32_t ifindex_;
     ProgramObject object_;
     xdp_program* program_;
     Attachment report_;
+    uint32_t seen_with_ = 0;  // what is on the device when ours is: itself, or a dispatcher
 };
 
 }  // namespace sallyport::bpf_objects

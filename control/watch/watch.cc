@@ -237,9 +237,12 @@ void Watch::look_at_guard() {
 void Watch::look_at_settings() {
     std::vector<Difference> differences;
     for (const auto& [name, value] : host_.mend_settings()) {
-        differences.push_back({.key = name,
-                               .text = "the setting " + name + " was changed to '" + value +
-                                       "' by another program; it has our value again"});
+        std::string text = "the setting ";
+        text += name;
+        text += " was changed to '";
+        text += value;
+        text += "' by another program; it has our value again";
+        differences.push_back({.key = name, .text = std::move(text)});
     }
     hold(Subject::settings, differences);
 }

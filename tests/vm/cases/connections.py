@@ -5,7 +5,7 @@ two tunnels with the same inner address behind them (inside/connections.py has t
 from inside import boot, capture, connections
 from inside.connections import FAR, FAR6, FIRST, FIRST6, PORT_OF_B, SECOND, SECOND6
 from lab import traffic
-from lab.checks import check, equal
+from lab.checks import check, equal, eventually
 
 BOOT = boot.Boot(kernels=("newest", "6.12"), modules=connections.MODULES)
 
@@ -121,6 +121,14 @@ def killed(guest):
     w.ping(FIRST, FAR)
     w.ping(SECOND, FAR)
     equal((counted(w, 1), counted(w, 2)), ((3, 3, 0), (3, 3, 0)), "packets of 1 and 2, once each")
+    # What others take off the interface is back, and said.
+    for way in ("ingress", "egress"):
+        since = len(w.gw.log())
+        w.n.gw.sh("tc", "filter", "del", "dev", "ipsec0", way)
+        eventually(lambda since=since: "mended: ipsec0: our program was removed" in w.gw.log()[since:],
+                   lambda since=since: f"nothing is mended: {w.gw.log()[since:]}", 30)
+    w.ping(FIRST, FAR)
+    equal(counted(w, 1), (6, 6, 0), "packets of 1, once each")
     equal(w.gw.stop(), 0, "exit status")
     check("ipsec0" not in w.n.gw.ip("-br link"), "ipsec0 is still there")
     # The operator's own interface stays, with nothing of ours on it.
