@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The watch on real devices of a network namespace, with a stand-in for the programs on them.
+
+#include "control/watch/watch.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <net/if.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "control/watch/look.h"
+
+namespace sallyport::watch {
+namespace {
+
+void run_command(const std::string& command) {
+    ASSERT_EQ(std::system(command.c_str()), 0) << command;
+}
+
+class StandIn : public Host {
+  public:
+    explicit StandIn(Gate& gate) : gate_(gate) {}
+
+    [[nodiscard]] bool is_attached(size_t /*port*/) const override { return attached; }
+    std::expected<void, std::string> attach(size_t /*port*/) override {
+        ++attempts;
+        closed_when_attached = gate_.closed().value_or(std::set<std::string>{});
+        if (!refusal.empty()) return std::unexpected(refusal);
+        attached = true;
+        return {};
+    }
+    std::expected<void, std::string> set_mtu(size_t /*port*/, uint32_t value) override {
+        mtu = value;
+        return {};
+    }
+    [[nodiscard]] bool is_attached(Inner /*device*/) const override { return true; }
+    std::expected<void, std::string> attach(Inner /*device*/) override { return {}; }
+    std::expected<void, std::string> set_up(Inner /*device*/) override { return {}; }
+    std::vector<std::pair<std::string, std::string>> mend_settings() override {
+        return std::exchange(changed, {});
+    }
+
+    bool attached = true;
+    std::string refusal;
+    int attempts = 0;
+    uint32_t mtu = 0;
+    std::set<std::string> closed_when_attached;
+    std::vector<std::pair<std::string, std::string>> changed;
+
+  private:
+    Gate& gate_;
+};
+
+// A port "inside" on lan0, and sp0.
+struct Bench {
+    boost::asio::io_context context{1};
+    int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    control::Log log{null};
+    Gate gate{Gate::make().value()};
+    xfrm::PolicyGuard guard{xfrm::PolicyGuard::install({}).value()};
+    StandIn host{gate};
+    Watch watch{context, log, host, gate, guard};
+
+    Bench() {
+        make_device();
+        run_command("ip link add sp0 type veth peer name sp1 && ip link set sp0 up");
+        const uint32_t ifindex = if_nametoindex("lan0");
+        const DeviceNow now = look_at(ifindex);
+        const auto started = watch.start({{.port = "inside",
+                                           .device = "lan0",
+                                           .ifindex = ifindex,
+                                           .mac = now.mac,
+                                           .mtu = now.mtu,
+                                           .queues = now.queues}},
+                                         {.device = "sp0", .ifindex = if_nametoindex("sp0")}, {});
+        EXPECT_TRUE(started) << started.error();
+        EXPECT_EQ(said(), "") << "all is as it should be";
+    }
+    ~Bench() {
+        watch.stop();
+        context.poll();
+        close(null);
+    }
+
+    static void make_device() {
+        run_command("ip link add lan0 type veth peer name lan1 && ip link set lan0 up");
+    }
+    [[nodiscard]] std::string said() const {
+        std::string out;
+        for (const std::string& sentence : watch.degraded()) out += sentence + "\n";
+        return out;
+    }
+    [[nodiscard]] std::set<std::string> closed() {
+        return gate.closed().value_or(std::set<std::string>{"cannot be read"});
+    }
+    // Lets the watch run until then.
+    void until(const std::function<bool()>& condition) {
+        const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+        while (!condition()) {
+            ASSERT_LT(std::chrono::steady_clock::now(), limit) << "it says: " << said();
+            context.run_for(std::chrono::milliseconds(5));
+        }
+    }
+};
+
+class WatchOnDevices : public testing::Test {
+  protected:
+    void SetUp() override {
+        if (geteuid() != 0) GTEST_SKIP() << "needs root: devices of a network namespace";
+    }
+    static void in_new_namespace(const std::function<void()>& body) {
+        std::thread([&] {
+            ASSERT_EQ(unshare(CLONE_NEWNET), 0);
+            body();
+        }).join();
+    }
+};
+
+using Names = std::set<std::string>;
+
+TEST_F(WatchOnDevices, APortWithoutItsProgramIsClosedBeforeItIsMendedAndOpensThen) {
+    in_new_namespace([] {
+        Bench bench;
+        bench.host.attached = false;
+        bench.until([&] { return bench.host.attempts > 0; });
+        EXPECT_EQ(bench.host.closed_when_attached, Names{"lan0"});
+        bench.until([&] { return bench.closed().empty(); });
+        EXPECT_EQ(bench.said(), "");
+        EXPECT_EQ(bench.host.attempts, 1);
+    });
+}
+
+TEST_F(WatchOnDevices, WhatCannotBeAttachedStaysClosedAndSaysWhy) {
+    in_new_namespace([] {
+        Bench bench;
+        bench.host.refusal = "somebody else is there";
+        bench.host.attached = false;
+        bench.until([&] { return bench.said().contains("somebody else is there"); });
+        EXPECT_EQ(bench.closed(), Names{"lan0"});
+        // A rule that others remove is back.
+        run_command("ip rule del pref 1");
+        bench.until([&] { return bench.closed() == Names{"lan0"}; });
+        bench.host.refusal.clear();
+        bench.until([&] { return bench.said().empty() && bench.closed().empty(); });
+    });
+}
+
+TEST_F(WatchOnDevices, ADeviceThatWasMadeAgainStaysClosed) {
+    in_new_namespace([] {
+        Bench bench;
+        run_command("ip link del lan0");
+        bench.until([&] { return bench.said().contains("gone from this network namespace"); });
+        EXPECT_EQ(bench.closed(), Names{"lan0"});
+        Bench::make_device();
+        bench.until([&] { return bench.said().contains("made again"); });
+        EXPECT_EQ(bench.closed(), Names{"lan0"});
+        EXPECT_EQ(bench.host.attempts, 0) << "its sockets are gone";
+    });
+}
+
+TEST_F(WatchOnDevices, AnMtuIsToldToTheProgramsAndSaidAsLongAsItIsAnother) {
+    in_new_namespace([] {
+        Bench bench;
+        run_command("ip link set lan0 mtu 1400");
+        bench.until([&] { return bench.said().contains("MTU is 1400"); });
+        EXPECT_EQ(bench.host.mtu, 1400u);
+        EXPECT_EQ(bench.closed(), Names{});
+        run_command("ip link set lan0 mtu 1500");
+        bench.until([&] { return bench.said().empty(); });
+        EXPECT_EQ(bench.host.mtu, 1500u);
+    });
+}
+
+TEST_F(WatchOnDevices, ASettingThatOthersChangeIsSaidUntilALookFindsItAsItShouldBe) {
+    in_new_namespace([] {
+        Bench bench;
+        bench.host.changed = {{"net/ipv4/ip_forward", "0"}};
+        bench.until(
+            [&] { return bench.said().contains("net/ipv4/ip_forward was changed to '0'"); });
+        bench.until([&] { return bench.said().empty(); });
+    });
+}
+
+}  // namespace
+}  // namespace sallyport::watch
