@@ -209,7 +209,6 @@ class Gateway {
                                         .destination = outbound ? peer : here,
                                         .spi = outbound ? spi(number, generation, true) : Spi{},
                                         .reqid = number + 1});
-            policy.arrival = ++register_.arrivals;
             register_.changes.policies.insert(policy.row.index);
             register_.policies.insert_or_assign(policy.row.index, std::move(policy));
         }

@@ -66,7 +66,7 @@ IpPrefix site(uint32_t number, bool remote) {
     return out;
 }
 SpdPlace place_of(uint32_t number) {
-    return {.tier = 1, .priority = 1000, .arrival = number + 1, .index = number};
+    return {.tier = 1, .priority = 1000, .rank = number + 1, .index = number};
 }
 SpdEdits tunnel(uint32_t number, bool comes) {
     const SpdEntry out{.policy = PolicyId{number},

@@ -12,6 +12,7 @@
 #include "control/adoption/names.h"
 #include "control/adoption/owners.h"
 #include "control/adoption/policies.h"
+#include "control/adoption/rivals.h"
 #include "control/adoption/sas.h"
 #include "control/adoption/selectors.h"
 #include "control/adoption/suites.h"
@@ -77,6 +78,7 @@ class Decider {
     void make_inbound_list();
     void add_config_policies(ClaimList& list, SpdDirection direction);
     uint32_t party_of(const Row& row);
+    void leave_rivals_to_kernel();
     void leave_to_kernel(std::span<const Region> regions, std::span<const size_t> places);
 
     // ---- SAs ----
@@ -180,14 +182,32 @@ uint32_t Decider::party_of(const Row& row) {
     return parties_.try_emplace(ends, static_cast<uint32_t>(parties_.size())).first->second;
 }
 
+void Decider::leave_rivals_to_kernel() {
+    const std::vector<bool> rivals = find_rivals(outbound_rows_);
+    for (size_t i = 0; i < outbound_rows_.size(); ++i) {
+        Row& row = outbound_rows_[i];
+        if (!rivals[i] || !row.judged.exact()) continue;
+        if (row.template_class) {
+            std::string& obstacle = outbound_classes_[*row.template_class].obstacle;
+            if (obstacle.empty()) obstacle = has_rivals();
+            continue;
+        }
+        row.judged.entry.action = SpdAction::protect;
+        PolicyView& view = out_.policies[row.view];
+        view.action = SpdAction::protect;
+        view.reason = has_rivals();
+    }
+}
+
 void Decider::make_outbound_list() {
+    leave_rivals_to_kernel();
     ClaimList list;
     std::vector<const SpdEntry*> passing_on;
     std::vector<size_t> places;
     for (const Row& row : outbound_rows_) {
         const SpdEntry& entry = row.judged.entry;
         places.push_back(list.size());
-        list.add(entry, party_of(row), place_of(*row.judged.policy));
+        list.add(entry, party_of(row), place_of(row.judged));
         if (row.judged.exact() && row.template_class) {
             TemplateClass& its_class = outbound_classes_[*row.template_class];
             const auto hands_over = [&](const SpdEntry* other) { return overlap(*other, entry); };
@@ -245,7 +265,7 @@ void Decider::make_inbound_list() {
     for (const Row& row : inbound_rows_) {
         // Those of an xfrm interface say nothing about what arrives by a port.
         if (row.judged.policy->if_id != 0) continue;
-        const SpdPlace place = place_of(*row.judged.policy);
+        const SpdPlace place = place_of(row.judged);
         if (row.judged.entry.action != SpdAction::bypass) {
             add(row, place);
         } else if (row.judged.exact()) {
@@ -257,7 +277,7 @@ void Decider::make_inbound_list() {
         }
     }
     for (const Row* row : behind) {
-        add(*row, behind_others(place_of(*row->judged.policy)));
+        add(*row, behind_others(place_of(row->judged)));
     }
     add_config_policies(list, SpdDirection::inbound);
     const auto regions = regions_of(list.claims(), setup_.entries_max);
@@ -325,8 +345,11 @@ void Decider::decide_outbound(const xfrm::KernelSa& sa, std::span<const uint32_t
     if (fitting.empty()) return refuse("no policy for it yet");
     decision.group = outbound_classes_[fitting.front()].group;
     for (const uint32_t index : fitting) {
+        const std::string& obstacle = outbound_classes_[index].obstacle;
+        if (!obstacle.empty()) refuse("its policy: " + obstacle);
+    }
+    for (const uint32_t index : fitting) {
         const TemplateClass& one = outbound_classes_[index];
-        if (!one.obstacle.empty()) refuse("its policy: " + one.obstacle);
         if (one.group != decision.group) refuse("several groups of policies use it");
         // The kernel does not send with a larval SA.
         if (!sa.larval) members_[to_index(one.group)].push_back({.sa = &sa, .decision = &decision});

@@ -6,15 +6,16 @@
 //
 // Policies
 // --------
-// `out` policies in the kernel's order (priority, then arrival) are the outbound SPD, `in` and
-// `fwd` policies the inbound one. A policy with a template is PROTECT, one without is BYPASS
-// (allow) or DISCARD (block). Policies of the configuration (BYPASS and DISCARD only) stand behind
-// them. All policies with the same template (reqid, tunnel addresses, mode, SPI, if_id) belong to
-// one *group*, and the PolicyId of their entries is the group: an SA serves a group, so a child SA
-// with several traffic selectors needs no more than one entry in a worker's table. Where templates
-// name the SPI (strongSwan: of all out policies, but not of traps), each SA has a group of its own,
-// and while policies are changed from one SA to the next, each goes by the SA that its template
-// names. Entries that can never decide, because an earlier one has the same selector, are left out.
+// `out` policies by priority are the outbound SPD, `in` and `fwd` policies the inbound one. Which
+// of one priority the kernel asks first is not known (rivals.h). A policy with a template is
+// PROTECT, one without is BYPASS (allow) or DISCARD (block). Policies of the configuration (BYPASS
+// and DISCARD only) stand behind them. All policies with the same template (reqid, tunnel
+// addresses, mode, SPI, if_id) belong to one *group*, and the PolicyId of their entries is the
+// group: an SA serves a group, so a child SA with several traffic selectors needs no more than one
+// entry in a worker's table. Where templates name the SPI (strongSwan: of all out policies, but not
+// of traps), each SA has a group of its own, and while policies are changed from one SA to the
+// next, each goes by the SA that its template names. Entries that can never decide, because an
+// earlier one has the same selector, are left out.
 //
 // What the workers cannot judge (a mark, a device in the selector, several or optional templates,
 // ports by a mask that is no range, ICMP types) fails closed, each time by an entry that covers at
@@ -23,6 +24,7 @@
 //   in, fwd, template    PROTECT: cleartext that it may cover does not enter
 //   in, fwd, block       DISCARD
 //   in, fwd, allow       none: what nothing else lets in stays out
+//   out, with rivals     allow, block: PROTECT in a group of its own; the kernel decides
 // Entries that one address pair, or the maps, have no room for become coarse (coarse.h): PROTECT
 // that the kernel decides, and no worker sends with an SA of theirs. An `out` policy of an xfrm
 // interface is PROTECT in its group, which no worker serves; if_id_by_group tells the kernel's path
@@ -49,13 +51,15 @@
 // - The newest outbound SA of a group must stay: the kernel sends for the whole group.
 // - A policy that only the kernel can judge has the SA's template, or may hand packets on to the
 //   SA's group because it stands before one of its entries and does not apply to all it covers.
+// - A policy of its group has rivals, and the kernel may choose either.
 // - The SA serves several groups: templates without an SPI beside those that name it, for one.
 //
 // Selectors of an inbound SA are those of the policies whose template fits, without what earlier
 // policies with other templates or without any take away from them: the kernel drops a decrypted
 // packet whose first policy does not fit the SA that it came by (RFC 4301 4.4.1: decorrelated). A
 // worker cannot know whether `in` or `fwd` would be asked, so neither may forbid it; one suffices.
-// Where that takes more than kSelectorsMax selectors, the SA stays with the kernel. Of several
+// Where that takes more than kSelectorsMax selectors, or another policy of the same priority may be
+// asked before its own, the SA stays with the kernel. Of several
 // templates that fit it, its group is that of one that says most (GroupNumbers::Name, the
 // greatest).
 //

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <map>
 
+#include "control/adoption/names.h"
+#include "control/adoption/rivals.h"
+
 namespace sallyport::control::adoption {
 
 namespace {
@@ -46,7 +49,12 @@ struct Places {
     // In a list that has no such policy, every other one may be asked first.
     [[nodiscard]] bool may_follow(const Seen& other) const {
         const std::optional<Seen>& own = other.view.forward ? forward : in;
-        return !own || other.view.place < own->view.place;
+        return !own || other.view.place < own->view.place || is_beside(other);
+    }
+    // Or asked before the other.
+    [[nodiscard]] bool is_beside(const Seen& other) const {
+        const std::optional<Seen>& own = other.view.forward ? forward : in;
+        return own && of_one_priority(other.view.place, own->view.place);
     }
 };
 
@@ -80,6 +88,7 @@ std::expected<std::vector<Selector>, std::string> past(const InboundList& list,
         if (view.obstacle != nullptr) {
             return std::unexpected("a policy before its own: " + *view.obstacle);
         }
+        if (places.is_beside(other)) return std::unexpected("its policy: " + has_rivals());
         std::vector<Selector> left;
         for (const Selector& part : parts) {
             const auto rest = without(part, *view.entry);
@@ -120,7 +129,7 @@ InboundList::View ListedRows::view(Line line) const {
     const JudgedPolicy& judged = rows_[line].judged;
     return {.entry = &entries_[line],
             .forward = judged.policy->row.direction == xfrm::PolicyDirection::forward,
-            .place = {.index = line},
+            .place = place_of(judged),
             .template_class = rows_[line].template_class,
             .of_interface = judged.policy->if_id != 0,
             .obstacle = judged.may_pass_on ? &judged.obstacle : nullptr};

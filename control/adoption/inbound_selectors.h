@@ -27,7 +27,7 @@ inline auto selector_key(const SpdEntry& entry) {
 }
 using SelectorKey = decltype(selector_key(SpdEntry{}));
 
-// One line of a direction's list, in kernel order.
+// One line of a direction's list.
 struct Row {
     JudgedPolicy judged;
     std::optional<uint32_t> template_class;
@@ -41,7 +41,7 @@ class InboundList {
     struct View {
         const SpdEntry* entry = nullptr;
         bool forward = false;  // `fwd`, else `in`
-        SpdPlace place;        // in the kernel's order
+        SpdPlace place;        // see names.h
         std::optional<uint32_t> template_class;
         bool of_interface = false;              // does not apply to SAs without one
         const std::string* obstacle = nullptr;  // it may pass on packets of its entry; null: not
@@ -62,7 +62,7 @@ std::expected<std::vector<Selector>, std::string> selectors_past_others(
     const InboundList& list, std::span<const uint32_t> fitting,
     std::span<const InboundList::Line> lines);
 
-// Rows in kernel order as such a list; a line is a position.
+// Rows as such a list; a line is a position.
 class ListedRows final : public InboundList {
   public:
     // `rows` outlives the object.

@@ -14,10 +14,14 @@ constexpr uint8_t kOwnModeKernel = 0xff;
 
 }  // namespace
 
-SpdPlace place_of(const xfrm::KernelPolicy& policy) {
+SpdPlace place_of(const JudgedPolicy& judged) {
+    const xfrm::KernelPolicy& policy = *judged.policy;
+    const bool lets_in = policy.row.direction != xfrm::PolicyDirection::out &&
+                         judged.entry.action == SpdAction::bypass;
+    const uint32_t shows = judged.entry.has_ports ? 0 : judged.entry.protocol != 0 ? 1 : 2;
     return {.tier = policy.main_type ? kTierMain : kTierSub,
             .priority = policy.row.priority,
-            .arrival = policy.arrival,
+            .rank = (lets_in ? 3 : 0) + shows,
             .index = policy.row.index};
 }
 

@@ -22,8 +22,15 @@ enum Tier : uint8_t {
     kTierConfiguration,
 };
 
-// In the order in which the kernel asks the policies of a direction.
-SpdPlace place_of(const xfrm::KernelPolicy& policy);
+// Where a policy stands in the list of its direction. The kernel asks by priority; which of one
+// priority it asks first nobody can tell (rivals.h). Here those stand first that may keep a packet
+// from leaving or entering: what selects by ports, of which fragments show none, and inbound what
+// does not allow.
+SpdPlace place_of(const JudgedPolicy& judged);
+// The kernel may ask either of two such before the other.
+inline bool of_one_priority(const SpdPlace& a, const SpdPlace& b) {
+    return a.tier == b.tier && a.priority == b.priority;
+}
 // In the list of the inbound SPD, of one that has `place` among the kernel's: without a `fwd` twin.
 SpdPlace behind_others(SpdPlace place);
 

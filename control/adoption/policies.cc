@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <tuple>
 
+#include "control/adoption/names.h"
 #include "dataplane/wire/ip_packet.h"
 
 namespace sallyport::control::adoption {
@@ -94,17 +94,10 @@ JudgedPolicy judge(const xfrm::KernelPolicy& policy) {
 }
 
 std::vector<JudgedPolicy> judge_in_order(const std::map<uint32_t, xfrm::KernelPolicy>& policies) {
-    std::vector<const xfrm::KernelPolicy*> ordered;
-    ordered.reserve(policies.size());
-    for (const auto& [index, policy] : policies) ordered.push_back(&policy);
-    std::ranges::sort(ordered, {}, [](const xfrm::KernelPolicy* policy) {
-        // Sub policies are asked first, whatever their priority.
-        return std::tuple(policy->main_type, policy->row.priority, policy->arrival,
-                          policy->row.index);
-    });
     std::vector<JudgedPolicy> judged;
-    judged.reserve(ordered.size());
-    for (const xfrm::KernelPolicy* policy : ordered) judged.push_back(judge(*policy));
+    judged.reserve(policies.size());
+    for (const auto& [index, policy] : policies) judged.push_back(judge(policy));
+    std::ranges::sort(judged, {}, place_of);
     return judged;
 }
 

@@ -23,7 +23,7 @@ struct JudgedPolicy {
 
 JudgedPolicy judge(const xfrm::KernelPolicy& policy);
 
-// In the order in which the kernel asks them.
+// By place (names.h).
 std::vector<JudgedPolicy> judge_in_order(const std::map<uint32_t, xfrm::KernelPolicy>& policies);
 
 // "mark 0x10", with its mask where that is not all ones.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "control/adoption/rivals.h"
 #include "control/adoption/tables.h"
 
 namespace sallyport::control {
@@ -16,9 +17,13 @@ constexpr uint32_t kRoundsToAttemptMax = 63;
 
 // Nothing is left to the kernel for what only decide_adoption() knows of.
 bool seems_common(const Adoption& adoption, const RunningAdoption::Register& now) {
+    const std::string rivals = adoption::has_rivals();
     return adoption.left_open.empty() &&
            std::ranges::all_of(adoption.policies,
-                               [](const auto& item) { return item.second.reason.empty(); }) &&
+                               [&](const auto& item) {
+                                   const std::string& reason = item.second.reason;
+                                   return reason.empty() || reason == rivals;
+                               }) &&
            std::ranges::all_of(now.states,
                                [](const auto& item) { return item.first.mark == xfrm::Mark{}; });
 }

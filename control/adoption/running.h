@@ -16,9 +16,9 @@
 // can change decisions far away. Then all is decided by decide_adoption(), as long as it is there:
 // correct, and slower for everybody.
 //
-// A policy that is updated goes behind others of its priority in the kernel. Here it keeps its
-// place where it passes none that shares packets with it and would decide otherwise; so a rekey,
-// which updates all policies of a child, changes no SPD entry.
+// A place is what a policy says (names.h), not when it came, so a rekey, which updates all policies
+// of a child, changes no SPD entry. Who has rivals (rivals.h) is counted: one that comes or goes
+// touches those it shares packets with.
 //
 // Owner: control thread.
 

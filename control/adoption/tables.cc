@@ -8,6 +8,7 @@
 #include "control/adoption/names.h"
 #include "control/adoption/owners.h"
 #include "control/adoption/policies.h"
+#include "control/adoption/rivals.h"
 #include "control/adoption/sas.h"
 #include "control/policy/compile.h"
 
@@ -20,11 +21,6 @@ namespace {
 constexpr SpdPlace kFirstPlace{.part = 0};
 // With more edits the lists are made anew, which costs as much as some ten edits in a long one.
 constexpr size_t kEditsMax = 16;
-
-// What of two entries decides about which packets is the same.
-bool same_meaning(const SpdEntry& a, const SpdEntry& b) {
-    return a.action == b.action && a.policy == b.policy;
-}
 
 SpdEntry addresses_of(SpdEntry entry) {
     entry.protocol = 0;
@@ -58,6 +54,17 @@ SpdPlace RunningAdoption::Tables::place_in_list(const Policy& policy) {
     const bool last =
         policy.direction == xfrm::PolicyDirection::in && policy.entry.action == SpdAction::bypass;
     return last ? behind_others(policy.place) : policy.place;
+}
+
+bool RunningAdoption::Tables::are_rivals(const Policy& a, const Policy& b) {
+    return of_one_priority(a.place, b.place) && overlap(a.entry, b.entry) &&
+           (a.entry.action != b.entry.action || a.wanted != b.wanted);
+}
+
+SpdEntry RunningAdoption::Tables::entry_in_list(const Policy& policy) {
+    SpdEntry entry = policy.entry;
+    if (policy.side() == kOut && policy.has_rivals) entry.action = SpdAction::protect;
+    return entry;
 }
 
 RunningAdoption::Tables::End RunningAdoption::Tables::end_of(const TemplateClass& one) {
@@ -132,14 +139,12 @@ bool RunningAdoption::Tables::read_policy(Step& step, uint32_t index) {
     if (known != policies_.end()) touched.before = known->second;
     if (there != step.now.policies.end()) {
         const xfrm::KernelPolicy& policy = there->second;
-        if (touched.before && touched.before->arrival == policy.arrival) return true;
         const JudgedPolicy judged = judge(policy);
         if (!is_common(policy, judged)) return false;
         touched.after = Policy{.entry = judged.entry,
                                .wanted = {},
                                .direction = policy.row.direction,
-                               .place = place_of(policy),
-                               .arrival = policy.arrival,
+                               .place = place_of(judged),
                                .template_class = {}};
         if (judged.entry.action == SpdAction::protect) {
             touched.after->wanted = policy.templates.front();
@@ -217,77 +222,141 @@ void RunningAdoption::Tables::touch_renumbered(Step& step) {
     }
 }
 
-// In the order of their arrival: each finds those before it where they are from now on.
+void RunningAdoption::Tables::count_rivals(Step& step, uint32_t index, int more) {
+    const auto known = rivals_.find(index);
+    const int count = (known == rivals_.end() ? 0 : known->second) + more;
+    if (count == 0) {
+        undo_.erase_key(rivals_, index);
+    } else {
+        undo_.assign(rivals_, index, count);
+    }
+    step.rivals.insert(index);
+}
+
+void RunningAdoption::Tables::leave_rivals(Step& step, uint32_t index, const Policy& before) {
+    const Side side = before.side();
+    overlaps_[side].erase(index, before.entry);
+    undo_.add([this, side, index, entry = before.entry] { overlaps_[side].insert(index, entry); });
+    if (side != kOut || !rivals_.contains(index)) return;
+    for (const uint32_t other : overlaps_[side].candidates(before.entry)) {
+        if (are_rivals(policies_.at(other), before)) count_rivals(step, other, -1);
+    }
+    undo_.erase_key(rivals_, index);
+}
+
+void RunningAdoption::Tables::join_rivals(Step& step, uint32_t index, const Policy& after) {
+    const Side side = after.side();
+    for (const uint32_t other :
+         side == kOut ? overlaps_[side].candidates(after.entry) : std::vector<uint32_t>{}) {
+        if (!are_rivals(policies_.at(other), after)) continue;
+        count_rivals(step, other, 1);
+        count_rivals(step, index, 1);
+    }
+    overlaps_[side].insert(index, after.entry);
+    undo_.add([this, side, index, entry = after.entry] { overlaps_[side].erase(index, entry); });
+}
+
+// Who has rivals when all have left and come. From here on policies_ and overlaps_ are as they are
+// to be, but for the classes of those that are new in theirs.
+void RunningAdoption::Tables::meet_rivals(Step& step) {
+    const auto stays = [](const Touched& touched) {
+        const std::optional<Policy>& before = touched.before;
+        const std::optional<Policy>& after = touched.after;
+        return before && after && before->place == after->place &&
+               before->entry.action == after->entry.action && before->wanted == after->wanted &&
+               selector_key(before->entry) == selector_key(after->entry);
+    };
+    for (const auto& [index, touched] : step.touched) {
+        if (touched.before && !stays(touched)) leave_rivals(step, index, *touched.before);
+    }
+    for (auto& [index, touched] : step.touched) {
+        if (!touched.after) {
+            undo_.erase_key(policies_, index);
+            continue;
+        }
+        if (touched.before && touched.before->wanted == touched.after->wanted) {
+            touched.after->template_class = touched.before->template_class;
+        }
+        if (!stays(touched)) join_rivals(step, index, *touched.after);
+        undo_.assign(policies_, index, *touched.after);
+    }
+    for (const uint32_t index : step.rivals) {
+        const auto policy = policies_.find(index);
+        if (policy == policies_.end()) continue;
+        step.touched.try_emplace(index, Touched{.before = policy->second, .after = policy->second});
+    }
+    for (auto& [index, touched] : step.touched) {
+        if (!touched.after) continue;
+        touched.after->has_rivals = rivals_.contains(index);
+        undo_.assign(policies_, index, *touched.after);
+    }
+}
+
 void RunningAdoption::Tables::change_policies(Step& step) {
-    std::vector<std::pair<uint32_t, Touched*>> ordered;
-    for (auto& [index, touched] : step.touched) ordered.emplace_back(index, &touched);
-    std::ranges::sort(ordered, {}, [](const auto& item) {
-        const Touched& touched = *item.second;
-        return touched.updated ? touched.after->arrival : 0;
-    });
-    for (const auto& [index, touched] : ordered) {
-        if (touched->after) {
-            change_policy(step, index, *touched);
+    for (auto& [index, touched] : step.touched) {
+        if (touched.after) {
+            change_policy(step, index, touched);
         } else {
-            remove_policy(step, index, *touched->before);
+            remove_policy(step, index, *touched.before);
         }
     }
+    for (const uint32_t index : step.shown) show(index);
 }
 
 void RunningAdoption::Tables::remove_policy(Step& step, uint32_t index, const Policy& before) {
     disturb_inbound(step, before);
-    take_from_lists(step, index, before);
+    take_from_lists(step, before);
+    count_in_class(step, before, -1);
     leave_class(step, index, before);
-    undo_.erase_key(policies_, index);
     undo_.erase_key(out_.policies, index);
 }
 
 void RunningAdoption::Tables::change_policy(Step& step, uint32_t index, Touched& touched) {
     Policy& after = *touched.after;
     const std::optional<Policy>& before = touched.before;
-    if (before && touched.updated && keeps_place(index, touched)) after.place = before->place;
     const bool same_class = before && before->wanted == after.wanted;
-    const bool same_line = before && before->place == after.place && before->entry == after.entry;
-    if (before && !same_line) take_from_lists(step, index, *before);
-    if (before && !same_class) leave_class(step, index, *before);
-    if (same_class) {
-        after.template_class = before->template_class;
-    } else {
+    const bool same_line =
+        before && before->place == after.place && entry_in_list(*before) == entry_in_list(after);
+    if (before && !same_line) take_from_lists(step, *before);
+    if (before) count_in_class(step, *before, -1);
+    if (!same_class) {
+        if (before) leave_class(step, index, *before);
         join_class(step, index, after);
+        undo_.assign(policies_, index, after);
     }
-    undo_.assign(policies_, index, after);
-    if (!same_line) {
-        put_into_lists(step, index, after);
-        show(index, after);
-    }
+    count_in_class(step, after, 1);
+    if (!same_line) put_into_lists(step, after);
     if (!same_line || !same_class) {
+        step.shown.insert(index);
         if (before) disturb_inbound(step, *before);
         disturb_inbound(step, after);
     }
 }
 
-void RunningAdoption::Tables::show(uint32_t index, const Policy& policy) {
+// No worker serves a class of which one has rivals.
+void RunningAdoption::Tables::count_in_class(Step& step, const Policy& policy, int more) {
+    if (!policy.has_rivals || !policy.template_class) return;
+    const ClassId id = *policy.template_class;
+    TemplateClass one = classes_.at(id);
+    const bool some = one.with_rivals > 0;
+    one.with_rivals += more;
+    undo_.assign(classes_, id, one);
+    if (some == (one.with_rivals > 0)) return;
+    step.classes.insert(id);
+    for_each_row(id, [&](uint32_t index) { step.shown.insert(index); });
+}
+
+void RunningAdoption::Tables::show(uint32_t index) {
+    const auto found = policies_.find(index);
+    if (found == policies_.end()) return;
+    const Policy& policy = found->second;
+    const bool rivals = policy.template_class ? classes_.at(*policy.template_class).with_rivals > 0
+                                              : policy.has_rivals;
     undo_.assign(out_.policies, index,
                  {.index = index,
                   .group = policy.entry.policy,
-                  .action = policy.entry.action,
-                  .reason = {}});
-}
-
-// The update has moved it behind those that came since; does it matter?
-bool RunningAdoption::Tables::keeps_place(uint32_t index, const Touched& touched) const {
-    const Policy& before = *touched.before;
-    const Policy& after = *touched.after;
-    if (before.entry.action != after.entry.action ||
-        selector_key(before.entry) != selector_key(after.entry) ||
-        before.place.priority != after.place.priority || before.direction != after.direction) {
-        return false;
-    }
-    return std::ranges::none_of(overlapping(after.side(), after.entry), [&](uint32_t other_index) {
-        const Policy& other = policies_.at(other_index);
-        return other_index != index && other.place.priority == before.place.priority &&
-               other.place > before.place && !same_meaning(other.entry, after.entry);
-    });
+                  .action = entry_in_list(policy).action,
+                  .reason = rivals ? has_rivals() : std::string()});
 }
 
 // ---- lists -------------------------------------------------------------------------------------
@@ -302,19 +371,15 @@ void RunningAdoption::Tables::note_first(Step& step, Side side, const SelectorKe
     }
 }
 
-void RunningAdoption::Tables::put_into_lists(Step& step, uint32_t index, const Policy& policy) {
+void RunningAdoption::Tables::put_into_lists(Step& step, const Policy& policy) {
     const Side side = policy.side();
-    overlaps_[side].insert(index, policy.entry);
-    undo_.add([this, side, index, entry = policy.entry] { overlaps_[side].erase(index, entry); });
     const SelectorKey key = selector_key(policy.entry);
     note_first(step, side, key);
-    undo_.assign(claims_[side], {key, place_in_list(policy)}, policy.entry);
+    undo_.assign(claims_[side], {key, place_in_list(policy)}, entry_in_list(policy));
 }
 
-void RunningAdoption::Tables::take_from_lists(Step& step, uint32_t index, const Policy& policy) {
+void RunningAdoption::Tables::take_from_lists(Step& step, const Policy& policy) {
     const Side side = policy.side();
-    overlaps_[side].erase(index, policy.entry);
-    undo_.add([this, side, index, entry = policy.entry] { overlaps_[side].insert(index, entry); });
     const SelectorKey key = selector_key(policy.entry);
     note_first(step, side, key);
     undo_.erase_key(claims_[side], {key, place_in_list(policy)});
@@ -625,6 +690,10 @@ SaDecision RunningAdoption::Tables::decide_alone(const Step& step, const xfrm::K
         decide_inbound(known, decision);
     } else {
         decision.group = classes_.at(fitting.front()).group;
+        const auto has_some = [this](ClassId id) { return classes_.at(id).with_rivals > 0; };
+        if (decision.adopted() && std::ranges::any_of(fitting, has_some)) {
+            decision.reason = "its policy: " + has_rivals();
+        }
         if (fitting.size() > 1 && decision.adopted()) {
             decision.reason = "several groups of policies use it";
         }
@@ -688,6 +757,7 @@ bool RunningAdoption::Tables::decide_sas(Step& step, std::set<xfrm::SaName> agai
 bool RunningAdoption::Tables::change_all_policies(Step& step) {
     if (!number_groups(step)) return false;
     touch_renumbered(step);
+    meet_rivals(step);
     change_policies(step);
     renumber_classes(step);
     return true;

@@ -53,9 +53,9 @@ class RunningAdoption::Tables final : public adoption::InboundList {
         SpdEntry entry;  // with its group
         std::optional<xfrm::Template> wanted;
         xfrm::PolicyDirection direction = xfrm::PolicyDirection::out;
-        SpdPlace place;        // among the kernel's
-        uint64_t arrival = 0;  // of its last update
+        SpdPlace place;
         std::optional<ClassId> template_class;
+        bool has_rivals = false;
 
         [[nodiscard]] Side side() const {
             return direction == xfrm::PolicyDirection::out ? kOut : kIn;
@@ -72,6 +72,7 @@ class RunningAdoption::Tables final : public adoption::InboundList {
         xfrm::Template wanted;
         Side side = kOut;
         PolicyId group{};
+        int with_rivals = 0;  // of its policies
     };
     struct Sa {
         IpAddress source;
@@ -86,7 +87,7 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     struct Touched {
         std::optional<Policy> before;
         std::optional<Policy> after;
-        bool updated = false;  // else only its group has another number
+        bool updated = false;  // else only its group has another number, or it has rivals now
     };
     // What a step works on.
     struct Step {
@@ -96,6 +97,8 @@ class RunningAdoption::Tables final : public adoption::InboundList {
         std::map<uint32_t, Touched> touched;  // by index
         std::set<GroupNumbers::Name> names;   // that policies left or joined
         std::vector<GroupNumbers::Name> renumbered;
+        std::set<uint32_t> rivals;        // policies that gained or lost one
+        std::set<uint32_t> shown;         // policies that are shown otherwise
         std::set<ClassId> classes;        // whose SAs are decided anew
         std::set<xfrm::SaName> unfitted;  // whose classes may be others
         std::array<std::map<adoption::SelectorKey, std::optional<std::pair<SpdPlace, SpdEntry>>>, 2>
@@ -107,13 +110,17 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     bool decide_touched(Step& step, Change& change);
     bool number_groups(Step& step);
     void touch_renumbered(Step& step);
+    void meet_rivals(Step& step);
+    void leave_rivals(Step& step, uint32_t index, const Policy& before);
+    void join_rivals(Step& step, uint32_t index, const Policy& after);
+    void count_rivals(Step& step, uint32_t index, int more);
+    void count_in_class(Step& step, const Policy& policy, int more);
     void change_policies(Step& step);
     void change_policy(Step& step, uint32_t index, Touched& touched);
     void remove_policy(Step& step, uint32_t index, const Policy& before);
-    [[nodiscard]] bool keeps_place(uint32_t index, const Touched& touched) const;
-    void show(uint32_t index, const Policy& policy);
-    void put_into_lists(Step& step, uint32_t index, const Policy& policy);
-    void take_from_lists(Step& step, uint32_t index, const Policy& policy);
+    void show(uint32_t index);
+    void put_into_lists(Step& step, const Policy& policy);
+    void take_from_lists(Step& step, const Policy& policy);
     void note_first(Step& step, Side side, const adoption::SelectorKey& key);
     void disturb_inbound(Step& step, const Policy& policy);
     void join_class(Step& step, uint32_t index, Policy& policy);
@@ -147,6 +154,8 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     template <typename Visit>
     void for_each_fitting(ClassId id, Visit visit) const;
     static GroupNumbers::Name name_of(uint32_t index, const Policy& policy);
+    static bool are_rivals(const Policy& a, const Policy& b);
+    static SpdEntry entry_in_list(const Policy& policy);
     static SpdPlace place_in_list(const Policy& policy);
     static End end_of(const TemplateClass& one);
 
@@ -155,6 +164,7 @@ class RunningAdoption::Tables final : public adoption::InboundList {
     std::map<uint32_t, Policy> policies_;  // by index
     std::map<GroupNumbers::Name, Group> groups_;
     std::array<adoption::OverlapMap, 2> overlaps_;  // by Side, of policies
+    std::map<uint32_t, int> rivals_;                // how many, of policies that have any
     // The entries that have a selector: the first is in the list, the others never decide.
     std::array<std::map<ClaimKey, SpdEntry>, 2> claims_;
     std::array<std::map<SpdPlace, SpdEntry>, 2> lists_;

@@ -36,11 +36,6 @@ bool same_sa(const KernelSa& a, const KernelSa& b) {
     return substance(a) == substance(b);
 }
 
-bool same_policy(const KernelPolicy& a, KernelPolicy b) {
-    b.arrival = a.arrival;
-    return a == b;
-}
-
 void raise_counters(KernelSa& sa, const Usage& usage) {
     const auto raise = [](uint64_t& value, uint64_t to) { value = std::max(value, to); };
     raise(sa.usage.bytes, usage.bytes);
@@ -57,23 +52,22 @@ bool has_lower_numbers(const KernelSa& sa, const KernelSa& than) {
     return sa.replay.sent < than.replay.sent || sa.replay.top < than.replay.top;
 }
 
-// A dump begins with what came last. Gives each entry of `dumped`, whose `arrival` is its position
+// A dump begins with what came last. Gives each state of `dumped`, whose `arrival` is its position
 // in the dump, a number that grows with the time of its arrival: the known one where that fits.
-template <typename Key, typename Entry, typename Unchanged>
-void number_arrivals(std::map<Key, Entry>& dumped, const std::map<Key, Entry>& known,
-                     uint64_t& arrivals, Unchanged unchanged) {
-    std::vector<std::pair<const Key*, Entry*>> oldest_first;
+void number_arrivals(std::map<SaName, KernelSa>& dumped, const std::map<SaName, KernelSa>& known,
+                     uint64_t& arrivals) {
+    std::vector<std::pair<const SaName*, KernelSa*>> oldest_first;
     oldest_first.reserve(dumped.size());
-    for (auto& [key, entry] : dumped) oldest_first.emplace_back(&key, &entry);
+    for (auto& [name, state] : dumped) oldest_first.emplace_back(&name, &state);
     std::ranges::sort(oldest_first, std::ranges::greater{},
                       [](const auto& item) { return item.second->arrival; });
     uint64_t last = 0;
-    for (const auto& [key, entry] : oldest_first) {
-        const auto old = known.find(*key);
+    for (const auto& [name, state] : oldest_first) {
+        const auto old = known.find(*name);
         const bool keep =
-            old != known.end() && old->second.arrival > last && unchanged(old->second, *entry);
+            old != known.end() && old->second.arrival > last && same_sa(old->second, *state);
         last = keep ? old->second.arrival : ++arrivals;
-        entry->arrival = last;
+        state->arrival = last;
     }
 }
 
@@ -283,9 +277,10 @@ RegisterMirror::Outcome RegisterMirror::take_policy(const Message& message,
     if (!policy) return Outcome::malformed;
     if (!*policy) return Outcome::ignored;
     if (is_own_index((*policy)->row.index)) return Outcome::own;
-    // Also an update without a difference: the kernel puts it behind others of its priority.
-    (*policy)->arrival = ++arrivals_;
     const uint32_t index = (*policy)->row.index;
+    const auto known = policies_.find(index);
+    // An update without a difference, as of most policies at a rekey.
+    if (known != policies_.end() && known->second == **policy) return Outcome::applied;
     policies_.insert_or_assign(index, std::move(**policy));
     changes.policies.insert(index);
     return Outcome::applied;
@@ -350,7 +345,6 @@ RegisterMirror::Outcome RegisterMirror::load_one(const Message& message) {
         if (!*policy) return Outcome::ignored;
         const uint32_t index = (*policy)->row.index;
         if (is_own_index(index)) return Outcome::own;
-        (*policy)->arrival = ++dump_position_;
         dumped_policies_.try_emplace(index, std::move(**policy));
         return Outcome::applied;
     }
@@ -358,7 +352,7 @@ RegisterMirror::Outcome RegisterMirror::load_one(const Message& message) {
 }
 
 void RegisterMirror::end_dump(RegisterChanges& changes) {
-    number_arrivals(dumped_states_, states_, arrivals_, same_sa);
+    number_arrivals(dumped_states_, states_, arrivals_);
     for (const auto& [name, state] : states_) {
         const auto dumped = dumped_states_.find(name);
         const bool there = dumped != dumped_states_.end();
@@ -380,7 +374,6 @@ void RegisterMirror::end_dump(RegisterChanges& changes) {
     }
     states_ = std::exchange(dumped_states_, {});
 
-    number_arrivals(dumped_policies_, policies_, arrivals_, same_policy);
     for (const auto& [index, policy] : policies_) {
         if (!dumped_policies_.contains(index)) changes.policies.insert(index);
     }

@@ -78,7 +78,7 @@ class RegisterMirror {
     void end_dump(RegisterChanges& changes);
 
     [[nodiscard]] const std::map<SaName, KernelSa>& states() const { return states_; }
-    // By policy index. The kernel decides by priority, then by arrival.
+    // By policy index.
     [[nodiscard]] const std::map<uint32_t, KernelPolicy>& policies() const { return policies_; }
     [[nodiscard]] const KernelSa* find(const SaName& name) const;
     // Takes over what a later XFRM_MSG_GETSA said of one state's counters.
@@ -123,7 +123,7 @@ class RegisterMirror {
     uint64_t arrivals_ = 0;
     std::map<SaName, KernelSa> states_;
     std::map<uint32_t, KernelPolicy> policies_;
-    // During a dump: what has been seen in it. `arrival` is the position in the dump meanwhile.
+    // During a dump: what has been seen in it. A state's `arrival` is its position there meanwhile.
     uint64_t dump_position_ = 0;
     std::map<SaName, KernelSa> dumped_states_;
     std::map<uint32_t, KernelPolicy> dumped_policies_;

@@ -164,7 +164,6 @@ struct KernelPolicy {
     bool offloaded = false;
     bool has_security_context = false;
     std::vector<Template> templates;  // none: the action alone decides
-    uint64_t arrival = 0;
     friend bool operator==(const KernelPolicy&, const KernelPolicy&) = default;
 };
 

@@ -22,7 +22,7 @@ struct SpdPlace {
 
     uint8_t tier = 0;       // what no priority overtakes
     uint32_t priority = 0;  // the smaller first
-    uint64_t arrival = 0;
+    uint32_t rank = 0;      // of equal priority
     uint32_t index = 0;
     uint32_t part = kItself;
 

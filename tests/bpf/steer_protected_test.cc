@@ -616,9 +616,8 @@ class ChangingList {
         if (entry.protocol != 0 && random_() % 2 == 0) {
             entry = to_port(entry, static_cast<uint16_t>(random_() % 3));
         }
-        list.emplace(
-            SpdPlace{.priority = static_cast<uint32_t>(random_() % 4), .arrival = arrivals_},
-            entry);
+        list.emplace(SpdPlace{.priority = static_cast<uint32_t>(random_() % 4), .index = number},
+                     entry);
     }
     bool as_a_whole() {
         runs_ = std::make_unique<SpdRuns>(bpf_objects::Limits{}.spd_entries);

@@ -379,7 +379,7 @@ std::vector<PolicyRow> KernelSas::policies() const {
     for (const auto& [index, view] : views) {
         const auto found = policies.find(index);
         if (found != policies.end()) {
-            ordered.emplace_back(adoption::place_of(found->second), &view);
+            ordered.emplace_back(adoption::place_of(adoption::judge(found->second)), &view);
         }
     }
     std::ranges::sort(ordered);

@@ -422,7 +422,9 @@ TEST(AdoptionOfNamedSpis, AChildTakesTheNumberOfItsTrap) {
 TEST(AdoptionOfNamedSpis, PoliciesWithAndWithoutAnSpiAreTwoGroups) {
     Register reg;
     const Tunnel tunnel;
-    reg.add_policies(tunnel);
+    Tunnel trap = tunnel;
+    trap.priority += 1;
+    reg.add_policies(trap);
     add_child(reg, tunnel, {"10.1.0.0/24"}, {"10.2.0.0/24"}, names_spi(0x2001));
     const auto out = reg.add(outbound_sa(tunnel, 0x2001));
     EXPECT_EQ(reg.decide().sas.at(out).reason, "several groups of policies use it");
@@ -649,6 +651,137 @@ TEST(Adoption, EarlierPoliciesCutSelectorsDown) {
     reg.add_filter(PolicyDirection::forward, PolicyAction::block, "10.0.0.0/8", "172.16.0.0/16",
                    300, [](KernelPolicy& policy) { policy.mark = {1, 1}; });
     EXPECT_EQ(reg.decide().sas.at(wide_in).reason, "a policy before its own: mark 0x1/0x1");
+}
+
+// ---- rivals -----------------------------------------------------------------------------------
+
+constexpr const char* kRivals = "overlaps another of its priority";
+
+TEST(AdoptionOfRivals, WhatEitherCoversIsTheKernels) {
+    for (const auto action : {PolicyAction::allow, PolicyAction::block}) {
+        Register reg;
+        const Tunnel tunnel;
+        reg.add_policies(tunnel);
+        const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+        const auto in = reg.add(inbound_sa(tunnel, 0x1001));
+        const uint32_t filter = reg.add_filter(
+            PolicyDirection::out, action, "10.1.0.0/24", "10.2.0.0/24", tunnel.priority,
+            [](KernelPolicy& policy) { policy.row.selector.protocol = 17; });
+        Adoption adoption = reg.decide();
+        ASSERT_EQ(adoption.outbound.size(), 2u);
+        for (const SpdEntry& entry : adoption.outbound) {
+            EXPECT_EQ(entry.action, SpdAction::protect);
+            EXPECT_TRUE(owners_of(adoption)[to_index(entry.policy)].empty());
+        }
+        EXPECT_EQ(adoption.sas.at(out).reason, std::string("its policy: ") + kRivals);
+        EXPECT_TRUE(adoption.sas.at(in).adopted()) << "inbound nobody is in its way";
+        EXPECT_EQ(adoption.policies.at(filter).reason, kRivals);
+        EXPECT_EQ(adoption.policies.at(reg.first_index()).reason, kRivals);
+
+        reg.update(filter, [](KernelPolicy& policy) { ++policy.row.priority; });
+        adoption = reg.decide();
+        EXPECT_TRUE(adoption.sas.at(out).adopted());
+        EXPECT_EQ(adoption.policies.at(filter).reason, "");
+        EXPECT_NE(adoption.outbound[1].action, SpdAction::protect);
+    }
+}
+
+TEST(AdoptionOfRivals, WhatDoesTheSameIsNoRival) {
+    Register reg;
+    const Tunnel tunnel;
+    for (const char* far : {"10.2.0.0/24", "10.2.0.0/25"}) {
+        Tunnel each = tunnel;
+        each.remote_net = prefix(far);
+        reg.add_policies(each);
+    }
+    Tunnel elsewhere = tunnel;  // another group
+    elsewhere.reqid = 8;
+    elsewhere.remote_net = prefix("10.2.1.0/24");
+    reg.add_policies(elsewhere);
+    const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+    const auto in = reg.add(inbound_sa(tunnel, 0x1001));
+    for (const char* near : {"10.9.0.0/16", "10.9.0.0/24"}) {
+        reg.add_filter(PolicyDirection::out, PolicyAction::allow, near, "10.2.0.0/16",
+                       tunnel.priority);
+    }
+    const Adoption adoption = reg.decide();
+    EXPECT_EQ(adoption.sas.at(out).reason, "");
+    EXPECT_EQ(adoption.sas.at(in).reason, "");
+    for (const auto& [index, view] : adoption.policies) EXPECT_EQ(view.reason, "") << index;
+}
+
+TEST(AdoptionOfRivals, TwoTunnelsAreTheKernelsAndAThirdIsNot) {
+    Register reg;
+    std::vector<xfrm::SaName> names;
+    constexpr std::pair<const char*, const char*> kNets[] = {{"10.1.0.0/25", "10.2.0.0/24"},
+                                                             {"10.1.0.0/24", "10.2.0.0/25"},
+                                                             {"10.1.0.0/24", "10.3.0.0/24"}};
+    for (uint32_t i = 0; i < 3; ++i) {
+        Tunnel tunnel;
+        tunnel.reqid = i + 1;
+        tunnel.local_net = prefix(kNets[i].first);
+        tunnel.remote_net = prefix(kNets[i].second);
+        reg.add_policies(tunnel);
+        names.push_back(reg.add(outbound_sa(tunnel, 0x2001 + i)));
+        names.push_back(reg.add(inbound_sa(tunnel, 0x1001 + i)));
+    }
+    const Adoption adoption = reg.decide();
+    for (size_t i = 0; i < 4; ++i) {
+        EXPECT_EQ(adoption.sas.at(names[i]).reason, std::string("its policy: ") + kRivals) << i;
+    }
+    EXPECT_TRUE(adoption.sas.at(names[4]).adopted());
+    EXPECT_TRUE(adoption.sas.at(names[5]).adopted());
+}
+
+// What only the kernel can judge may be asked first, too.
+TEST(AdoptionOfRivals, OneWithAMarkIsARivalWhicheverCameFirst) {
+    for (const bool first : {true, false}) {
+        Register reg;
+        const Tunnel tunnel;
+        const auto add_marked = [&] {
+            reg.add_filter(PolicyDirection::out, PolicyAction::allow, "10.0.0.0/8", "10.0.0.0/8",
+                           tunnel.priority, [](KernelPolicy& policy) { policy.mark = {1, 1}; });
+        };
+        if (first) add_marked();
+        reg.add_policies(tunnel);
+        if (!first) add_marked();
+        const auto out = reg.add(outbound_sa(tunnel, 0x2001));
+        EXPECT_EQ(reg.decide().sas.at(out).reason, std::string("its policy: ") + kRivals);
+    }
+}
+
+TEST(AdoptionOfRivals, InClearNothingEntersThatOneOfThemForbids) {
+    for (const bool first : {true, false}) {
+        Register reg;
+        const Tunnel tunnel;
+        const auto add_open = [&] {
+            reg.add_filter(PolicyDirection::forward, PolicyAction::allow, "10.2.0.0/24",
+                           "10.1.0.0/24", tunnel.priority,
+                           [](KernelPolicy& policy) { policy.row.selector.protocol = 17; });
+        };
+        if (first) add_open();
+        reg.add_policies(tunnel);
+        if (!first) add_open();
+        const auto in = reg.add(inbound_sa(tunnel, 0x1001));
+        const Adoption adoption = reg.decide();
+        EXPECT_EQ(adoption.inbound.front().action, SpdAction::protect);
+        EXPECT_EQ(adoption.inbound.back().action, SpdAction::bypass);
+        EXPECT_EQ(adoption.sas.at(in).reason, std::string("its policy: ") + kRivals);
+    }
+}
+
+// Of fragments neither is known before the other where only one selects by ports.
+TEST(AdoptionOfRivals, ThoseWithPortsStandInFront) {
+    Register reg;
+    const Tunnel tunnel;
+    reg.add_filter(PolicyDirection::out, PolicyAction::allow, "10.0.0.0/8", "10.0.0.0/8",
+                   tunnel.priority);
+    reg.add_policies(tunnel, [](KernelPolicy& policy) {
+        policy.row.selector.protocol = 17;
+        policy.row.selector.destination_port = 53;
+        policy.row.selector.destination_port_mask = 0xffff;
+    });
+    EXPECT_TRUE(reg.decide().outbound.front().has_ports);
 }
 
 // ---- numbers -----------------------------------------------------------------------------------

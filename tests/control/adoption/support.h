@@ -74,18 +74,15 @@ class Register {
 
     uint32_t add(xfrm::KernelPolicy policy) {
         ++arrivals_;
-        policy.arrival = arrivals_;
         policy.row.index =
             static_cast<uint32_t>(arrivals_ * 8) | static_cast<uint32_t>(policy.row.direction);
         if (first_index_ == 0) first_index_ = policy.row.index;
         policies.emplace(policy.row.index, policy);
         return policy.row.index;
     }
-    // Behind others of its priority, as any update puts it.
     void update(uint32_t index, const Change& change) {
         xfrm::KernelPolicy& policy = policies.at(index);
         change(policy);
-        policy.arrival = ++arrivals_;
     }
     // It came later than was thought.
     void move(const xfrm::SaName& name) { states.at(name).arrival = ++arrivals_; }
@@ -110,8 +107,9 @@ class Register {
         }
     }
 
-    void add_filter(xfrm::PolicyDirection direction, xfrm::PolicyAction action, const char* source,
-                    const char* destination, uint32_t priority, const Change& change = {}) {
+    uint32_t add_filter(xfrm::PolicyDirection direction, xfrm::PolicyAction action,
+                        const char* source, const char* destination, uint32_t priority,
+                        const Change& change = {}) {
         xfrm::KernelPolicy policy;
         policy.row.direction = direction;
         policy.row.action = action;
@@ -119,7 +117,7 @@ class Register {
         policy.row.selector.source = prefix(source);
         policy.row.selector.destination = prefix(destination);
         if (change) change(policy);
-        add(std::move(policy));
+        return add(std::move(policy));
     }
 
     void remove_policies(const Tunnel& tunnel) {

@@ -466,10 +466,7 @@ TEST(XfrmRegisterMirror, PoliciesFollowNotifications) {
              {"new", {{kAdd, full_policy(17)}}, {17}, {9, 17}},
              {"update of what is not known", {{kChange, full_policy(17)}}, {17}, {9, 17}},
              {"update", {{kChange, full_policy(9, 5)}}, {9}, {9}},
-             {"update without a difference changes the order",
-              {{kChange, full_policy(9)}},
-              {9},
-              {9}},
+             {"update without a difference", {{kChange, full_policy(9)}}, {}, {9}},
              {"deleted by index", {{kRemove, policy_deletion(9, false)}}, {9}, {}},
              {"deleted by selector", {{kRemove, policy_deletion(9, true)}}, {9}, {}},
              {"deleted, not known", {{kRemove, policy_deletion(17, true)}}, {}, {9}},
@@ -488,21 +485,17 @@ TEST(XfrmRegisterMirror, PoliciesFollowNotifications) {
         RegisterMirror mirror(kOwnPort);
         RegisterChanges before;
         apply(mirror, before, {{kAdd, full_policy(9)}});
-        const uint64_t arrival = mirror.policies().at(9).arrival;
         RegisterChanges changes;
         apply(mirror, changes, row.burst);
         EXPECT_EQ(changes.policies, row.changed);
         std::vector<uint32_t> left;
         for (const auto& entry : mirror.policies()) left.push_back(entry.first);
         EXPECT_EQ(left, row.left);
-        if (row.burst[0].type == kChange && left.size() == 1) {
-            EXPECT_GT(mirror.policies().at(9).arrival, arrival);
-        }
         EXPECT_TRUE(add_up(mirror.counters()));
     }
 }
 
-TEST(XfrmRegisterMirror, ADumpTellsTheOrderOfPolicies) {
+TEST(XfrmRegisterMirror, TheOrderOfPoliciesSaysNothing) {
     constexpr uint16_t kAdd = XFRM_MSG_NEWPOLICY;
     RegisterMirror mirror;
     RegisterChanges changes;
@@ -510,14 +503,8 @@ TEST(XfrmRegisterMirror, ADumpTellsTheOrderOfPolicies) {
           {{kAdd, full_policy(9)}, {kAdd, full_policy(17)}, {kAdd, full_policy(25)}});
     changes = {};
     dump(mirror, changes,
-         {{kAdd, full_policy(25)}, {kAdd, full_policy(17)}, {kAdd, full_policy(9)}});
-    EXPECT_TRUE(changes.policies.empty());
-    dump(mirror, changes,
          {{kAdd, full_policy(9)}, {kAdd, full_policy(25)}, {kAdd, full_policy(17)}});
-    EXPECT_EQ(changes.policies, std::set<uint32_t>{9}) << "9 was replaced by itself";
-    const auto arrival = [&](uint32_t index) { return mirror.policies().at(index).arrival; };
-    EXPECT_LT(arrival(17), arrival(25));
-    EXPECT_LT(arrival(25), arrival(9));
+    EXPECT_TRUE(changes.policies.empty());
 }
 
 TEST(XfrmRegisterMirror, ADumpTellsThatStatesCameInAnotherOrder) {

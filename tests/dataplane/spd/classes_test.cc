@@ -67,11 +67,11 @@ class Dice {
         }
         return out;
     }
-    SpdPlace place(uint64_t arrival) {
+    SpdPlace place(uint32_t arrival) {
         return {.tier = static_cast<uint8_t>(one_in(8) ? 3 : 1),
                 .priority = below(4) * 10,
-                .arrival = one_in(4) ? below(static_cast<uint32_t>(arrival) + 1) : arrival,
-                .index = static_cast<uint32_t>(arrival)};
+                .rank = one_in(4) ? below(arrival + 1) : arrival,
+                .index = arrival};
     }
 
   private:
@@ -257,7 +257,7 @@ class World {
             SpdPlace place = chosen->first;
             const SpdEntry entry = chosen->second;
             list.erase(chosen);
-            place.arrival = ++arrivals_;
+            place.rank = ++arrivals_;
             list.emplace(place, entry);
         } else {
             list.erase(chosen);
@@ -345,7 +345,7 @@ TEST(SpdClasses, EntriesThatComeToAnEmptyListHaveAnOrder) {
     ASSERT_TRUE(classes.build({}));
     for (uint32_t i = 0; i < 40; ++i) {
         // Behind all others and in front of them.
-        const SpdPlace place{.tier = 1, .arrival = i % 2 == 0 ? 100 + i : 100 - i, .index = i};
+        const SpdPlace place{.tier = 1, .rank = i % 2 == 0 ? 100 + i : 100 - i, .index = i};
         SpdEntry entry{.policy = PolicyId{i}};
         entry.source = parse_ip_prefix("10.1.0.0/24").value();
         entry.destination = parse_ip_prefix("10.2." + std::to_string(i) + ".0/24").value();

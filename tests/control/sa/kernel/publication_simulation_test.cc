@@ -465,8 +465,7 @@ void World::add_policies(const Child& child) {
     }
     policy.templates.push_back(
         {.source = tunnel.local, .destination = tunnel.remote, .reqid = child.reqid()});
-    policy.arrival = ++kernel_.arrivals;
-    policy.row.index = static_cast<uint32_t>(kernel_.arrivals * 8 + 1);
+    policy.row.index = static_cast<uint32_t>(++kernel_.arrivals * 8 + 1);
     indices.push_back(policy.row.index);
     kernel_.policies.emplace(policy.row.index, policy);
     unheard_.policies.insert(policy.row.index);
