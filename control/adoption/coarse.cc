@@ -171,13 +171,28 @@ class Finder {
         return cells;
     }
 
-    void empty(const Cell& cell, Positions narrow, const Positions& wide) {
+    // A class that holds what is around it reads all that covers the cell, another one what is of
+    // its own destination: there nothing wider ends the run.
+    void empty(const Cell& cell, const Positions& narrow, const Positions& wide) {
+        if (empty_run(cell, narrow, wide, false)) return;
+        const auto own = [&](Positions positions) {
+            std::erase_if(positions, [&](uint32_t position) {
+                return list_[position].entry.destination != cell.destination;
+            });
+            return positions;
+        };
+        empty_run(cell, own(narrow), own(wide), true);
+    }
+
+    // False: it has room, or nothing that makes some.
+    bool empty_run(const Cell& cell, Positions narrow, const Positions& wide, bool own) {
         // What ends the run of this cell, and is its last entry or entries.
         size_t end = wide.empty() ? list_.size() : wide.front();
         size_t last = wide.empty() ? 0 : 1;
         for (const Region& region : regions_) {
             if (region.position <= end && region.source.contains(cell.source) &&
-                region.destination.contains(cell.destination)) {
+                region.destination.contains(cell.destination) &&
+                (!own || region.destination == cell.destination)) {
                 end = region.position;
                 last = entries_of({.source = region.source, .destination = region.destination});
             }
@@ -189,7 +204,7 @@ class Finder {
             }));
         if (narrow.size() + last <= SP_CELL_ENTRIES_MAX &&
             of_register + reserve_ <= SP_CELL_ENTRIES_MAX) {
-            return;
+            return false;
         }
 
         struct Share {
@@ -213,12 +228,13 @@ class Finder {
                 largest = &share;
             }
         }
-        if (largest == nullptr) return;  // only the configuration's: compile_spd() says so
+        if (largest == nullptr) return false;  // only the configuration's: compile_spd() says so
         add({.position = narrow[largest->first],
              .source = cell.source,
              .destination = cell.destination,
              .reason = "more than " + std::to_string(SP_CELL_ENTRIES_MAX) + " policies for " +
                        to_string(cell.source) + " to " + to_string(cell.destination)});
+        return true;
     }
 
     // The addresses of a party, ever wider until they are few.

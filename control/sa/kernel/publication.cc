@@ -20,12 +20,15 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(const 
                         : compiler_.change(compiler_.edits_to(now.outbound_places, now.outbound,
                                                               now.inbound_places, now.inbound));
     if (!compiled) {
-        // Rows may grow faster than entries: the next try tells.
+        // Rows may grow faster than entries: the next try tells. Where it is not their number, it
+        // begins with the largest peer.
         const double share = compiled.error().share;
-        const double fit = share > 1 ? std::max(0.5, 0.97 / share) : 0.5;
-        return std::unexpected(
-            Misfit{.text = compiled.error().text,
-                   .entries_fit = static_cast<size_t>(static_cast<double>(entries) * fit)});
+        const double fit =
+            share > 1 ? static_cast<double>(entries) * std::max(0.5, 0.97 / share) : 0;
+        return std::unexpected(Misfit{.text = compiled.error().text,
+                                      .entries_fit = share > 1     ? static_cast<size_t>(fit)
+                                                     : entries > 0 ? entries - 1
+                                                                   : 0});
     }
     out.spd = std::move(*compiled);
     return out;

@@ -13,6 +13,7 @@
 
 #include "bpf/abi.h"
 #include "control/policy/compile.h"
+#include "dataplane/spd/classes.h"
 #include "dataplane/wire/ip_packet.h"
 #include "tests/control/adoption/support.h"
 
@@ -445,6 +446,68 @@ TEST(CoarseProperty, EveryListFitsAndOnlyLosesToTheKernel) {
     }
     EXPECT_GT(coarse, 1000);
     EXPECT_GT(exact, 1000);
+}
+
+// Few addresses inside each other, and entries that take all between those that do not: what a
+// class reads does not end where the list does.
+TEST(CoarseProperty, WhatFitsCompiles) {
+    Chance dice{std::mt19937(7)};
+    int with_regions_in_it = 0;
+    for (int round = 0; round < 4000; ++round) {
+        std::vector<Claim> list;
+        const uint32_t size = 17 + dice.below(30);
+        for (uint32_t i = 0; i < size; ++i) {
+            SpdEntry entry{.policy = PolicyId{i}, .action = SpdAction::protect};
+            entry.source =
+                shortened(prefix("10.1.0.0/32"), static_cast<uint8_t>(30 - dice.below(2)));
+            entry.destination =
+                shortened(prefix("10.2.0.0/32"), static_cast<uint8_t>(30 - dice.below(3)));
+            if (dice.below(12) != 0) {
+                entry.protocol = kTcp;
+                entry.has_ports = true;
+                entry.destination_port_lo = entry.destination_port_hi = static_cast<uint16_t>(i);
+            }
+            list.push_back({.entry = entry, .party = dice.below(3), .place = {.index = i}});
+        }
+        const auto regions = regions_of(list, 1000);
+        with_regions_in_it += regions.empty() ? 0 : 1;
+        const SpdList with = with_regions(list, regions, SpdDirection::outbound, kKernels);
+        std::vector<std::pair<SpdPlace, SpdEntry>> items;
+        for (size_t i = 0; i < with.entries.size(); ++i) {
+            items.emplace_back(with.places[i], with.entries[i]);
+        }
+        SpdRuns runs(1 << 16);
+        const auto built = SpdClasses(runs).build(items);
+        ASSERT_TRUE(built) << "round " << round << ": " << built.error();
+    }
+    EXPECT_GT(with_regions_in_it, 100);
+    EXPECT_LT(with_regions_in_it, 3900);
+}
+
+// Thirteen in front of one of a wider destination that takes all, and four behind it.
+TEST(Coarse, OneWiderThatTakesAllDoesNotHideWhatIsBehindIt) {
+    std::vector<Claim> list;
+    const auto add = [&](const char* destination, uint16_t port) {
+        SpdEntry entry{.policy = PolicyId{static_cast<uint32_t>(list.size())},
+                       .action = SpdAction::protect,
+                       .source = prefix("10.1.0.0/24"),
+                       .destination = prefix(destination)};
+        if (port != 0) {
+            entry.protocol = kTcp;
+            entry.has_ports = true;
+            entry.destination_port_lo = entry.destination_port_hi = port;
+        }
+        list.push_back(
+            {.entry = entry, .party = 1, .place = {.index = static_cast<uint32_t>(list.size())}});
+    };
+    for (uint16_t port = 1; port <= 13; ++port) add("10.2.0.0/16", port);
+    add("10.2.0.0/15", 0);
+    for (uint16_t port = 21; port <= 24; ++port) add("10.2.0.0/16", port);
+    const auto regions = regions_of(list, 1000);
+    ASSERT_EQ(regions.size(), 1u);
+    EXPECT_EQ(regions[0].destination, prefix("10.2.0.0/16"));
+    EXPECT_TRUE(
+        compile_entries(with_regions(list, regions, SpdDirection::outbound, kKernels).entries, {}));
 }
 
 // Two senders would use the numbers of one SA: what the kernel may send by, no worker has.
