@@ -156,7 +156,7 @@ void Daemon::take_events(Worker& worker) {
 void Daemon::handle(const Event& event) {
     WorkerCommands& commands = appliance_->commands();
     if (const auto* record = std::get_if<event::Audit>(&event)) {
-        log_.audit(audit_text(*record));
+        if (!appliance_->source().is_on_its_way(*record)) log_.audit(audit_text(*record));
     } else if (const auto* spd = std::get_if<event::SpdReleased>(&event)) {
         commands.released(spd->spd);
     } else if (const auto* routes = std::get_if<event::NextHopsReleased>(&event)) {

@@ -116,6 +116,9 @@ class SaSource {
     virtual void start() = 0;
     // Of a worker. Those that are not about SAs are none of its business.
     virtual void handle(const Event& event) = 0;
+    // What a worker had no SA for has one, which is on its way to a worker or back: counted as
+    // dropped, and no event that RFC 4303 4 wants on record.
+    [[nodiscard]] virtual bool is_on_its_way(const event::Audit&) const { return false; }
     // About once a second.
     virtual void tick() = 0;
     // Calls `then` when it is done, at once or later, but within bounded time.

@@ -348,6 +348,15 @@ void KernelSas::handle(const Event& event) {
     if (handover_.some_are_low()) next_numbers_.in(std::chrono::milliseconds(0));
 }
 
+bool KernelSas::is_on_its_way(const event::Audit& record) const {
+    if (record.reason != DropReason::unknown_spi) return false;
+    const xfrm::SaName name{.spi = record.spi, .destination = record.destination, .mark = {}};
+    const auto found = register_.mirror().states().lower_bound(name);  // of any mark
+    return found != register_.mirror().states().end() && found->first.spi == name.spi &&
+           found->first.destination == name.destination && found->first.protocol == name.protocol &&
+           !found->second.larval;
+}
+
 // ---- views -------------------------------------------------------------------------------------
 
 SaRow KernelSas::row_of_one(const xfrm::KernelSa& state) const {

@@ -82,6 +82,7 @@ class KernelSas final : public SaSource {
     // The programs are attached: takes SAs over, and follows the register from now on.
     void start() override;
     void handle(const Event& event) override;
+    [[nodiscard]] bool is_on_its_way(const event::Audit& record) const override;
     void tick() override {}  // it has a timer of its own
     // SAs go back to the kernel.
     void wind_down(std::function<void()> then) override;

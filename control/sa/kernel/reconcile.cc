@@ -97,8 +97,10 @@ Reconciler::Plan Reconciler::plan(const Decisions& now, const RunningAdoption::C
 // one that replaces another one need not.
 void Reconciler::split(Plan& plan, const xfrm::RegisterChanges& changes) const {
     const size_t steered = steered_.size();
-    const size_t room = batch_ - std::min(batch_, steered);
+    size_t room = batch_ - std::min(batch_, steered);
     if (plan.coming.size() <= room) return;
+    // A look at all takes long, and frames of those that come with it would wait until its end.
+    if (plan.whole) room = 0;
     struct Place {
         bool waited = false;
         IpAddress one_end;

@@ -12,7 +12,8 @@
 //
 // Who comes, comes in batches: the next one is named by plan_batch(), its owners are published, and
 // carry_out() steers it. So an SA's frames wait in its worker for as long as a batch takes,
-// however many SAs there are; those of a later batch are served by the kernel meanwhile.
+// however many SAs there are; those of a later batch are served by the kernel meanwhile. With a
+// round that looks at all SAs, as the first does, comes nobody, unless all go into one batch.
 //
 // What a round looks at are the SAs that something has happened to: their state, what is decided of
 // them, a word of their worker's. All others stay as they are, at no cost.

@@ -27,9 +27,11 @@ namespace sallyport::control {
 
 class WayBack {
   public:
-    // Nothing waits for a batch but control: more at once, and it does not answer for longer than
-    // some 10 ms; fewer, and a stop takes longer.
-    static constexpr size_t kBatch = 256;
+    // From the retirement of an inbound SA until its frames are steered to the kernel they find no
+    // SA, and are lost: for as long as the counters of a batch take to be written, a ms or two.
+    // More, and that is longer, and control does not answer meanwhile; fewer, and a stop takes
+    // longer: each batch settles (Handover::kSettle), 1 s for 20 000 SAs.
+    static constexpr size_t kBatch = 64;
 
     WayBack(const Clock& clock, SlotTable& slots, Handover& handover, Reconciler& reconciler,
             size_t batch = kBatch)

@@ -122,6 +122,9 @@ class HandoverTest : public ::testing::Test {
         const auto plan = reconciler_.plan(now, decided, changes, 1);
         reconciler_.owners_published(plan);
         reconciler_.carry_out(plan, now, changes);
+        const auto batch = reconciler_.plan_batch(now);
+        reconciler_.owners_published(batch);
+        reconciler_.carry_out_batch(batch, now);
         decided_ = now;
         obey();
         time_.at += Handover::kSettle;
@@ -249,6 +252,10 @@ TEST_F(HandoverTest, ManyComeInBatchesOfWholeTunnels) {
     const Reconciler::Decisions now = decide();
     Reconciler::Plan plan = reconciler_.plan(now, model::difference({}, now), changes, 1);
     reconciler_.carry_out(plan, now, changes);
+    EXPECT_TRUE(plan.coming.empty()) << "their frames would wait for the end of the round";
+    EXPECT_TRUE(reconciler_.is_under_way());
+    plan = reconciler_.plan_batch(now);
+    reconciler_.carry_out_batch(plan, now);
     size_t batches = 0;
     for (size_t come = 0; come < 2 * kTunnels; ++batches) {
         ASSERT_FALSE(plan.coming.empty());
@@ -288,6 +295,7 @@ TEST_F(HandoverTest, OneThatChangesWhileItWaitsIsNotTaken) {
     const Reconciler::Decisions now = decide();
     one_by_one.carry_out(one_by_one.plan(now, model::difference({}, now), changes, 1), now,
                          changes);
+    one_by_one.carry_out_batch(one_by_one.plan_batch(now), now);
     ASSERT_EQ(slots_.size(), 1u);
     const bool first_is_outbound = slots_.find(name(true)) != nullptr;
     kernel_.remove(name(!first_is_outbound));

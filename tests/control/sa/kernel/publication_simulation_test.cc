@@ -577,6 +577,7 @@ void World::control_round() {
         reconciler_.carry_out(
             reconciler_.plan(now.sas, {.whole = true, .sas = {}}, again, groups_.upper_bound()),
             now.sas, again);
+        reconciler_.carry_out_batch(reconciler_.plan_batch(now.sas), now.sas);
     }
     rounds_.go_on();
     rounds_.in_step(unheard_);
