@@ -26,6 +26,13 @@ bool same_addresses(const SpdEntry& a, const SpdEntry& b) {
     return a.source == b.source && a.destination == b.destination;
 }
 
+// But for what becomes of it.
+bool matches_the_same(SpdEntry a, const SpdEntry& b) {
+    a.policy = b.policy;
+    a.action = b.action;
+    return a == b;
+}
+
 bool may_meet(const IpPrefix& a, const IpPrefix& b) {
     return a.contains(b) || b.contains(a);
 }
@@ -481,22 +488,24 @@ std::optional<SpdChanges> SpdClasses::apply(std::span<const SpdEdit> edits) {
         } else if (!edit.entry) {
             go.emplace_back(edit.place, found->second.entry);
         } else if (found->second.entry != *edit.entry) {
-            if (!same_addresses(found->second.entry, *edit.entry)) stopped_ = true;
+            if (!matches_the_same(found->second.entry, *edit.entry)) stopped_ = true;
             come.push_back(&edit);
         }
     }
-    std::vector<SpdEntry> since;  // the last wait
+    since_next_ = since_;
+    changing_.clear();
     size_t waits = 0;
     const auto before = [&](const SpdEntry& entry) {
         const auto is_apart = [&](const SpdEntry& other) {
             return !same_addresses(other, entry) && share_packets(other, entry);
         };
-        if (std::ranges::any_of(since, is_apart)) {
+        if (since_next_.size() >= kSinceMax || std::ranges::any_of(since_next_, is_apart)) {
             changes_.steps.emplace_back(SpdChanges::Wait{});
-            since.clear();
+            since_next_.clear();
             if (++waits > kWaitsMax) stopped_ = true;
         }
-        since.push_back(entry);
+        since_next_.push_back(entry);
+        changing_.push_back(entry);
     };
     for (const SpdEdit* edit : come) {
         if (stopped_) break;
@@ -520,7 +529,11 @@ void SpdClasses::commit(bool rested) {
     list_before_.clear();
     taken_ = {};
     dropped_.move_to(resting_);
+    since_ = std::move(since_next_);
+    since_next_.clear();
+    changing_.clear();
     if (!rested) return;
+    since_.clear();
     for (const Run& run : resting_.runs) runs_.give_back(run.first, run.count);
     free_numbers_.insert(free_numbers_.end(), resting_.numbers.begin(), resting_.numbers.end());
     resting_ = {};
@@ -550,6 +563,8 @@ void SpdClasses::roll_back() {
     list_before_.clear();
     // Programs may have seen them.
     taken_.move_to(resting_);
+    since_.insert(since_.end(), changing_.begin(), changing_.end());
+    changing_.clear();
     dropped_ = {};
     source_count_ = source_count_before_;
     entry_count_ = entry_count_before_;

@@ -18,7 +18,8 @@
 // SPD order, an entry that decides is either that of before or has all new ones in front of it in
 // place, so it is that of after; and the same backwards for what goes. Two changes that share
 // packets and not their addresses stand in different rows, which a lookup does not read at one
-// time: between those it is waited until no program runs that began before (Wait).
+// time: between those it is waited until no program runs that began before (Wait), also where the
+// first of them was made by an earlier call.
 //
 // Where that does not do (too many changes at once, no number left between two entries), the list
 // is compiled anew as a whole.
@@ -118,6 +119,8 @@ class SpdClasses {
     static constexpr size_t kTouchedMax = 2048;
     static constexpr size_t kVisitsMax = 1 << 14;
     static constexpr size_t kWaitsMax = 4;
+    // Changed entries that are remembered until all programs have ended that began before.
+    static constexpr size_t kSinceMax = 512;
 
     // More cells of one class are not made anew.
     static constexpr size_t kCellsAnewMax = 1024;
@@ -240,6 +243,9 @@ class SpdClasses {
     OutOfUse taken_;
     OutOfUse dropped_;
     OutOfUse resting_;
+    std::vector<SpdEntry> since_;  // came or went, and a program may run that began before
+    std::vector<SpdEntry> since_next_;
+    std::vector<SpdEntry> changing_;
     size_t source_count_before_ = 0;
     size_t entry_count_before_ = 0;
     size_t visits_ = 0;

@@ -361,6 +361,57 @@ TEST(SpdClasses, EntriesThatComeToAnEmptyListHaveAnOrder) {
     }
 }
 
+// Of two that share packets and not addresses one comes and then the other goes: a program that has
+// begun before the first must not read the rows of after the second.
+TEST(SpdClasses, ItIsWaitedBetweenChangesToo) {
+    const auto waits = [](const std::optional<SpdChanges>& changes) {
+        return changes && std::ranges::any_of(changes->steps, [](const auto& step) {
+                   return std::holds_alternative<SpdChanges::Wait>(step);
+               });
+    };
+    SpdEntry wide{.policy = PolicyId{1}, .action = SpdAction::protect};
+    wide.source = parse_ip_prefix("10.1.0.0/24").value();
+    wide.destination = parse_ip_prefix("10.2.0.0/16").value();
+    SpdEntry narrow = wide;
+    narrow.destination = parse_ip_prefix("10.2.1.0/24").value();
+    SpdEntry elsewhere = wide;
+    elsewhere.destination = parse_ip_prefix("10.3.0.0/16").value();
+    const SpdPlace first{.tier = 1, .priority = 1};
+    const SpdPlace second{.tier = 1, .priority = 2};
+    const SpdEdit comes{.place = first, .entry = narrow};
+    const SpdEdit goes{.place = second, .entry = std::nullopt};
+    for (const bool rested : {false, true}) {
+        SpdRuns runs(1 << 10);
+        SpdClasses classes(runs);
+        ASSERT_TRUE(classes.build({{second, wide}, {{.tier = 2}, elsewhere}}));
+        EXPECT_FALSE(waits(classes.apply({&comes, 1})));
+        classes.commit(rested);
+        EXPECT_EQ(waits(classes.apply({&goes, 1})), !rested);
+        classes.commit(false);
+    }
+    SpdRuns runs(1 << 10);
+    SpdClasses classes(runs);
+    ASSERT_TRUE(classes.build({{second, wide}, {{.tier = 2}, elsewhere}}));
+    ASSERT_TRUE(classes.apply({&comes, 1}));
+    classes.roll_back();
+    EXPECT_TRUE(waits(classes.apply({&goes, 1}))) << "it has been tried";
+}
+
+TEST(SpdClasses, WhatMatchesOtherPacketsIsNoReplacement) {
+    SpdRuns runs(1 << 10);
+    SpdClasses classes(runs);
+    const SpdPlace place{.tier = 1};
+    SpdEntry entry{.policy = PolicyId{1}, .protocol = 6};
+    ASSERT_TRUE(classes.build({{place, entry}}));
+    entry.action = SpdAction::protect;
+    const SpdEdit same{.place = place, .entry = entry};
+    ASSERT_TRUE(classes.apply({&same, 1}));
+    classes.commit(false);
+    entry.protocol = 17;
+    const SpdEdit other{.place = place, .entry = entry};
+    EXPECT_FALSE(classes.apply({&other, 1}));
+}
+
 TEST(SpdClasses, ChangedByRowsEqualsTheOrderedListAtEachStep) {
     int by_rows = 0;
     int raced = 0;
