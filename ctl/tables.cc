@@ -377,7 +377,7 @@ std::string format_sas(const json::value& result) {
     return refused.empty() ? table.to_string() : table.to_string() + "\n" + refused;
 }
 
-// Policies of xfrm come first; they have a direction and a priority, and may be left to the kernel.
+// Policies of xfrm come first; they have a direction and a priority, and may be the kernel's to judge.
 // Those of the configuration follow or stand alone.
 std::string format_policies(const json::value& result) {
     bool of_xfrm = false;
@@ -396,7 +396,7 @@ std::string format_policies(const json::value& result) {
                                    {"MARK"},
                                    {"IF_ID", Align::right}});
     if (!of_xfrm) columns.push_back({"SAS"});
-    if (left) columns.push_back({"LEFT TO THE KERNEL"});
+    if (left) columns.push_back({"ONLY THE KERNEL JUDGES IT"});
     Table table(std::move(columns));
     for (const json::value& policy : rows_of(result)) {
         std::vector<std::string> row = {get(policy, "name"), get(policy, "action")};
