@@ -269,6 +269,8 @@ class World {
         const uint32_t cpu = 0;
         const uint32_t worker = 0;
         bpf_map_update_elem(maps->fd("cpu_worker"), &cpu, &worker, BPF_ANY);
+        const sp_port_info info{.mtu = 1500, .mac = {2, 0, 0, 0, 1, 1}};
+        bpf_map_update_elem(maps->fd("port_info"), &kPort, &info, BPF_ANY);
         return std::move(*maps);
     }
     ProgramObject load(Way way) const {

@@ -85,7 +85,9 @@
     X(not_established, "the kernel tracks no established connection that the packet belongs to")   \
     X(no_connection, "routed into the xfrm interface, and its policy names no IPsec connection")   \
     X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")     \
-    X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)")
+    X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)") \
+    X(other_station, "its link address is another station's, or it is ESP for all (RFC 1122 "      \
+                     "3.3.6)")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -371,7 +373,7 @@ SP_INLINE int sp_is_martian(__u8 family, const __u8* src, const __u8* dst) {
     return 0;
 }
 
-/* ARRAY port_info, key: port id. Writer: control. Reader: egress programs and egress_route. */
+/* ARRAY port_info, key: port id. Writer: control. Reader: all programs. */
 struct sp_port_info {
     __u32 ifindex; /* 0: unused */
     __u32 mtu;     /* IP bytes */
@@ -379,9 +381,9 @@ struct sp_port_info {
     __u32 rule_count;
     __u8 conntrack_in;  /* enum sp_conntrack: of cleartext that enters here */
     __u8 conntrack_out; /* of cleartext that leaves here */
-    __u16 pad;
+    __u8 mac[6];        /* of the device; steering programs take unicast frames to it alone */
 };
-SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 20, "abi");
+SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 24, "abi");
 
 /* What a port asks of cleartext that is in transit: to belong to an established connection of the
    kernel's. Where it does not: */

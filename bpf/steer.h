@@ -28,6 +28,29 @@ struct {
 #define SP_NO_SOCKET (-1)
 
 /*
+ * 1: a unicast frame to another MAC than the port's. It came by because the port is promiscuous,
+ * or a switch floods. Dropped and not passed: the kernel drops it too, except where a bridge or a
+ * macvlan on the port makes it the host's own, and then no program would have judged what it
+ * forwards. A MAC that changed and that control has not heard of yet stops the port's traffic for a
+ * moment; it opens nothing.
+ */
+static __always_inline int sp_is_for_other_station(const struct xdp_md* ctx) {
+    void* data = (void*)(long)ctx->data;
+    void* data_end = (void*)(long)ctx->data_end;
+    const struct ethhdr* ethernet = data;
+    __u32 port = tune.port;
+    const struct sp_port_info* info = bpf_map_lookup_elem(&port_info, &port);
+    const __u16* us;
+    const __u16* them;
+
+    if ((void*)(ethernet + 1) > data_end || !info) return 1;
+    us = (const __u16*)info->mac;
+    them = (const __u16*)ethernet->h_dest;
+    return !(ethernet->h_dest[0] & 1) &&
+           ((us[0] ^ them[0]) | (us[1] ^ them[1]) | (us[2] ^ them[2]));
+}
+
+/*
  * Hands the frame to `worker`. SP_NO_SOCKET: nobody reads there, the daemon is gone or not ready;
  * nothing was counted and the caller decides. A queue without a slot is another matter: its worker
  * may well live, and an SA must not be used by it and by the kernel at once.

@@ -3,7 +3,7 @@
  * XDP program of protected ports: what a PROTECT policy covers goes to a worker.
  *
  *   not IP, multicast, ND and link-local for this host -> kernel
- *   IP behind a priority tag                           -> dropped
+ *   IP behind a priority tag, or to another MAC        -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
  *                none: in register mode left to the kernel's own out policies;
  *                none, and the policy has an if_id: the kernel, if it routes the packet into the
@@ -108,7 +108,9 @@ int steer_protected(struct xdp_md* ctx) {
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
     if (reason) return sp_drop(reason);
-    if (packet.family == 0 || sp_is_host_scope(ctx, &packet)) return sp_pass();
+    if (packet.family == 0) return sp_pass();
+    if (sp_is_for_other_station(ctx)) return sp_drop(SP_DROP_other_station);
+    if (sp_is_host_scope(ctx, &packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);
     /* Only what ends here: an exception for packets on their way through would be a hole in the

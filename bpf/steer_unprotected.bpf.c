@@ -3,7 +3,7 @@
  * XDP program of unprotected ports: ESP to the worker that owns its SA.
  *
  *   not IP, multicast                           -> kernel
- *   IP behind a priority tag                    -> dropped
+ *   IP behind a priority tag, or to another MAC -> dropped
  *   ESP, ESP in UDP 4500                        -> owner's socket | kernel | unknown_spi
  *   IKE, ND and link-local for this host        -> kernel
  *   other cleartext                             -> inbound SPD
@@ -87,6 +87,9 @@ static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* pa
        but its replay window knows little of what a worker has received: anybody could cut a
        recorded packet in two and have it accepted once more. */
     if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
+    /* Neither we nor the kernel, which would decrypt it: nobody sends to all what one has the key
+       of. */
+    if (sp_is_link_broadcast(ctx)) return sp_drop(SP_DROP_other_station);
     owner = sp_find_owner(ctx, packet, spi);
     if (owner == SP_OWNER_UNKNOWN_SA && !tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
     if (owner != SP_OWNER_UNKNOWN_SA && owner != SP_OWNER_KERNEL) {
@@ -95,9 +98,8 @@ static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* pa
         if (verdict != SP_NO_SOCKET) return verdict;
     }
     /* The kernel may have ESP that ends here. What it would forward is one protocol of many to it,
-       and to the SPD; broadcast frames it forwards never. */
-    if (sp_is_local(ctx, packet)) return sp_pass_esp();
-    return sp_is_link_broadcast(ctx) ? sp_pass() : sp_check_cleartext(ctx, packet);
+       and to the SPD. */
+    return sp_is_local(ctx, packet) ? sp_pass_esp() : sp_check_cleartext(ctx, packet);
 }
 
 SEC("xdp")
@@ -110,17 +112,16 @@ int steer_unprotected(struct xdp_md* ctx) {
     sp_begin(ctx);
     reason = sp_parse_ip(ctx, &packet);
     if (reason) return sp_drop(reason);
-    if (packet.family == 0 || sp_is_host_scope_address(&packet)) return sp_pass();
-    /* The kernel would decrypt unicast ESP in a broadcast frame. In register mode it must not be
-       the way around the replay window of the worker that has the SA. */
-    if (!tune.register_mode && sp_is_link_broadcast(ctx)) return sp_pass();
+    if (packet.family == 0) return sp_pass();
+    if (sp_is_for_other_station(ctx)) return sp_drop(SP_DROP_other_station);
+    if (sp_is_host_scope_address(&packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);
 
     payload = sp_classify(ctx, &packet, &spi);
     if (payload == SP_PAYLOAD_ESP) return sp_steer_esp(ctx, &packet, spi);
     if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
-    if (tune.register_mode && sp_is_link_broadcast(ctx)) return sp_pass();
+    if (sp_is_link_broadcast(ctx)) return sp_pass();
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */
     if ((payload == SP_PAYLOAD_IKE || sp_is_neighbour_discovery(ctx, &packet) ||

@@ -330,6 +330,21 @@ std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {
     return sysctls_.mend();
 }
 
+void Appliance::follow_macs() {
+    for (size_t i = 0; i < ports_.size(); ++i) {
+        RunningPort& port = ports_[i];
+        const auto mac = device_mac(port.config->device);
+        if (!mac || *mac == port.mac) continue;
+        if (auto set = bpf_->set_mac(PortId{static_cast<uint16_t>(i)}, *mac); !set) {
+            log_.error("port " + port.config->name + " has another MAC: " + set.error());
+            continue;
+        }
+        port.mac = *mac;
+        log_.note("port " + port.config->name + " has another MAC: frames to the one before are " +
+                  "dropped from now on (other_station)");
+    }
+}
+
 bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;

@@ -77,6 +77,10 @@ class Appliance : private watch::Host {
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
 
+    // Programs take what is for the MAC that a port has now. Call every second or so: of what is
+    // sent to a new one nothing is taken before.
+    void follow_macs();
+
     [[nodiscard]] const config::Config& config() const { return config_; }
     [[nodiscard]] const std::vector<RunningPort>& ports() const { return ports_; }
     [[nodiscard]] const bpf_objects::BpfObjects& bpf() const { return *bpf_; }

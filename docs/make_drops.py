@@ -66,6 +66,8 @@ WHAT_TO_DO = {
                      "interface.",
     "martian": "Somebody sends with an address that cannot be his (loopback, multicast, class E, unspecified, link-local IPv6): tcpdump in front of "
     "the port, or behind the tunnel.",
+    "other_station": "Nothing, if the port is promiscuous or its switch floods. If it is traffic that should be forwarded: the neighbour has an "
+                     "old MAC for this port (`ip neigh` there), or the port is under a bridge or macvlan, which gets no IP packets from it.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

@@ -297,15 +297,16 @@ std::expected<void, std::string> BpfObjects::add_port(const PortSetup& setup) {
     auto xsks = create_xsks(setup.queues, setup.workers);
     if (!xsks) return std::unexpected(xsks.error());
 
-    const sp_port_info info{
+    sp_port_info info{
         .ifindex = setup.ifindex,
         .mtu = setup.mtu,
         .role = role_number(setup.role),
         .rule_count = 0,
         .conntrack_in = conntrack_number(setup.conntrack_in),
         .conntrack_out = conntrack_number(setup.conntrack_out),
-        .pad = 0,
+        .mac = {},
     };
+    std::ranges::copy(setup.mac, info.mac);
     if (auto written = impl_->write_info(id, info); !written) return written;
 
     auto egress = ProgramObject::open(Program::egress_port, impl_->tunables(setup), impl_->maps);
@@ -455,6 +456,13 @@ std::expected<void, std::string> BpfObjects::set_mtu(PortId id, uint32_t mtu) {
     if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
     sp_port_info info = impl_->read_info(to_index(id));
     info.mtu = mtu;
+    return impl_->write_info(to_index(id), info);
+}
+
+std::expected<void, std::string> BpfObjects::set_mac(PortId id, const MacAddress& mac) {
+    if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
+    sp_port_info info = impl_->read_info(to_index(id));
+    std::ranges::copy(mac, info.mac);
     return impl_->write_info(to_index(id), info);
 }
 

@@ -92,6 +92,8 @@ struct Limits {
     uint32_t if_ids = 4096;
 };
 
+using MacAddress = std::array<uint8_t, 6>;
+
 struct PortSetup {
     PortId id{};
     std::string device;
@@ -100,6 +102,7 @@ struct PortSetup {
     uint16_t queues = 1;
     uint16_t workers = 1;
     uint32_t mtu = 1500;  // IP bytes
+    MacAddress mac{};     // unicast frames to others are dropped
     config::XdpMode mode = config::XdpMode::automatic;
     bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
     bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
@@ -190,6 +193,8 @@ class BpfObjects {
     std::expected<bool, std::string> attach_interface();
     // MTU of the device changed.
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
+    // So did its address. A program may meanwhile see one that is half old: it drops that frame.
+    std::expected<void, std::string> set_mac(PortId port, const MacAddress& mac);
     // Replaces the port's egress filter. The old one holds until the new one is complete.
     std::expected<void, std::string> set_egress_deny(PortId port,
                                                      std::span<const config::EgressRule> rules);

@@ -22,6 +22,7 @@ struct RunningPort {
     const config::Port* config = nullptr;
     uint32_t ifindex = 0;
     uint32_t mtu = 1500;  // IP bytes
+    bpf_objects::MacAddress mac{};
     uint16_t queues = 1;
     std::unique_ptr<io::PortSockets> sockets;
     std::optional<bpf_objects::Attachment> attachment;
@@ -33,6 +34,9 @@ struct RunningPort {
 
 // Devices, MTUs and queues, by PortId. `config` outlives the result.
 std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Config& config);
+
+// The MAC of a device, as it is now.
+std::expected<bpf_objects::MacAddress, std::string> device_mac(const std::string& device);
 
 // The largest packet that every port of the unprotected side carries.
 uint32_t outer_mtu(std::span<const RunningPort> ports);

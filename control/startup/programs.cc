@@ -14,6 +14,7 @@ bpf_objects::PortSetup setup_of(PortId id, const RunningPort& port, const config
             .queues = port.queues,
             .workers = workers,
             .mtu = port.mtu,
+            .mac = port.mac,
             .mode = port.config->xdp_mode,
             .use_kfunc = programs.use_kfunc,
             .punt_unknown_spi = config.unknown_spi == config::UnknownSpi::punt,

@@ -87,7 +87,7 @@ const Member kMembers[] = {
     SP_MEMBER(sp_port_info, rule_count),
     SP_MEMBER(sp_port_info, conntrack_in),
     SP_MEMBER(sp_port_info, conntrack_out),
-    SP_MEMBER(sp_port_info, pad),
+    SP_MEMBER(sp_port_info, mac),
     SP_MEMBER(sp_tunables, port),
     SP_MEMBER(sp_tunables, queues),
     SP_MEMBER(sp_tunables, workers),

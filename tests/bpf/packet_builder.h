@@ -208,6 +208,16 @@ struct Link {
     Mac dst = {0x02, 0, 0, 0, 0, 0x0a};
     Mac src = {0x02, 0, 0, 0, 0, 0x0b};
 };
+// Unicast MACs that differ from that of `link` in one bit each.
+inline std::vector<Link> to_other_stations(const Link& link = {}) {
+    std::vector<Link> out;
+    for (size_t bit = 1; bit < 48; ++bit) {  // bit 0: to a group
+        Link other = link;
+        other.dst[bit / 8] = static_cast<uint8_t>(other.dst[bit / 8] ^ 1 << bit % 8);
+        out.push_back(other);
+    }
+    return out;
+}
 inline Bytes eth(const Network& network, const Link& link = {}) {
     Bytes out(link.dst.begin(), link.dst.end());
     out.insert(out.end(), link.src.begin(), link.src.end());

@@ -259,7 +259,8 @@ Rig::Rig() {
     } ports[] = {{kWan, "wan0", SP_ROLE_UNPROTECTED}, {kLan, "lan0", SP_ROLE_PROTECTED}};
     for (const auto& port : ports) {
         const uint32_t index = ifindex(port.device);
-        const sp_port_info info{index, 1500, port.role, 0, SP_CONNTRACK_OFF, SP_CONNTRACK_OFF, 0};
+        sp_port_info info{index, 1500, port.role, 0, SP_CONNTRACK_OFF, SP_CONNTRACK_OFF, {}};
+        std::ranges::copy(Link{}.dst, info.mac);
         const bpf_devmap_val value{.ifindex = index, .bpf_prog = {.fd = -1}};
         if (bpf_map_update_elem(maps_.fd("port_info"), &port.port, &info, BPF_ANY) != 0 ||
             bpf_map_update_elem(maps_.fd("port_by_ifindex"), &index, &port.port, BPF_ANY) != 0 ||
@@ -444,6 +445,13 @@ void Rig::set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out) {
     bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);
     info.conntrack_in = static_cast<uint8_t>(in);
     info.conntrack_out = static_cast<uint8_t>(out);
+    bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY);
+}
+
+void Rig::set_mac(uint32_t port, const Mac& mac) {
+    sp_port_info info{};
+    bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);
+    std::ranges::copy(mac, info.mac);
     bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY);
 }
 

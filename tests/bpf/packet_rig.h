@@ -125,7 +125,8 @@ class Rig {
     void set_cpu_worker(uint32_t cpu, uint32_t worker);
     void set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules);
     void set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out);
-    void set_injector(uint32_t ifindex);  // 0: none
+    void set_mac(uint32_t port, const Mac& mac);  // as long as nobody says so: Link{}.dst
+    void set_injector(uint32_t ifindex);          // 0: none
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,
                  const std::vector<std::vector<WorkerId>>& owners,
                  const std::vector<uint32_t>& if_ids = {});

@@ -275,6 +275,39 @@ TEST_F(SteerProtected, host_scope_comes_before_the_SPD) {
     protect("beside link-local v6", v6("fec0::1", icmp6()));
 }
 
+TEST_F(SteerProtected, what_is_for_another_station_is_not_taken) {
+    const Instance program = load();
+    for (const Link& other : to_other_stations()) {
+        drop(program, "PROTECT", v4("10.2.0.9", icmp(), 64, other), SP_DROP_other_station);
+        drop(program, "PROTECT v6", v6("2001:db8:b::9", icmp6(), 64, other), SP_DROP_other_station);
+        drop(program, "BYPASS", v4("192.0.2.2", icmp(), 64, other), SP_DROP_other_station);
+    }
+    const Link other = to_other_stations().back();
+    drop(program, "DISCARD", v4("10.2.5.9", icmp(), 64, other), SP_DROP_other_station);
+    drop(program, "this host", v4("10.1.0.1", icmp(), 64, other), SP_DROP_other_station);
+    drop(program, "last hop", v4("10.2.0.9", icmp(), 1, other), SP_DROP_other_station);
+    drop(program, "multicast", v4("224.0.0.251", udp({.dst = 5353}), 64, other),
+         SP_DROP_other_station);
+    pass(program, "ARP", eth(arp(), other));
+    // RFC 1812 5.3.4: the kernel forwards nothing of these.
+    for (const Link& all : {Link{.dst = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}},
+                            Link{.dst = {0x01, 0, 0x5e, 0, 0, 1}}}) {
+        pass(program, "to all", v4("10.2.0.9", icmp(), 64, all));
+    }
+}
+
+TEST_F(SteerProtected, a_port_has_the_MAC_that_it_has_now) {
+    const Instance program = load();
+    const Link before{};
+    const Link now{.dst = {0x02, 0xaa, 0xbb, 0xcc, 0xdd, 0xee}};
+    drop(program, "new MAC, not heard of", v4("10.2.0.9", icmp(), 64, now), SP_DROP_other_station);
+    rig.set_mac(kLan, now.dst);
+    drop(program, "old MAC", v4("10.2.0.9", icmp(), 64, before), SP_DROP_other_station);
+    EXPECT_EQ(rig.verdict(program, v4("10.2.0.9", icmp(), 64, now)),
+              static_cast<uint32_t>(XDP_REDIRECT));
+    rig.set_mac(kLan, before.dst);
+}
+
 TEST_F(SteerProtected, BYPASS_is_forwarded) {
     const Instance program = load();
     const Link out{.dst = kWanPeerMac, .src = kWanMac};

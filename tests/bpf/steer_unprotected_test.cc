@@ -299,6 +299,32 @@ TEST_P(SteerUnprotected, the_hosts_own_packets_go_to_the_kernel) {
     }
 }
 
+TEST_P(SteerUnprotected, what_is_for_another_station_is_not_taken) {
+    const Instance program = load();
+    const Link all{.dst = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
+    const auto drop = [&](const std::string& name, const Bytes& frame) {
+        rig.check(program, {name, frame, dropped(kWan, frame.size(), SP_DROP_other_station)});
+    };
+    const std::vector<Link> others = to_other_stations();
+    for (const Link& other : others) {
+        for (auto [name, frame] : shapes(kOnCpu0)) {
+            std::ranges::copy(other.dst, frame.begin());
+            drop(name, frame);
+        }
+        drop("BYPASS", eth(ip4({.src = "10.4.0.9", .dst = "10.1.0.10"}, icmp()), other));
+        drop("BYPASS v6",
+             eth(ip6({.src = "2001:db8:b:4::9", .dst = "2001:db8:a::10"}, icmp6()), other));
+    }
+    drop("PROTECT", eth(ip4({.src = "10.2.0.9", .dst = "10.1.0.10"}, icmp()), others.back()));
+    drop("IKE", eth(ip4({.src = kPeer4, .dst = kUs4}, udp({.dst = 500})), others.back()));
+    for (const uint32_t spi : {kOnCpu0, kInOwnerMap, kOfKernel, kUnknown}) {
+        for (auto [name, frame] : shapes(spi)) {
+            std::ranges::copy(all.dst, frame.begin());
+            drop(name + ", to all", frame);
+        }
+    }
+}
+
 TEST_P(SteerUnprotected, cleartext_meets_the_inbound_SPD) {
     const Instance program = load();
     const auto drop = [&](const char* name, const Bytes& frame, sp_drop_reason reason) {
