@@ -27,7 +27,8 @@ def main():
     args = parser.parse_args()
 
     # Imported here: scapy takes a second, and the cases register themselves.
-    from cases import oracles, traffic, steering, drops, egress, connections, life, closed  # noqa: F401
+    from cases import (  # noqa: F401
+        oracles, traffic, steering, drops, egress, connections, life, closed, unprivileged)
 
     if args.list:
         print("\n".join(name for name, _, _ in runner.CASES))
