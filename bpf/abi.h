@@ -86,8 +86,8 @@
     X(no_connection, "routed into the xfrm interface, and its policy names no IPsec connection")   \
     X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")     \
     X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)") \
-    X(other_station, "its link address is another station's, or it is ESP for all (RFC 1122 "      \
-                     "3.3.6)")
+    X(other_station, "its MAC is another station's, or it is ESP for all (RFC 1122 3.3.6)")        \
+    X(not_a_port, "its route leads to a device that is no port and not in forward_to")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -393,7 +393,10 @@ enum sp_conntrack {
     SP_CONNTRACK_DROP = 2, /* not_established */
 };
 
-/* HASH port_by_ifindex: __u32 ifindex -> __u32 port id. */
+/* HASH port_by_ifindex: __u32 ifindex -> __u32 port id, or SP_PORT_NONE: of a device that is no
+   port, and packets may be routed to it. To all others they may not. */
+#define SP_PORT_NONE 0xffffffffu
+#define SP_FORWARD_TO_MAX 32 /* devices of the configuration that are such */
 /* DEVMAP tx_ports, key: port id, value: bpf_devmap_val with the port's egress program. */
 
 /* ---- frames that workers write to sp0 ----------------------------------------------------- */

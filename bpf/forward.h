@@ -14,10 +14,11 @@
 #include "spd.h"
 #include "verdict.h"
 
-/* Writer: control. Reader: forwarding programs. Key: ifindex of each port, for its lifetime. */
+/* Writer: control. Reader: forwarding programs. Key: ifindex of each port and of each device beside
+   them that packets may be routed to, for its lifetime. */
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, SP_PORTS_MAX);
+    __uint(max_entries, SP_PORTS_MAX + SP_FORWARD_TO_MAX);
     __type(key, __u32);
     __type(value, __u32);
 } port_by_ifindex SEC(".maps");
@@ -74,6 +75,18 @@ static __always_inline int sp_is_local(struct xdp_md* ctx, const struct sp_packe
     long result = sp_fib_lookup(ctx, packet, 0, &fib);
 
     return result == BPF_FIB_LKUP_RET_NOT_FWDED || result == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/*
+ * The port that the kernel's route leads to; NULL: a device that is no port, where neither the SPD
+ * nor an egress filter stands. 0: what is in transit must not go there. ESP of our own may.
+ */
+static __always_inline int sp_find_way_out(const struct bpf_fib_lookup* fib, enum sp_origin origin,
+                                           __u32** port) {
+    *port = bpf_map_lookup_elem(&port_by_ifindex, &fib->ifindex);
+    if (!*port) return origin == SP_ORIGIN_ORIGINATED;
+    if (**port == SP_PORT_NONE) *port = NULL;
+    return 1;
 }
 
 /* The kernel would drop it without a word to us. */
@@ -208,7 +221,7 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
             return sp_drop(SP_DROP_no_route);
     }
 
-    port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (!sp_find_way_out(&fib, origin, &port)) return sp_drop(SP_DROP_not_a_port);
     if (port) {
         reason = sp_refuse_in_clear(ctx, packet, *port, origin, &by_kernel);
         if (reason) return sp_drop(reason);
@@ -238,7 +251,7 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return result < 0 || result == BPF_FIB_LKUP_RET_UNSUPP_LWT ? sp_drop(SP_DROP_no_route)
                                                                    : sp_pass();
-    port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (!sp_find_way_out(&fib, origin, &port)) return sp_drop(SP_DROP_not_a_port);
     if (port) {
         reason = sp_refuse_in_clear(ctx, packet, *port, origin, &by_kernel);
         if (reason) return sp_drop(reason);

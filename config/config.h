@@ -133,6 +133,9 @@ struct Config {
     std::filesystem::path file;
     std::string device = "sp0";  // name of the TAP between workers and kernel
     std::string xfrm_interface;  // for IPsec connections of the kernel's; empty: none
+    // Devices beside the ports to which packets in transit may be routed. None: neither a tunnel's
+    // far end nor a host in clear reaches what is not behind a port. They may come later.
+    std::vector<std::string> forward_to;
     EgressMode egress = EgressMode::devmap;
     UnknownSpi unknown_spi = UnknownSpi::drop;
     // What the host does with packets of ports after a stop that was asked for; none:

@@ -72,6 +72,7 @@ void read_gateway(const Node& node, Config& config, Diagnostics& diagnostics) {
     if (config.xfrm_interface == config.device) {
         table.report("xfrm_interface", "is the name of gateway.device too: give it another");
     }
+    config.forward_to = read_devices(table, "forward_to", SP_FORWARD_TO_MAX);
     assign(config.egress, table.choice<EgressMode>("egress", kEgressModes));
     assign(config.unknown_spi, table.choice<UnknownSpi>("unknown_spi", kUnknownSpi));
     assign(config.at_stop, table.choice<AtStop>("at_stop", kAtStop));

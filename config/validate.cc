@@ -49,6 +49,13 @@ void check_ports(const Draft& draft, Diagnostics& diagnostics) {
                                 " has the name or the device of gateway.xfrm_interface, which is "
                                 "no port: give one of them another");
         }
+        if (std::ranges::find(draft.config.forward_to, port.device) !=
+            draft.config.forward_to.end()) {
+            diagnostics.add(item.device_line,
+                            "device: " + shown(port.device) +
+                                " is in gateway.forward_to, which is for devices that are no "
+                                "ports: take it out there");
+        }
         if (!port.device.empty()) {
             const auto [first, is_new] = devices.emplace(port.device, item.device_line);
             if (!is_new) {

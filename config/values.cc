@@ -100,6 +100,36 @@ std::optional<std::string> read_device(TableReader& table, std::string_view key)
     return std::string(*text);
 }
 
+std::vector<std::string> read_devices(TableReader& table, std::string_view key, size_t count_max) {
+    const Node* node = table.node(key);
+    if (node == nullptr) return {};
+    if (node->kind != Node::Kind::array) {
+        table.report_type(key, *node, "a list of device names such as [\"eth2\"]");
+        return {};
+    }
+    if (node->elements.size() > count_max) {
+        table.report(key, "names " + std::to_string(node->elements.size()) +
+                              " devices: allowed are at most " + std::to_string(count_max));
+        return {};
+    }
+    std::vector<std::string> devices;
+    for (const Node& element : node->elements) {
+        const std::string problem = element.kind == Node::Kind::string
+                                        ? device_problem(element.text)
+                                        : "every element must be a device name in quotes";
+        if (!problem.empty()) {
+            table.report(key, problem);
+            return {};
+        }
+        if (std::ranges::find(devices, element.text) != devices.end()) {
+            table.report(key, shown(element.text) + " stands there twice");
+            return {};
+        }
+        devices.push_back(element.text);
+    }
+    return devices;
+}
+
 std::optional<std::filesystem::path> read_absolute_path(TableReader& table, std::string_view key,
                                                         size_t bytes_max) {
     const auto text = table.string(key);

@@ -27,6 +27,8 @@ inline constexpr size_t kPrefixesMax = 256;
 
 std::optional<std::string> read_name(TableReader& table, std::string_view key);
 std::optional<std::string> read_device(TableReader& table, std::string_view key);
+// A list of devices, at most `count_max`, none twice.
+std::vector<std::string> read_devices(TableReader& table, std::string_view key, size_t count_max);
 // An absolute path of at most `bytes_max` bytes.
 std::optional<std::filesystem::path> read_absolute_path(TableReader& table, std::string_view key,
                                                         size_t bytes_max);

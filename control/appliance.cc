@@ -227,6 +227,7 @@ Appliance::Step Appliance::load_programs() {
     auto injector = bpf_->add_injector({.device = config_.device, .ifindex = tap_->ifindex()});
     if (!injector) return std::unexpected(injector.error());
     injector_ = *injector;
+    if (auto set = bpf_->set_forward_to(ifindexes_of(config_.forward_to)); !set) return set;
     if (interface_) {
         auto added = bpf_->add_interface({.device = config_.xfrm_interface,
                                           .ifindex = interface_->ifindex(),
@@ -330,7 +331,10 @@ std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {
     return sysctls_.mend();
 }
 
-void Appliance::follow_macs() {
+void Appliance::follow_devices() {
+    if (auto set = bpf_->set_forward_to(ifindexes_of(config_.forward_to)); !set) {
+        log_.error("forward_to: " + set.error());
+    }
     for (size_t i = 0; i < ports_.size(); ++i) {
         RunningPort& port = ports_[i];
         const auto mac = device_mac(port.config->device);

@@ -77,9 +77,9 @@ class Appliance : private watch::Host {
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
 
-    // Programs take what is for the MAC that a port has now. Call every second or so: of what is
-    // sent to a new one nothing is taken before.
-    void follow_macs();
+    // Programs take what is for the MACs that ports have now, and forward to the devices that have
+    // the names of `forward_to` now. Call every second or so: until then what is new is dropped.
+    void follow_devices();
 
     [[nodiscard]] const config::Config& config() const { return config_; }
     [[nodiscard]] const std::vector<RunningPort>& ports() const { return ports_; }

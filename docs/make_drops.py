@@ -68,6 +68,8 @@ WHAT_TO_DO = {
     "the port, or behind the tunnel.",
     "other_station": "Nothing, if the port is promiscuous or its switch floods. If it is traffic that should be forwarded: the neighbour has an "
                      "old MAC for this port (`ip neigh` there), or the port is under a bridge or macvlan, which gets no IP packets from it.",
+    "not_a_port": "`ip route get DESTINATION` names the device. If packets should be routed there: make it a port, or put it into "
+                  "`forward_to` ([docs/config.md](config.md#gateway)).",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <ctime>
 #include <map>
+#include <set>
 
 #include "control/bpf_objects/attachment.h"
 #include "control/bpf_objects/interface_programs.h"
@@ -120,6 +121,7 @@ struct BpfObjects::Impl {
     std::unique_ptr<InterfacePrograms> interface;
     IfIdCounters if_id_counters;
     std::optional<ProgramObject> injector_queue;
+    std::set<uint32_t> forward_to;  // of the configuration, no ports
 
     Connections connections;
 
@@ -195,6 +197,15 @@ struct BpfObjects::Impl {
             return failure("no port with id " + std::to_string(to_index(id)));
         }
         return &found->second;
+    }
+
+    // Packets may be routed to this device, which is no port.
+    [[nodiscard]] std::expected<void, std::string> let_forward_to(uint32_t ifindex) const {
+        const uint32_t none = SP_PORT_NONE;
+        if (bpf_map_update_elem(maps.fd("port_by_ifindex"), &ifindex, &none, BPF_NOEXIST) != 0) {
+            return map_failure("cannot write port_by_ifindex");
+        }
+        return {};
     }
 
     [[nodiscard]] sp_port_info read_info(uint32_t port) const {
@@ -395,6 +406,9 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     if (auto written = impl_->write_info(to_index(kInjectorPort), info); !written) {
         return std::unexpected(written.error());
     }
+    if (auto let = impl_->let_forward_to(setup.ifindex); !let) {
+        return std::unexpected(let.error());
+    }
     impl_->injector = std::make_unique<Injector>(setup, std::move(*lock), nullptr);
     if (auto attached = attach_injector(); !attached) {
         impl_->injector.reset();
@@ -436,6 +450,7 @@ std::expected<void, std::string> BpfObjects::add_interface(const InterfaceSetup&
     info.ifindex = setup.ifindex;
     info.mtu = setup.mtu;
     info.role = SP_ROLE_INTERFACE;
+    if (auto let = impl_->let_forward_to(setup.ifindex); !let) return let;
     return impl_->write_info(to_index(kInterfacePort), info);
 }
 
@@ -464,6 +479,28 @@ std::expected<void, std::string> BpfObjects::set_mac(PortId id, const MacAddress
     sp_port_info info = impl_->read_info(to_index(id));
     std::ranges::copy(mac, info.mac);
     return impl_->write_info(to_index(id), info);
+}
+
+std::expected<void, std::string> BpfObjects::set_forward_to(std::span<const uint32_t> ifindexes) {
+    const std::set<uint32_t> wanted(ifindexes.begin(), ifindexes.end());
+    std::set<uint32_t>& known = impl_->forward_to;
+    for (auto it = known.begin(); it != known.end();) {
+        const uint32_t ifindex = *it;
+        if (wanted.contains(ifindex)) {
+            ++it;
+            continue;
+        }
+        bpf_map_delete_elem(impl_->maps.fd("port_by_ifindex"), &ifindex);
+        it = known.erase(it);
+    }
+    for (const uint32_t ifindex : wanted) {
+        uint32_t port = 0;
+        // Known, or a port or sp0 by another name.
+        if (bpf_map_lookup_elem(impl_->maps.fd("port_by_ifindex"), &ifindex, &port) == 0) continue;
+        if (auto let = impl_->let_forward_to(ifindex); !let) return let;
+        known.insert(ifindex);
+    }
+    return {};
 }
 
 std::expected<void, std::string> BpfObjects::set_egress_deny(

@@ -195,6 +195,9 @@ class BpfObjects {
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
     // So did its address. A program may meanwhile see one that is half old: it drops that frame.
     std::expected<void, std::string> set_mac(PortId port, const MacAddress& mac);
+    // Devices beside the ports that packets may be routed to, instead of those of the call before;
+    // at most SP_FORWARD_TO_MAX. To sp0 and the xfrm interface they always may.
+    std::expected<void, std::string> set_forward_to(std::span<const uint32_t> ifindexes);
     // Replaces the port's egress filter. The old one holds until the new one is complete.
     std::expected<void, std::string> set_egress_deny(PortId port,
                                                      std::span<const config::EgressRule> rules);

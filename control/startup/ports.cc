@@ -73,6 +73,16 @@ std::expected<bpf_objects::MacAddress, std::string> device_mac(const std::string
     return mac;
 }
 
+std::vector<uint32_t> ifindexes_of(std::span<const std::string> devices) {
+    std::vector<uint32_t> out;
+    for (const std::string& device : devices) {
+        if (const uint32_t ifindex = if_nametoindex(device.c_str()); ifindex != 0) {
+            out.push_back(ifindex);
+        }
+    }
+    return out;
+}
+
 uint32_t outer_mtu(std::span<const RunningPort> ports) {
     uint32_t mtu = UINT16_MAX;
     for (const RunningPort& port : ports) {

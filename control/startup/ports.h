@@ -38,6 +38,9 @@ std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Co
 // The MAC of a device, as it is now.
 std::expected<bpf_objects::MacAddress, std::string> device_mac(const std::string& device);
 
+// Of those devices that there are.
+std::vector<uint32_t> ifindexes_of(std::span<const std::string> devices);
+
 // The largest packet that every port of the unprotected side carries.
 uint32_t outer_mtu(std::span<const RunningPort> ports);
 // The largest packet that any of them carries.

@@ -261,11 +261,13 @@ TEST_F(Conntrack, the_stricter_of_both_ports_holds) {
         }
     }
     // Out of a device that is no port, the rule of the port it came in on holds.
+    rig.set_forward_to("other0", true);
     const Bytes aside = eth(ip4({.src = kHost4, .dst = "198.18.0.2"}, flow.upper(Way::out)));
     ask(SP_CONNTRACK_OFF, SP_CONNTRACK_OFF, SP_CONNTRACK_DROP, SP_CONNTRACK_DROP);
     refuse(program, kLan, "not out of a port", aside);
     ask(SP_CONNTRACK_DROP, SP_CONNTRACK_DROP, SP_CONNTRACK_OFF, SP_CONNTRACK_OFF);
     rig.check(program, {"not out of a port, nothing asked", aside, passed(kLan, aside.size())});
+    rig.set_forward_to("other0", false);
 }
 
 TEST_F(Conntrack, other_rules_hold_before_it) {

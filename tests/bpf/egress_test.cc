@@ -108,8 +108,30 @@ TEST_F(EgressRoute, what_the_kernel_finishes) {
     pass("no neighbour, outer v6", outer6("2001:db8:1::99", kOriginated));
     pass("no neighbour, inner", inner4("10.1.0.99", kTransit));
     pass("no neighbour, inner v6", inner6("2001:db8:a::99", kTransit));
-    pass("not out of a port", inner4("198.18.0.2", kTransit));
-    pass("not out of a port v6", inner6("2001:db8:c::2", kTransit));
+    pass("our ESP, not out of a port", outer4("198.18.0.2", kOriginated));
+    pass("our ESP, not out of a port v6", outer6("2001:db8:c::2", kOriginated));
+}
+
+TEST_F(EgressRoute, decrypted_packets_reach_only_devices_that_are_named) {
+    const auto all = [&](const auto& judge) {
+        judge("v4", inner4("198.18.0.2", kTransit));
+        judge("v6", inner6("2001:db8:c::2", kTransit));
+        judge("no neighbour v4", inner4("198.18.0.99", kTransit));
+        judge("no neighbour v6", inner6("2001:db8:c::99", kTransit));
+    };
+    const auto refused = [&](const char* name, const Bytes& frame) {
+        drop(name, frame, SP_DROP_not_a_port);
+    };
+    all(refused);
+    rig.set_forward_to("other0", true);
+    all([&](const char* name, const Bytes& frame) { pass(name, frame); });
+    rig.set_forward_to("other0", false);
+    all(refused);
+    // Another tunnel's traffic, led into sp0.
+    refused("sp0", inner4("198.19.0.2", kTransit));
+    rig.set_forward_to("sp0", true);
+    pass("sp0", inner4("198.19.0.2", kTransit));
+    rig.set_forward_to("sp0", false);
 }
 
 // A forged ICMP message makes such a route for ten minutes, and the kernel would drop what it is

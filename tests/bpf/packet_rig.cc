@@ -448,6 +448,15 @@ void Rig::set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out) {
     bpf_map_update_elem(maps_.fd("port_info"), &port, &info, BPF_ANY);
 }
 
+void Rig::set_forward_to(const std::string& device, bool may) {
+    const uint32_t key = ifindex(device);
+    const uint32_t none = SP_PORT_NONE;
+    const int fd = maps_.fd("port_by_ifindex");
+    if ((may ? bpf_map_update_elem(fd, &key, &none, 0) : bpf_map_delete_elem(fd, &key)) != 0) {
+        give_up("cannot write port_by_ifindex");
+    }
+}
+
 void Rig::set_mac(uint32_t port, const Mac& mac) {
     sp_port_info info{};
     bpf_map_lookup_elem(maps_.fd("port_info"), &port, &info);

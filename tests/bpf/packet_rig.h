@@ -125,6 +125,8 @@ class Rig {
     void set_cpu_worker(uint32_t cpu, uint32_t worker);
     void set_rules(uint32_t port, const std::vector<sp_egress_rule>& rules);
     void set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out);
+    // Whether packets may be routed to this device, which is no port; at first they may not.
+    void set_forward_to(const std::string& device, bool may);
     void set_mac(uint32_t port, const Mac& mac);  // as long as nobody says so: Link{}.dst
     void set_injector(uint32_t ifindex);          // 0: none
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,

@@ -76,6 +76,7 @@ bool become_gateway(BpfObjects& objects, std::vector<FileDescriptor>& sockets) {
                         .ifindex = if_nametoindex(device),
                         .role = id == kWan ? config::PortRole::unprotected_side
                                            : config::PortRole::protected_side,
+                        .mac = id == kWan ? kWanMac : kLanMac,
                         .register_mode = true,
                         .egress_deny = {}};
         if (!objects.add_port(setup)) return false;

@@ -269,7 +269,7 @@ TEST_P(RegisterModeInbound, a_broadcast_frame_is_no_way_around_the_worker) {
     const Link broadcast{.dst = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
     for (const uint32_t spi : {kAdopted, kKept}) {
         for (const auto& [name, frame] : shapes(spi, broadcast)) {
-            drop(program, name, frame, SP_DROP_other_station);
+            drop(program, name.c_str(), frame, SP_DROP_other_station);
         }
     }
     drop(program, "transit ESP, BYPASS",
@@ -441,7 +441,10 @@ TEST_F(RegisterModeOutbound, BYPASS_is_the_kernels_without_the_daemon) {
     pass(dead, "TTL 1", v4("192.0.2.2", icmp(), 1));
     pass(dead, "no neighbour", v4("192.0.2.99", icmp()));
     pass(dead, "too big", v4("10.3.0.9", udp({.dst = 80}, Bytes(700))));
-    pass(dead, "not out of a port", v4("198.18.0.2", udp({.dst = 25})));
+    drop(dead, "not out of a port", v4("198.18.0.2", udp({.dst = 25})), SP_DROP_not_a_port);
+    rig.set_forward_to("other0", true);
+    pass(dead, "to a device that is named", v4("198.18.0.2", udp({.dst = 25})));
+    rig.set_forward_to("other0", false);
     pass(dead, "unreachable", v4("10.67.0.9", icmp()));
     pass(dead, "no route", v4("203.0.113.1", icmp()));
     pass(dead, "for us", v4("10.1.0.1", tcp({.dst = 22})));

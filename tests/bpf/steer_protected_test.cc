@@ -371,8 +371,12 @@ TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {
     pass(program, "too big for the route v4", v4("10.3.0.9", udp({.dst = 80}, Bytes(700))));
     pass(program, "too big for the route v6", v6("2001:db8:b:3::9", big));
     pass(program, "too big and no neighbour", v4("10.3.1.9", udp({.dst = 80}, Bytes(700))));
-    pass(program, "not out of a port v4", v4("198.18.0.2", icmp()));
-    pass(program, "not out of a port v6", v6("2001:db8:c::2", icmp6()));
+    drop(program, "not out of a port v4", v4("198.18.0.2", icmp()), SP_DROP_not_a_port);
+    drop(program, "not out of a port v6", v6("2001:db8:c::2", icmp6()), SP_DROP_not_a_port);
+    rig.set_forward_to("other0", true);
+    pass(program, "to a device that is named v4", v4("198.18.0.2", icmp()));
+    pass(program, "to a device that is named v6", v6("2001:db8:c::2", icmp6()));
+    rig.set_forward_to("other0", false);
     pass(program, "no route v4", v4("203.0.113.1", icmp()));
     pass(program, "no route v6", v6("2001:db9::1", icmp6()));
     pass(program, "blackhole v4", v4("10.66.0.9", icmp()));
@@ -403,7 +407,9 @@ TEST_F(SteerProtected, egress_filter_holds_on_the_kernels_way) {
     drop(program, "too big and no neighbour", v4("10.3.1.9", to(25, 700)), SP_DROP_egress_denied);
     pass(program, "another destination port", v4("192.0.2.99", to(27)));
     pass(program, "another protocol", v4("192.0.2.99", tcp({.dst = 25})));
+    rig.set_forward_to("other0", true);
     pass(program, "not out of a port", v4("198.18.0.2", to(25)));
+    rig.set_forward_to("other0", false);
     // With a neighbour the devmap program denies it.
     const Bytes frame = v4("192.0.2.2", to(25));
     rig.check(program,

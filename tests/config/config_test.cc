@@ -132,6 +132,11 @@ std::vector<Row> rows() {
     for (int i = 1; i <= SP_PORTS_MAX; ++i) {
         many_ports += "[port.p" + std::to_string(i) + "]\nrole = \"unprotected\"\n";
     }
+    std::string many_devices = "[gateway]\nforward_to = [";
+    for (int i = 0; i <= SP_FORWARD_TO_MAX; ++i) {
+        many_devices += "\"d" + std::to_string(i) + "\", ";
+    }
+    many_devices = with(many_devices + "] #!\n");
     std::string many_pairs = "local = [";
     for (int i = 0; i < 33; ++i) many_pairs += "\"10.9." + std::to_string(i) + ".0/24\", ";
     many_pairs += "]";
@@ -195,6 +200,15 @@ std::vector<Row> rows() {
         {"no protected", "[port.wan0] #!\nrole = \"unprotected\"\n", "role = \"protected\""},
         {"no unprotected", "[port.lan0] #!\nrole = \"protected\"\n", "role = \"unprotected\""},
         {"many ports", many_ports, "17 ports: allowed are at most 14"},
+        {"forward_to type", with("[gateway]\nforward_to = \"eth2\" #!\n"), "a list of device"},
+        {"forward_to element", with("[gateway]\nforward_to = [2] #!\n"), "every element"},
+        {"forward_to name", with("[gateway]\nforward_to = [\"a b\"] #!\n"), "a device name has"},
+        {"forward_to twice", with("[gateway]\nforward_to = [\"a\", \"b\", \"a\"] #!\n"), "twice"},
+        {"forward_to many", many_devices, "names 33 devices: allowed are at most 32"},
+        {"forward_to a port",
+         with("[gateway]\nforward_to = [\"x\"]\n[port.dmz]\nrole = \"protected\"\n"
+              "device = \"x\" #!\n"),
+         "is in gateway.forward_to"},
         {"interface is the tap", with("[gateway]\nxfrm_interface = \"sp0\" #!\n"),
          "is the name of gateway.device too"},
         {"port is the interface",
@@ -460,6 +474,7 @@ TEST(ConfigDefaults, AreThoseOfTheReference) {
     ASSERT_TRUE(config.has_value()) << all_text(config.error());
     EXPECT_EQ(config->file, "/etc/x.toml");
     EXPECT_EQ(config->device, "sp0");
+    EXPECT_TRUE(config->forward_to.empty());
     EXPECT_EQ(config->egress, EgressMode::devmap);
     EXPECT_EQ(config->unknown_spi, UnknownSpi::drop);
     EXPECT_FALSE(config->at_stop.has_value());
@@ -508,6 +523,7 @@ TEST(ConfigGood, EverythingAtOnce) {
     const auto config = parse(R"(
 [gateway]
 device = "spx"
+forward_to = ["docker0", "eth2"]
 egress = "direct"
 unknown_spi = "punt"
 at_stop = "open"
@@ -579,6 +595,7 @@ policy = "p"
     ASSERT_TRUE(config.has_value()) << all_text(config.error());
     EXPECT_EQ(config->device, "spx");
     EXPECT_EQ(config->egress, EgressMode::direct);
+    EXPECT_EQ(config->forward_to, (std::vector<std::string>{"docker0", "eth2"}));
     EXPECT_EQ(config->unknown_spi, UnknownSpi::punt);
     EXPECT_EQ(config->at_stop, AtStop::open);
     EXPECT_FALSE(config->closes_at_stop());

@@ -92,7 +92,17 @@ class Loader : public ::testing::Test {
             .role = is_wan ? config::PortRole::unprotected_side : config::PortRole::protected_side,
             .queues = 2,
             .workers = 2,
+            .mac = mac_of(is_wan ? "wan0" : "lan0"),
             .egress_deny = {}};
+    }
+    static MacAddress mac_of(const char* device) {
+        ifreq request{};
+        std::snprintf(request.ifr_name, sizeof request.ifr_name, "%s", device);
+        const FileDescriptor any(::socket(AF_INET, SOCK_DGRAM, 0));
+        EXPECT_EQ(ioctl(any.get(), SIOCGIFHWADDR, &request), 0) << device;
+        MacAddress mac{};
+        std::memcpy(mac.data(), request.ifr_hwaddr.sa_data, mac.size());
+        return mac;
     }
     static BpfObjects make() {
         auto objects = BpfObjects::create(
@@ -310,6 +320,7 @@ TEST_F(Loader, BYPASS_frames_leave_by_another_CPU) {
     BpfObjects objects = make();
     PortSetup lan = setup(kLan);
     lan.bypass_cpus = {0};
+    lan.mac = packet::Link{}.dst;
     ASSERT_TRUE(objects.add_port(setup(kWan)));
     const auto added = objects.add_port(lan);
     ASSERT_TRUE(added) << added.error();
@@ -359,6 +370,7 @@ TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
     BpfObjects objects = make();
     PortSetup lan = setup(kLan);
     lan.bypass_cpus = {0};
+    lan.mac = packet::Link{}.dst;
     ASSERT_TRUE(objects.add_port(setup(kWan)) && objects.add_port(lan));
     const SpdEntry open{.policy = PolicyId{0},
                         .action = SpdAction::bypass,

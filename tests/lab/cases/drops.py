@@ -9,7 +9,7 @@ import secrets
 import time
 
 from cases.traffic import clear_between
-from lab import scapy_peer, topology, wire
+from lab import netns, scapy_peer, topology, wire
 from lab.runner import case, check, equal, eventually
 from lab.scapy_peer import ip, udp
 
@@ -134,17 +134,18 @@ def _row(side, make, reasons, delivered):
     return run
 
 
-def send(lab, side, packets, gateway, reasons, delivered):
+def send(lab, side, packets, gateway, reasons, delivered, to=None):
+    """`to`: another MAC than the port's."""
     before = gateway.drops()
     wanted = {**dict.fromkeys(before, 0), **reasons}
     del wanted["kernel_multicast"]
     with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
         for packet in packets:
             if side == FROM_WAN:
-                frame = wire.ethernet(lab.gw.mac("wan0"), "02:00:00:00:00:02", packet)
+                frame = wire.ethernet(to or lab.gw.mac("wan0"), "02:00:00:00:00:02", packet)
                 wan.send(frame)
             else:
-                frame = wire.ethernet(lab.gw.mac("lan0"), lab.lan.mac("eth0"), packet)
+                frame = wire.ethernet(to or lab.gw.mac("lan0"), lab.lan.mac("eth0"), packet)
                 lan.send(frame)
 
         def moved():
@@ -271,6 +272,88 @@ def icmp_errors_of_narrow_policies(bench):
                                   ("craft6", "fd01:0:0:3::2", "fd01:0:0:3::1")):
             outside = bench.crafted(name).tunnel.remote_host
             answers.stay(name, udp(outside, inside), [udp(outside, own), last_hop(outside, inside)])
+    bench.stop_gateway()
+
+
+OTHER_STATION = "02:00:00:00:00:77"
+
+
+@case("frames for another station are neither decrypted, encrypted nor forwarded", seconds=120)
+def other_station(bench):
+    lab = bench.lab
+    for options in ({"xdp_mode": "generic"}, {"egress": "direct"}, {}):
+        gateway = bench.gateway(**options)
+        end4, end6 = bench.crafted("craft0"), bench.crafted("craft6")
+        inner6 = udp("fd03:0:0:3::2", "fd01:0:0:3::2")
+        send(lab, FROM_WAN, [end4.seal(good()), end6.seal(inner6)], gateway, {}, 2)
+        foreign = [end4.seal(good()), end6.seal(inner6), bytes(udp("192.0.2.2", INSIDE))]
+        send(lab, FROM_WAN, foreign, gateway, {"other_station": 3}, 0, OTHER_STATION)
+        # PROTECT, BYPASS, DISCARD and no policy.
+        foreign = [bytes(udp(INSIDE, to)) for to in (OUTSIDE, "192.0.2.2", "10.9.0.2", "10.8.0.2")]
+        foreign.append(bytes(udp("fd01:0:0:3::2", "fd03:0:0:3::2")))
+        send(lab, FROM_LAN, foreign, gateway, {"other_station": 5}, 0, OTHER_STATION)
+    # The MAC that counts is the one that the port has now.
+    before = lab.gw.mac("wan0")
+    try:
+        for turn, mac in enumerate((OTHER_STATION, before), 1):
+            other = lab.gw.mac("wan0")
+            lab.gw.ip(f"link set wan0 address {mac}")
+            eventually(lambda n=turn: gateway.log().count("port wan0 has another MAC: frames") == n,
+                       "the new MAC was not noticed", 20)
+            send(lab, FROM_WAN, [end4.seal(good())], gateway, {}, 1)
+            send(lab, FROM_WAN, [end4.seal(good())], gateway, {"other_station": 1}, 0, other)
+    finally:
+        lab.gw.ip(f"link set wan0 address {before}")
+        # With its MAC the device has lost its neighbours; the guest, where it runs, is one again.
+        for address in (topology.PEER4, topology.PEER6):
+            lab.gw.sh("ping", "-c", "1", "-W", "2", address, check=False)
+
+
+class Aside:
+    """A device of the gateway that is no port, and routes to it from inside the tunnels' networks."""
+
+    ROUTES = (("10.1.0.64/26", "10.1.0.77"), ("192.0.2.192/26", "192.0.2.200"),
+              ("fd01:0:0:3::40/122", "fd01:0:0:3::77"))
+    HOP = "02:00:00:00:00:05"
+
+    def __init__(self, lab):
+        self.lab = lab
+
+    def __enter__(self):
+        netns.veth(self.lab.gw, "mgmt0", self.lab.lan, "mgmt1")
+        for route, host in self.ROUTES:
+            self.lab.gw.ip(f"route add {route} dev mgmt0")
+            self.lab.gw.ip(f"neigh add {host} lladdr {self.HOP} dev mgmt0 nud permanent")
+        return self
+
+    def __exit__(self, *_):
+        self.lab.gw.ip("link del mgmt0", check=False)
+
+    def packets(self, bench):
+        """(side, packet): decrypted, IPv4 and IPv6, and in clear from the LAN."""
+        return ((FROM_WAN, bench.crafted("craft0").seal(udp(OUTSIDE, "10.1.0.77"))),
+                (FROM_WAN, bench.crafted("craft6").seal(udp("fd03:0:0:3::2", "fd01:0:0:3::77"))),
+                (FROM_LAN, bytes(udp(INSIDE, "192.0.2.200"))))
+
+
+@case("A6 packets reach no device that is no port, unless forward_to names it", seconds=120)
+def not_a_port(bench):
+    lab = bench.lab
+    for options in ({}, {"egress": "direct"}):
+        with Aside(lab) as aside, wire.Wire(lab.lan, "mgmt1") as mgmt:
+            gateway = bench.prepare(**options).start()
+            for side, packet in aside.packets(bench):
+                send(lab, side, [packet], gateway, {"not_a_port": 1}, 0)
+            check(not [f for f in mgmt.frames if is_udp(f)], "a packet left by a device that is no port")
+        gateway = bench.prepare(forward_to=["mgmt0"], **options).start()
+        with (Aside(lab) as aside, wire.Wire(lab.lan, "mgmt1") as mgmt,  # it comes after the start
+              wire.Wire(lab.lan, "eth0") as lan):
+            clear = wire.ethernet(lab.gw.mac("lan0"), lab.lan.mac("eth0"), aside.packets(bench)[2][1])
+            eventually(lambda: lan.send(clear) or mgmt.wait(is_udp, 0.2), "mgmt0 was not noticed")
+            for side, packet in aside.packets(bench):
+                before = len(mgmt.frames)
+                send(lab, side, [packet], gateway, {}, 0)
+                check(mgmt.wait(is_udp, 20, before), "a packet did not reach the named device")
     bench.stop_gateway()
 
 

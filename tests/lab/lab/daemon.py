@@ -40,7 +40,7 @@ def _port_tables(name, values):
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
                 at_stop=None, more_ports=None, lan_keys=None, outside_keys=None, policies=(),
-                crafted_keys=None, plain_out_keys=None):
+                crafted_keys=None, plain_out_keys=None, forward_to=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
@@ -48,7 +48,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
     more_ports: their keys by name. plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
     """
     parts = [
-        _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state",
+        _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state", "forward_to": forward_to,
                              "control_socket": f"{folder}/control.sock", "max_sas": 64,
                              "at_stop": at_stop}),
         _table("[workers]", {"cpus": [0, 1]}),
