@@ -329,10 +329,27 @@ void Reconciler::go_on() {
         return false;
     });
     handover_.go_on(steered);
-    std::erase_if(steered_, [this](SaId id) {
+    const auto now = around_.clock.now();
+    using Duration = std::chrono::steady_clock::duration;
+    std::optional<Duration> held;
+    std::erase_if(steered_, [&](SaId id) {
         const Slot* slot = slots_.find(id);
-        return slot == nullptr || slot->phase != Phase::steered;
+        if (slot == nullptr) return true;
+        if (slot->phase == Phase::steered) return false;
+        if (slot->steered_at)
+            held = std::max(held.value_or(Duration::zero()), now - *slot->steered_at);
+        return true;
     });
+    if (held) adapt_batch(*held);
+}
+
+void Reconciler::adapt_batch(std::chrono::steady_clock::duration held) {
+    constexpr size_t kTunnel = 2;
+    if (held > kHeldMax) {
+        batch_ = std::min(batch_max_, std::max(kTunnel, batch_ / 2));
+    } else if (held < kHeldMax / 4) {
+        batch_ = std::min(batch_max_, 2 * batch_);
+    }
 }
 
 }  // namespace sallyport::control

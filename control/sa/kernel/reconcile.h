@@ -23,6 +23,7 @@
 //
 // Owner: control thread.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -52,9 +53,13 @@ class Reconciler {
     // read them is longer than the time to settle; fewer, and ten thousand tunnels take longer to
     // come, since each batch settles (Handover::kSettle).
     static constexpr size_t kBatch = 64;
+    // Where one that was steered waits longer (a machine short of CPU, a slow kernel), the next
+    // batch has half as many, down to one tunnel; twice as many again where it waits a quarter.
+    // Longer, and frames pass the age at which workers give them up (KernelSas::kHoldMs).
+    static constexpr std::chrono::milliseconds kHeldMax{50};
     Reconciler(const Surroundings& around, SlotTable& slots, Handover& handover,
                size_t batch = kBatch)
-        : around_(around), slots_(slots), handover_(handover), batch_(batch) {}
+        : around_(around), slots_(slots), handover_(handover), batch_max_(batch), batch_(batch) {}
 
     // `arrival`: of its state, see xfrm::KernelSa. Another one has been decided about no more.
     struct Waiting {
@@ -117,12 +122,14 @@ class Reconciler {
     void steer(const Plan& plan, const Decisions& now);
     void steer(const xfrm::SaName& name, const SaDecision& decision, bool group_is_served);
     void note_steered(const Plan& plan);
+    void adapt_batch(std::chrono::steady_clock::duration held);
     [[nodiscard]] Names behind_in_kernel(const Plan& plan, const Decisions& now) const;
 
     const Surroundings& around_;
     SlotTable& slots_;
     Handover& handover_;
-    size_t batch_;
+    size_t batch_max_;
+    size_t batch_;  // the next one
     bool taking_over_ = false;
     bool all_again_ = false;          // the next plan is about all
     std::set<xfrm::SaName> again_;    // the next plan is about them too

@@ -88,6 +88,23 @@ class HandoverTest : public ::testing::Test {
         kernel_.add(state);
         return kernel_.states.at(state.name);
     }
+    // Both directions of each, and what the register says of it.
+    xfrm::RegisterChanges add_tunnels(uint32_t count, const IpAddress& here) {
+        for (uint32_t i = 0; i < count; ++i) {
+            const IpAddress peer{.bytes = {10, 0, 0, static_cast<uint8_t>(i * 37 % 251)}};
+            for (const bool outbound : {true, false}) {
+                State state;
+                state.name = name(outbound, i);
+                state.name.destination = outbound ? peer : here;
+                state.source = outbound ? here : peer;
+                state.key = ++keys_;
+                state.outbound = outbound;
+                kernel_.add(state);
+            }
+        }
+        while (!kernel_.notices.empty()) registered_.hear_one();
+        return std::exchange(registered_.changes, {});
+    }
     void add_outbound(uint32_t count) {
         for (uint32_t i = 0; i < count; ++i) add(true, 0, i);
     }
@@ -235,20 +252,7 @@ class HandoverTest : public ::testing::Test {
 TEST_F(HandoverTest, ManyComeInBatchesOfWholeTunnels) {
     constexpr uint32_t kTunnels = 100;
     const IpAddress here{.bytes = {192, 0, 2, 9}};
-    for (uint32_t i = 0; i < kTunnels; ++i) {
-        const IpAddress peer{.bytes = {10, 0, 0, static_cast<uint8_t>(i * 37 % 251)}};
-        for (const bool outbound : {true, false}) {
-            State state;
-            state.name = name(outbound, i);
-            state.name.destination = outbound ? peer : here;
-            state.source = outbound ? here : peer;
-            state.key = ++keys_;
-            state.outbound = outbound;
-            kernel_.add(state);
-        }
-    }
-    while (!kernel_.notices.empty()) registered_.hear_one();
-    const xfrm::RegisterChanges changes = std::exchange(registered_.changes, {});
+    const xfrm::RegisterChanges changes = add_tunnels(kTunnels, here);
     const Reconciler::Decisions now = decide();
     Reconciler::Plan plan = reconciler_.plan(now, model::difference({}, now), changes, 1);
     reconciler_.carry_out(plan, now, changes);
@@ -282,6 +286,28 @@ TEST_F(HandoverTest, ManyComeInBatchesOfWholeTunnels) {
     }
     EXPECT_EQ(batches, (2 * kTunnels + Reconciler::kBatch - 1) / Reconciler::kBatch);
     EXPECT_FALSE(reconciler_.is_under_way());
+}
+
+// On a machine short of CPU frames wait as briefly, and many tunnels come later.
+TEST_F(HandoverTest, ASlowMachineTakesFewAtATime) {
+    constexpr uint32_t kTunnels = 250;
+    const xfrm::RegisterChanges changes = add_tunnels(kTunnels, {.bytes = {192, 0, 2, 9}});
+    const Reconciler::Decisions now = decide();
+    reconciler_.carry_out(reconciler_.plan(now, model::difference({}, now), changes, 1), now,
+                          changes);
+    const auto size_of_next = [&](milliseconds took) {
+        const Reconciler::Plan plan = reconciler_.plan_batch(now);
+        reconciler_.carry_out_batch(plan, now);
+        time_.at += took;
+        reconciler_.go_on();
+        return plan.coming.size();
+    };
+    constexpr milliseconds kSlow = Reconciler::kHeldMax + milliseconds(1);
+    for (const size_t size : {64u, 32u, 16u, 8u, 4u, 2u, 2u}) EXPECT_EQ(size_of_next(kSlow), size);
+    EXPECT_EQ(size_of_next(Reconciler::kHeldMax), 2u) << "as it should be";
+    for (const size_t size : {2u, 4u, 8u, 16u, 32u, 64u, 64u}) {
+        EXPECT_EQ(size_of_next(Handover::kSettle), size);
+    }
 }
 
 // What came, changed or went while it waited is for the next round.
