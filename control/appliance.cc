@@ -207,6 +207,14 @@ Appliance::Step Appliance::set_up_tap() {
 }
 
 Appliance::Step Appliance::open_sockets() {
+    for (const RunningPort& port : ports_) {
+        const auto change = features_.switch_off(port.config->device);
+        if (!change) return std::unexpected("port " + port.config->name + ": " + change.error());
+        if (*change == LinkFeatures::Change::changed) {
+            log_.note("port " + port.config->name +
+                      ": VLAN tags stay in its frames while sallyportd runs (rxvlan was on)");
+        }
+    }
     return control::open_sockets(ports_, config_, static_cast<uint16_t>(cpus_.size()), *memory_);
 }
 

@@ -46,6 +46,7 @@
 #include "control/sa/source.h"
 #include "control/sa/static/sequence_store.h"
 #include "control/sa/worker_commands.h"
+#include "control/startup/link_features.h"
 #include "control/startup/ports.h"
 #include "control/startup/sysctls.h"
 #include "control/watch/gate.h"
@@ -153,6 +154,7 @@ class Appliance : private watch::Host {
     std::optional<xfrm::Interface> interface_;  // made before the guard, removed before it
     std::optional<xfrm::SaRegistry> registry_;
     Sysctls sysctls_{config_.state_dir / "sysctls"};
+    LinkFeatures features_{config_.state_dir / "link_features"};
     uint32_t tap_mtu_ = 1500;
     std::optional<io::Tap> tap_;
     HostTraffic host_traffic_;

@@ -159,3 +159,40 @@ def direct(guest):
     equal(t.gw.stop(), 0, "exit status")
     check("frames are conserved" in t.gw.log(), "frames are not conserved")
     return f"{sent} frames sent"
+
+
+def takes_tags_out(t, device):
+    return "rx-vlan-offload: on" in t.n.gw.sh("ethtool", "-k", device)
+
+
+@BOOT.case("VLAN: a card leaves tags in frames, and a host in VLAN 5 is not one of the port's network", seconds=90)
+def tagged(guest):
+    t = tunnel.StaticTunnel(guest, link=cards)
+    # The card lets VLANs pass that have a device, or all of them.
+    t.n.gw.sh("ethtool", "-K", "lan0", "rx-vlan-filter", "off", check=False)
+    t.n.gw.ip("link add link lan0 name lan0.5 type vlan id 5")
+    t.n.gw.ip("link set lan0.5 up")
+    check(takes_tags_out(t, "lan0"), "igb has to take tags out at first")
+    t.gw.start()
+    check(not takes_tags_out(t, "lan0"), "the card still takes tags out")
+    wait_for_carrier(t)
+    passed, sent = t.gw.ports()["lan0"]["passed"], t.gw.sa("branch-out")["packets"]
+    plain = [packets.udp(f"10.1.0.{i}", tunnel.FAR, 7000, 9) for i in range(10, 18)]
+    with t.n.lan.packet_socket("eth0", protocol=0) as s:
+        for packet in plain:
+            frame = wire.ethernet(t.n.gw.mac("lan0"), t.n.lan.mac("eth0"), packet)
+            s.send(frame[:12] + bytes.fromhex("81000005") + frame[12:])
+            time.sleep(0.02)
+    eventually(lambda: t.gw.ports()["lan0"]["passed"] >= passed + len(plain),
+               lambda: f"tagged frames did not go to the kernel: {t.gw.ports()['lan0']}, {t.gw.sa('branch-out')}")
+    send(t.n.lan, "eth0", t.n.gw.mac("lan0"), plain[:1])
+    eventually(lambda: t.gw.sa("branch-out")["packets"] > sent, "an untagged packet did not pass")
+    equal(t.gw.sa("branch-out")["packets"], sent + 1, "packets that the SA has sent")
+    equal(t.gw.stop(), 0, "exit status")
+    check(takes_tags_out(t, "lan0"), "the card does not take tags out any more after the end")
+    # A run that is killed leaves it switched off, and the end of the next puts it back.
+    t.gw.start().kill()
+    check(not takes_tags_out(t, "lan0"), "the card takes tags out after kill -9")
+    t.gw.start()
+    equal(t.gw.stop(), 0, "exit status")
+    check(takes_tags_out(t, "lan0"), "the card does not take tags out after kill -9, a start and an end")
