@@ -377,8 +377,8 @@ std::string format_sas(const json::value& result) {
     return refused.empty() ? table.to_string() : table.to_string() + "\n" + refused;
 }
 
-// Policies of xfrm come first; they have a direction and a priority, and may be the kernel's to judge.
-// Those of the configuration follow or stand alone.
+// Policies of xfrm come first; they have a direction and a priority, and may be the kernel's to
+// judge. Those of the configuration follow or stand alone.
 std::string format_policies(const json::value& result) {
     bool of_xfrm = false;
     bool left = false;

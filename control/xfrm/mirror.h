@@ -53,7 +53,7 @@ struct RegisterChanges {
         IpAddress source;
         IpAddress destination;
     };
-    std::vector<Acquire> acquires;              // packets wait for an SA; the IKE daemon acts on them
+    std::vector<Acquire> acquires;  // packets wait for an SA; the IKE daemon acts on them
     static constexpr size_t kAcquiresMax = 64;  // more are only counted
 
     [[nodiscard]] bool empty() const {
