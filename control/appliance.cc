@@ -134,15 +134,23 @@ Appliance::Step Appliance::close_unseen_ports() {
     gate_.emplace(std::move(*gate));
     const auto closed = gate_->closed();
     if (!closed) return std::unexpected(closed.error());
-    stays_closed_ = guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep || !closed->empty();
-    gate_->at_end(stays_closed_ ? watch::Gate::AtEnd::keep : watch::Gate::AtEnd::open);
+    std::vector<bpf_objects::Leftover> leftovers;
     for (const RunningPort& port : ports_) {
-        const auto leftover = bpf_objects::leftover_on(port.ifindex, port.config->xdp_mode);
-        // Until there is a gateway, the kernel carries the tunnels of an IKE daemon.
-        const bool kernel_carries =
-            leftover == bpf_objects::Leftover::none && config_.follows_xfrm();
+        leftovers.push_back(bpf_objects::leftover_on(port.ifindex, port.config->xdp_mode));
+    }
+    // Without PROTECT in the file a killed run leaves no policies of xfrm, but its programs.
+    const bool has_programs = std::ranges::any_of(leftovers, [](bpf_objects::Leftover leftover) {
+        return leftover != bpf_objects::Leftover::none;
+    });
+    stays_closed_ =
+        guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep || !closed->empty() || has_programs;
+    gate_->at_end(stays_closed_ ? watch::Gate::AtEnd::keep : watch::Gate::AtEnd::open);
+    for (size_t i = 0; i < ports_.size(); ++i) {
+        const auto leftover = leftovers[i];
+        // Where no gateway ran before, the kernel carries the tunnels of an IKE daemon until now.
+        const bool kernel_carries = !stays_closed_ && config_.follows_xfrm();
         if (leftover == bpf_objects::Leftover::replaceable || kernel_carries) continue;
-        if (auto done = gate_->close(port.config->device); !done) return done;
+        if (auto done = gate_->close(ports_[i].config->device); !done) return done;
     }
     return {};
 }
@@ -281,7 +289,7 @@ Appliance::Step Appliance::attach_all() {
 }
 
 Appliance::Step Appliance::enable_forwarding() {
-    if (auto done = apply(forwarding_settings(), sysctls_, log_); !done) return done;
+    if (auto done = apply(forwarding_settings(config_.ports), sysctls_, log_); !done) return done;
     return gate_->open_all();
 }
 
@@ -370,11 +378,16 @@ bool Appliance::stop() {
     for (const auto& worker : workers_) worker->stop();
     if (source_) source_->give_back();
     host_traffic_.close();
-    for (const Setting& setting : forwarding_settings()) sysctls_.put_back(setting.name);
+    for (const Setting& setting : forwarding_settings(config_.ports)) {
+        sysctls_.put_back(setting.name);
+    }
     if (stays_closed_) {
         for (const RunningPort& port : ports_) {
-            if (auto closed = gate_->close(port.config->device); !closed) {
-                log_.error(closed.error());
+            // Somebody may have renamed it.
+            std::set<std::string> names{port.config->device};
+            if (auto now = watch::look_at(port.ifindex); now.ifindex != 0) names.insert(now.name);
+            for (const std::string& name : names) {
+                if (auto closed = gate_->close(name); !closed) log_.error(closed.error());
             }
         }
     }

@@ -115,6 +115,11 @@ std::expected<Message, std::string> parse_rule(bool removed, Bytes payload) {
     uint32_t priority = 0;
     uint32_t suppress_prefix = UINT32_MAX;
     uint32_t suppress_group = UINT32_MAX;
+    uint8_t made_by = 0;
+    if (!attributes.exact(FRA_PROTOCOL, made_by)) return Error("a rule is malformed");
+    // Rules of ours lead the host's own packets, or close a port to what comes in there.
+    constexpr uint8_t kMadeByUs = 83;
+    if (made_by == kMadeByUs) return Ignored{};
     if (!attributes.exact(FRA_TABLE, table) || !attributes.exact(FRA_PRIORITY, priority) ||
         !attributes.exact(FRA_SUPPRESS_PREFIXLEN, suppress_prefix) ||
         !attributes.exact(FRA_SUPPRESS_IFGROUP, suppress_group)) {

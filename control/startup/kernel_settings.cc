@@ -3,9 +3,13 @@
 
 namespace sallyport::control {
 
-std::vector<Setting> forwarding_settings() {
-    return {{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
-            {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
+std::vector<Setting> forwarding_settings(std::span<const config::Port> ports) {
+    std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
+                             {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
+    for (const config::Port& port : ports) {
+        out.push_back({.name = "net/ipv6/conf/" + port.device + "/forwarding", .value = "1"});
+    }
+    return out;
 }
 
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack) {

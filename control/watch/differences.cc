@@ -83,7 +83,10 @@ InnerVerdict judge_inner(const InnerShould& should, const DeviceNow& now) {
     }
     if (!now.has_program) {
         out.attach = true;
-        differs("program", "our program was removed from the device; it is attached again");
+        out.close = true;
+        differs("program",
+                "our program was removed from the device; what comes in by it is not forwarded "
+                "until it is back");
     }
     return out;
 }

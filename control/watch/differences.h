@@ -60,6 +60,7 @@ struct InnerShould {
 };
 struct InnerVerdict {
     std::vector<Difference> differences;
+    bool close = false;  // what comes in by it must not be forwarded
     bool attach = false;
     bool set_up = false;
 };

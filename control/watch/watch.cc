@@ -195,19 +195,35 @@ void Watch::look_at_inner() {
         now.has_program = now.ifindex != 0 && host_.is_attached(which);
         const InnerVerdict verdict = judge_inner(should, now);
         std::ranges::copy(verdict.differences, std::back_inserter(differences));
+        // Without its program the kernel would forward what workers have decrypted, unjudged.
+        if (verdict.close) {
+            if (auto closed = gate_.close(should.device); !closed) log_.error(closed.error());
+            closed_inner_.insert(should.device);
+        }
         std::expected<void, std::string> done;
         if (verdict.set_up) done = host_.set_up(which);
         if (done && verdict.attach) done = host_.attach(which);
         if (!done) {
+            std::ranges::copy(verdict.differences, std::back_inserter(after));
             after.push_back(
                 {.key = should.device + ": mend",
                  .text = should.device + ": " + done.error() + "; it is tried each second"});
         } else if (!verdict.set_up && !verdict.attach) {
             std::ranges::copy(verdict.differences, std::back_inserter(after));
         }
+        if (done && closed_inner_.contains(should.device) && gate_.open(should.device)) {
+            closed_inner_.erase(should.device);
+        }
     }
-    hold(Subject::inner, differences);
-    if (after != differences) hold(Subject::inner, after);
+    // What stood before the mending is said, but for what stands already with its failure.
+    std::erase_if(differences, [&](const Difference& each) {
+        return std::ranges::find(after, each) != after.end();
+    });
+    if (!differences.empty()) {
+        std::ranges::copy(after, std::back_inserter(differences));
+        hold(Subject::inner, differences);
+    }
+    hold(Subject::inner, after);
 }
 
 void Watch::look_at_guard() {
@@ -247,6 +263,14 @@ void Watch::look_at_settings() {
     hold(Subject::settings, differences);
 }
 
+// One that comes and goes ever again is said now and then, so that it does not fill the log.
+bool Watch::may_say(const std::string& key) {
+    const auto now = Clock::now();
+    std::erase_if(said_, [&](const auto& each) { return now - each.second.since > kSaidAgain; });
+    Said& said = said_.try_emplace(key, Said{.since = now}).first->second;
+    return ++said.times <= kSaidMax;
+}
+
 // Says what is new and what has gone.
 void Watch::hold(Subject subject, const std::vector<Difference>& now) {
     std::map<std::string, std::string>& standing = standing_[subject];
@@ -257,10 +281,12 @@ void Watch::hold(Subject subject, const std::vector<Difference>& now) {
         const auto before = standing.find(key);
         const bool is_new =
             before == standing.end() || (subject == Subject::ports && before->second != text);
-        if (is_new) log_.warning(text);
+        if (is_new && may_say(key)) log_.warning(text);
     }
     for (const auto& [key, text] : standing) {
-        if (!next.contains(key)) log_.info("mended: " + text);
+        const auto said = said_.find(key);
+        const bool often = said != said_.end() && said->second.times > kSaidMax;
+        if (!next.contains(key) && !often) log_.info("mended: " + text);
     }
     standing = std::move(next);
 }

@@ -62,6 +62,10 @@ class Watch {
     // All policies of the kernel are read for it: at most so often, and not more than a hundredth
     // of the time.
     static constexpr std::chrono::milliseconds kGuardAudit{10000};
+    // One difference is said so many times in so long; more often, and who can cause it fills the
+    // log.
+    static constexpr std::chrono::seconds kSaidAgain{60};
+    static constexpr uint32_t kSaidMax = 5;
 
     // All outlive the object.
     Watch(boost::asio::io_context& context, control::Log& log, Host& host, Gate& gate,
@@ -92,6 +96,7 @@ class Watch {
     void look_at_guard();
     void look_at_settings();
     void hold(Subject subject, const std::vector<Difference>& now);
+    bool may_say(const std::string& key);
 
     boost::asio::io_context& context_;
     control::Log& log_;
@@ -106,8 +111,14 @@ class Watch {
     std::vector<PortShould> ports_;
     std::vector<uint32_t> mtus_;  // that the programs know
     std::vector<std::pair<Host::Inner, InnerShould>> inner_;
-    std::set<std::string> closed_;                                    // by us
+    std::set<std::string> closed_;                                    // ports, by us
+    std::set<std::string> closed_inner_;                              // sp0, the xfrm interface
     std::map<Subject, std::map<std::string, std::string>> standing_;  // by key
+    struct Said {
+        Clock::time_point since;
+        uint32_t times = 0;
+    };
+    std::map<std::string, Said> said_;  // by key, in the last kSaidAgain
     // In the past after messages were lost: the next audit looks. Not at once, since that happens
     // when policies come by the thousand, and each look reads all of them.
     Clock::time_point next_guard_audit_;

@@ -298,7 +298,7 @@ std::expected<PolicyGuard, std::string> PolicyGuard::install(std::vector<PolicyR
     // Fail closed: what is in place stays when this start fails half way.
     guard.at_end_ = AtEnd::keep;
     guard.wanted_ = std::move(rows);
-    if (auto done = guard.write(*before); !done) {
+    if (auto done = guard.write(*before, Beside::nothing_foreign); !done) {
         return std::unexpected(done.error());
     }
     const bool has_leftovers = std::ranges::any_of(*before, is_row_of_ours);
@@ -310,7 +310,7 @@ std::expected<void, std::string> PolicyGuard::replace(std::vector<PolicyRow> row
     const auto before = dump(socket_);
     if (!before) return std::unexpected(before.error());
     std::vector<PolicyRow> earlier = std::exchange(wanted_, std::move(rows));
-    auto done = write(*before);
+    auto done = write(*before, Beside::nothing_foreign);
     if (!done) wanted_ = std::move(earlier);  // tried again by the caller
     return done;
 }
@@ -329,7 +329,9 @@ std::expected<size_t, std::string> PolicyGuard::restore() {
     };
     const auto lost = static_cast<size_t>(std::ranges::count_if(wanted_, is_lost));
     if (lost == 0) return 0;
-    if (auto done = write(*before); !done) return std::unexpected(done.error());
+    if (auto done = write(*before, Beside::what_is_there); !done) {
+        return std::unexpected(done.error());
+    }
     return lost;
 }
 
@@ -352,7 +354,8 @@ bool PolicyGuard::concerns(const netlink::Message& message) const {
     return false;
 }
 
-std::expected<void, std::string> PolicyGuard::write(std::span<const PolicyRow> before) {
+std::expected<void, std::string> PolicyGuard::write(std::span<const PolicyRow> before,
+                                                    Beside beside) {
     std::vector<PolicyRow>& rows = wanted_;
     std::set<Identity> foreign;
     std::map<Identity, const PolicyRow*> ours;
@@ -366,17 +369,20 @@ std::expected<void, std::string> PolicyGuard::write(std::span<const PolicyRow> b
         }
     }
     std::set<Identity> wanted;
+    std::string failure;
     for (const PolicyRow& row : rows) {
         wanted.insert(identity(row));
-        if (foreign.contains(identity(row))) {
-            return std::unexpected("an xfrm policy for " + describe(row) +
-                                   " exists already and is not ours: stop the program that made it "
-                                   "(an IKE daemon?), or remove it with 'ip xfrm policy'");
-        }
+        if (!foreign.contains(identity(row))) continue;
+        failure =
+            "an xfrm policy for " + describe(row) +
+            " exists already and is not ours: stop the program that made it (an IKE daemon?), "
+            "or remove it with 'ip xfrm policy'";
+        if (beside == Beside::nothing_foreign) return std::unexpected(failure);
     }
 
     uint32_t next = 0;
     for (PolicyRow& row : rows) {
+        if (foreign.contains(identity(row))) continue;
         // One that is there as it is to be needs no message: rows are many, and few change. That it
         // would go behind others of its priority means nothing, since these decide the same.
         if (const auto there = ours.find(identity(row)); there != ours.end()) {
@@ -395,6 +401,7 @@ std::expected<void, std::string> PolicyGuard::write(std::span<const PolicyRow> b
                                    "0x53); the next start replaces them");
         }
     }
+    if (!failure.empty()) return std::unexpected(failure);
     for (const PolicyRow& row : before) {
         if (is_row_of_ours(row) && !wanted.contains(identity(row))) remove(socket_, row.index);
     }

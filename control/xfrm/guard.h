@@ -111,7 +111,9 @@ class PolicyGuard {
 
   private:
     explicit PolicyGuard(netlink::Socket socket) : socket_(std::move(socket)) {}
-    std::expected<void, std::string> write(std::span<const PolicyRow> before);
+    // Where a row of others has the place of one of ours: nothing is written, or all but that one.
+    enum class Beside : uint8_t { nothing_foreign, what_is_there };
+    std::expected<void, std::string> write(std::span<const PolicyRow> before, Beside beside);
 
     netlink::Socket socket_;
     std::vector<PolicyRow> wanted_;

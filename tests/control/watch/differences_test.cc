@@ -168,6 +168,7 @@ TEST(WatchInner, IsSetUpAndAttachedAgainAndSaysWhenItIsGone) {
     const InnerVerdict verdict = judge_inner(tap, now);
     EXPECT_TRUE(verdict.set_up);
     EXPECT_TRUE(verdict.attach);
+    EXPECT_TRUE(verdict.close);
     EXPECT_EQ(verdict.differences.size(), 2u);
     const InnerVerdict gone = judge_inner(tap, {});
     EXPECT_FALSE(gone.set_up);

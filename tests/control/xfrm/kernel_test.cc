@@ -568,8 +568,10 @@ TEST_F(XfrmKernel, GuardRestoresWhatOthersRemoveOrChange) {
         ASSERT_FALSE(refused);
         EXPECT_NE(refused.error().find("10.1.0.0/24 to 10.2.0.0/24"), std::string::npos)
             << refused.error();
+        EXPECT_EQ(output_of("ip xfrm policy | grep -c ^src"), std::to_string(all) + "\n")
+            << "the others block beside it";
         ASSERT_EQ(output_of("ip xfrm policy delete" + kRow), "");
-        EXPECT_GT(guard->restore().value(), 0u);
+        EXPECT_EQ(guard->restore().value(), 1u);
     });
 }
 

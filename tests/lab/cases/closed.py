@@ -463,6 +463,7 @@ def others_changed(bench):
 
     with host_forwarding(lab, 1), Flood(lab) as flood:
         for name, wrong in (("net.ipv4.ip_forward", "0"), ("net.ipv6.conf.all.forwarding", "0"),
+                            ("net.ipv6.conf.lan0.forwarding", "0"),
                             ("net.ipv4.conf.sp0.disable_policy", "0")):
             right = value(name)
             gw.sysctl(name, wrong)
@@ -475,6 +476,15 @@ def others_changed(bench):
         gw.ip("link set dev sp0 xdp off")
         says(gateway, "mended: sp0: our program was removed")
         check("prog/xdp" in gw.ip("link show dev sp0"), gw.ip("link show dev sp0"))
+        is_whole(gateway)
+        fd = foreign_program(gw, "sp0", "overwrite")
+        try:
+            # What workers decrypt comes in by sp0.
+            closed_rules(lab, "sp0")
+        finally:
+            gw.ip("link set dev sp0 xdpdrv off")
+            os.close(fd)
+        closed_rules(lab, "")
         is_whole(gateway)
         gw.ip("link set lan0 mtu 1400")
         says(gateway, "port lan0: the MTU is 1400 now and was 1500")
