@@ -368,7 +368,8 @@ void RegisterMirror::end_dump(RegisterChanges& changes) {
         const auto known = states_.find(name);
         if (known == states_.end() || !same_sa(known->second, state)) {
             changes.added.insert(name);
-        } else if (known->second.arrival != state.arrival) {
+        } else if (known->second.arrival != state.arrival ||
+                   has_lower_numbers(state, known->second)) {
             changes.moved.insert(name);
         }
     }

@@ -46,7 +46,9 @@ struct RegisterChanges {
     std::set<SaName> added;    // new, or the same name with other keys, addresses, mode or limits
     std::set<SaName> removed;  // not there any more. In both sets: it went and came again.
     std::set<SaName> used;     // counters moved by the kernel itself (NEWAE)
-    std::set<SaName> moved;    // the order in which states came is another than was known (dump)
+    // Of a dump: they came in another order than was known, or have lower numbers than before, as
+    // one has that went and came again within a second.
+    std::set<SaName> moved;
     std::set<uint32_t> policies;  // by index: those that came, went or changed
     struct Acquire {
         KernelPolicy policy;

@@ -51,6 +51,7 @@ std::set<xfrm::SaName> Reconciler::names_of(const xfrm::RegisterChanges& changes
     names.insert(slots_.doubtful().begin(), slots_.doubtful().end());
     names.insert(changes.added.begin(), changes.added.end());
     names.insert(changes.removed.begin(), changes.removed.end());
+    names.insert(changes.moved.begin(), changes.moved.end());
     return names;
 }
 

@@ -425,7 +425,11 @@ class RegisterModel final : public OneByOne {
         for (const auto& [name, state] : kernel_.states) {
             const auto found = known_.find(name);
             if (found == known_.end() || !is_same(found->second, state)) changes.added.insert(name);
-            if (found != known_.end()) forgotten(found->second);
+            if (found != known_.end()) {
+                forgotten(found->second);
+                const xfrm::Replay& before = found->second.replay;
+                if (state.sent < before.sent || state.top < before.top) changes.moved.insert(name);
+            }
             known_.insert_or_assign(name, to_kernel_sa(state));
         }
     }
