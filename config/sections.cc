@@ -75,7 +75,7 @@ void read_gateway(const Node& node, Config& config, Diagnostics& diagnostics) {
     config.forward_to = read_devices(table, "forward_to", SP_FORWARD_TO_MAX);
     assign(config.egress, table.choice<EgressMode>("egress", kEgressModes));
     assign(config.unknown_spi, table.choice<UnknownSpi>("unknown_spi", kUnknownSpi));
-    assign(config.at_stop, table.choice<AtStop>("at_stop", kAtStop));
+    config.at_stop = table.choice<AtStop>("at_stop", kAtStop);
     assign(config.state_dir, read_absolute_path(table, "state_dir", kPathBytesMax));
     assign(config.control_socket,
            read_absolute_path(table, "control_socket", sizeof(sockaddr_un::sun_path) - 1));
