@@ -465,10 +465,11 @@ def wire(guest):
     s = sites(guest)
     s.wire.stop()
     guest.note(s.look_at_wire())
-    look_can_fail(s)
     refused = s.p.xfrm_statistics()  # in all cases
     guest.note(f"the peer's kernel refused: {refused}")
-    s.no_replays(refused=refused)
+    if said := s.no_replays(refused=refused):
+        guest.note(said)
+    look_can_fail(s)
 
 
 def look_can_fail(s):
