@@ -51,7 +51,7 @@ std::expected<void, std::string> Watch::start(std::vector<PortShould> ports, con
 void Watch::stop() {
     ErrorCode ignored;
     for (auto* readable : {&links_readable_, &policies_readable_}) {
-        if (*readable) (*readable)->close(ignored);
+        if (*readable) (void)(*readable)->close(ignored);
         readable->reset();
     }
     links_.reset();
