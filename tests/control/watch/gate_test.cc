@@ -5,41 +5,25 @@
 #include "control/watch/gate.h"
 
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
 #include <set>
 #include <string>
-#include <thread>
+
+#include "tests/support/new_namespace.h"
 
 namespace sallyport::watch {
 namespace {
 
 using Names = std::set<std::string>;
 
-std::string output_of(const std::string& command) {
-    std::string out;
-    FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-    if (pipe == nullptr) return "popen failed";
-    char chunk[4096];
-    while (fgets(chunk, sizeof chunk, pipe) != nullptr) out += chunk;
-    pclose(pipe);
-    return out;
-}
+using test::in_new_namespace;
+using test::output_of;
 
 class WatchGate : public testing::Test {
   protected:
     void SetUp() override {
         if (geteuid() != 0) GTEST_SKIP() << "needs root: routing rules of a network namespace";
-    }
-    static void in_new_namespace(const std::function<void()>& body) {
-        std::thread([&] {
-            ASSERT_EQ(unshare(CLONE_NEWNET), 0);
-            body();
-        }).join();
     }
     static Names closed() {
         auto gate = Gate::make();

@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <net/if.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
@@ -16,14 +15,16 @@
 #include <functional>
 #include <set>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "control/watch/look.h"
+#include "tests/support/new_namespace.h"
 
 namespace sallyport::watch {
 namespace {
+
+using test::in_new_namespace;
 
 void run_command(const std::string& command) {
     ASSERT_EQ(std::system(command.c_str()), 0) << command;
@@ -119,12 +120,6 @@ class WatchOnDevices : public testing::Test {
   protected:
     void SetUp() override {
         if (geteuid() != 0) GTEST_SKIP() << "needs root: devices of a network namespace";
-    }
-    static void in_new_namespace(const std::function<void()>& body) {
-        std::thread([&] {
-            ASSERT_EQ(unshare(CLONE_NEWNET), 0);
-            body();
-        }).join();
     }
 };
 

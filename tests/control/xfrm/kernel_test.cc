@@ -29,39 +29,22 @@
 #include "control/xfrm/interface.h"
 #include "control/xfrm/messages.h"
 #include "control/xfrm/mirror_socket.h"
+#include "tests/support/new_namespace.h"
 
 namespace sallyport::xfrm {
 namespace {
 
+using sallyport::test::in_new_namespace;
+using sallyport::test::output_of;
+using sallyport::test::succeeds;
+
 constexpr char kExpiry[] = "/proc/sys/net/core/xfrm_acq_expires";
-
-std::string output_of(const std::string& command) {
-    std::string out;
-    FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-    if (pipe == nullptr) return "popen failed";
-    char chunk[4096];
-    while (fgets(chunk, sizeof chunk, pipe) != nullptr) out += chunk;
-    pclose(pipe);
-    return out;
-}
-
-bool succeeds(const std::string& command) {
-    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
-}
 
 std::string read_expiry() {
     std::ifstream in(kExpiry);
     std::string line;
     std::getline(in, line);
     return line;
-}
-
-// Runs `body` on a thread in a fresh network namespace, which goes with it.
-void in_new_namespace(const std::function<void()>& body) {
-    std::thread([&] {
-        ASSERT_EQ(unshare(CLONE_NEWNET), 0);
-        body();
-    }).join();
 }
 
 class XfrmKernel : public testing::Test {

@@ -4,7 +4,6 @@
 // what comes back of that. Skipped where the kernel has no ESP or no AES-GCM.
 
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,19 +11,16 @@
 #include <cstdlib>
 #include <functional>
 #include <string>
-#include <thread>
 
 #include "control/xfrm/mirror_socket.h"
 #include "tests/control/xfrm/builder.h"
+#include "tests/support/new_namespace.h"
 
 namespace sallyport::xfrm {
 namespace {
 
 using namespace test;
-
-bool succeeds(const std::string& command) {
-    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
-}
+using sallyport::test::succeeds;
 
 const std::string kName = "src 192.0.2.9 dst 192.0.2.1 proto esp spi 0x1001";
 const std::string kKeys =
@@ -50,8 +46,7 @@ class XfrmRegisterFeedback : public testing::Test {
     static void with_states(const std::function<void(RegisterSocket&, RegisterMirror&)>& body) {
         if (geteuid() != 0) GTEST_SKIP() << "needs root: network namespaces and xfrm";
         bool has_esp = false;
-        std::thread([&] {
-            ASSERT_EQ(unshare(CLONE_NEWNET), 0);
+        sallyport::test::in_new_namespace([&] {
             has_esp =
                 succeeds("ip xfrm state add " + kName + kKeys) && succeeds("ip xfrm state flush");
             if (!has_esp) return;
@@ -59,7 +54,7 @@ class XfrmRegisterFeedback : public testing::Test {
             ASSERT_TRUE(socket) << socket.error();
             RegisterMirror mirror(socket->own_port());
             body(*socket, mirror);
-        }).join();
+        });
         if (!has_esp) GTEST_SKIP() << "the kernel has no ESP with AES-GCM";
     }
     static RegisterChanges receive(RegisterSocket& socket, RegisterMirror& mirror) {

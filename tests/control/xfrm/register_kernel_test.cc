@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 #include <linux/netlink.h>
 #include <linux/xfrm.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,20 +18,17 @@
 #include <functional>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "control/xfrm/mirror_socket.h"
 #include "tests/control/xfrm/builder.h"
+#include "tests/support/new_namespace.h"
 
 namespace sallyport::xfrm {
 namespace {
 
 using namespace test;
-
-bool succeeds(const std::string& command) {
-    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
-}
+using sallyport::test::succeeds;
 
 double cpu_ms() {
     rusage usage{};
@@ -48,13 +44,11 @@ class XfrmRegisterKernel : public testing::Test {
     void SetUp() override {
         if (geteuid() != 0) GTEST_SKIP() << "needs root: network namespaces and xfrm";
     }
-    // Runs `body` on a thread in a fresh network namespace, which goes with it.
     static void in_new_namespace(const std::function<void()>& body) {
-        std::thread([&] {
-            ASSERT_EQ(unshare(CLONE_NEWNET), 0);
+        sallyport::test::in_new_namespace([&] {
             std::ofstream("/proc/sys/net/core/xfrm_acq_expires") << "86400\n";
             body();
-        }).join();
+        });
     }
 };
 
