@@ -10,7 +10,13 @@
 
 #include "config/config.h"
 
+struct ifreq;
+
 namespace sallyport::config {
+
+// Asks the kernel one question about a device of this network namespace: an ioctl of sockets, with
+// what else it takes in `request`. False: errno says why. Any thread.
+[[nodiscard]] bool ask_device(const std::string& device, unsigned long question, ifreq& request);
 
 // Receive queues that `device` uses now (combined and receive-only channels together, as
 // ethtool -l shows them). Fails with a sentence when there is no such device or it does not say.

@@ -28,9 +28,7 @@
 
 namespace sallyport::config {
 
-namespace {
-
-// Asks the kernel one question about a device; any socket will do to ask it.
+// Any socket will do to ask it.
 bool ask_device(const std::string& device, unsigned long question, ifreq& request) {
     if (device.size() >= sizeof request.ifr_name) {
         errno = ENODEV;
@@ -45,6 +43,8 @@ bool ask_device(const std::string& device, unsigned long question, ifreq& reques
     errno = error;
     return answered;
 }
+
+namespace {
 
 std::optional<uint32_t> channels_by_ethtool(const std::string& device) {
     ethtool_channels channels{.cmd = ETHTOOL_GCHANNELS};

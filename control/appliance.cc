@@ -145,11 +145,10 @@ Appliance::Step Appliance::close_unseen_ports() {
     stays_closed_ =
         guard_->at_end() == xfrm::PolicyGuard::AtEnd::keep || !closed->empty() || has_programs;
     gate_->at_end(stays_closed_ ? watch::Gate::AtEnd::keep : watch::Gate::AtEnd::open);
+    // Where no gateway ran before, the kernel carries the tunnels of an IKE daemon until now.
+    if (!stays_closed_ && config_.follows_xfrm()) return {};
     for (size_t i = 0; i < ports_.size(); ++i) {
-        const auto leftover = leftovers[i];
-        // Where no gateway ran before, the kernel carries the tunnels of an IKE daemon until now.
-        const bool kernel_carries = !stays_closed_ && config_.follows_xfrm();
-        if (leftover == bpf_objects::Leftover::replaceable || kernel_carries) continue;
+        if (leftovers[i] == bpf_objects::Leftover::replaceable) continue;
         if (auto done = gate_->close(ports_[i].config->device); !done) return done;
     }
     return {};
@@ -299,7 +298,7 @@ Appliance::Step Appliance::start_watch() {
         ports.push_back({.port = port.config->name,
                          .device = port.config->device,
                          .ifindex = port.ifindex,
-                         .mac = watch::look_at(port.ifindex).mac,
+                         .mac = port.mac,
                          .mtu = port.mtu,
                          .queues = port.queues});
     }
@@ -328,6 +327,17 @@ Appliance::Step Appliance::set_mtu(size_t port, uint32_t mtu) {
     return bpf_->set_mtu(PortId{static_cast<uint16_t>(port)}, mtu);
 }
 
+bool Appliance::set_mac(size_t port, const netlink::MacAddress& mac) {
+    const std::string about = "port " + ports_[port].config->name + " has another MAC: ";
+    if (auto set = bpf_->set_mac(PortId{static_cast<uint16_t>(port)}, mac); !set) {
+        log_.error(about + set.error());
+        return false;
+    }
+    ports_[port].mac = mac;
+    log_.note(about + "frames to the one before are dropped from now on (other_station)");
+    return true;
+}
+
 bool Appliance::is_attached(Inner device) const {
     return device == Inner::tap ? bpf_->is_injector_attached() : bpf_->is_interface_attached();
 }
@@ -347,21 +357,9 @@ std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {
     return sysctls_.mend();
 }
 
-void Appliance::follow_devices() {
+void Appliance::follow_forward_to() {
     if (auto set = bpf_->set_forward_to(ifindexes_of(config_.forward_to)); !set) {
         log_.error("forward_to: " + set.error());
-    }
-    for (size_t i = 0; i < ports_.size(); ++i) {
-        RunningPort& port = ports_[i];
-        const auto mac = device_mac(port.config->device);
-        if (!mac || *mac == port.mac) continue;
-        if (auto set = bpf_->set_mac(PortId{static_cast<uint16_t>(i)}, *mac); !set) {
-            log_.error("port " + port.config->name + " has another MAC: " + set.error());
-            continue;
-        }
-        port.mac = *mac;
-        log_.note("port " + port.config->name + " has another MAC: frames to the one before are " +
-                  "dropped from now on (other_station)");
     }
 }
 

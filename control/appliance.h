@@ -78,9 +78,9 @@ class Appliance : private watch::Host {
     // something was wrong and is in the log. The rest is taken down by the destructor.
     bool stop();
 
-    // Programs take what is for the MACs that ports have now, and forward to the devices that have
-    // the names of `forward_to` now. Call every second or so: until then what is new is dropped.
-    void follow_devices();
+    // Programs forward to the devices that have the names of `forward_to` now. Call every second or
+    // so: until then packets to a new one are dropped.
+    void follow_forward_to();
 
     [[nodiscard]] const config::Config& config() const { return config_; }
     [[nodiscard]] const std::vector<RunningPort>& ports() const { return ports_; }
@@ -134,6 +134,7 @@ class Appliance : private watch::Host {
     [[nodiscard]] bool is_attached(size_t port) const override;
     std::expected<void, std::string> attach(size_t port) override;
     std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) override;
+    bool set_mac(size_t port, const netlink::MacAddress& mac) override;
     [[nodiscard]] bool is_attached(Inner device) const override;
     std::expected<void, std::string> attach(Inner device) override;
     std::expected<void, std::string> set_up(Inner device) override;

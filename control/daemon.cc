@@ -168,7 +168,7 @@ void Daemon::handle(const Event& event) {
 
 void Daemon::tick() {
     appliance_->source().tick();
-    appliance_->follow_devices();
+    appliance_->follow_forward_to();
     if (++ticks_ % kAuditTicks == 0) audits_->look();
     look_after_workers();
     log_.flush();

@@ -50,7 +50,7 @@ RequestBuffer encode_rule(uint16_t type, unsigned flags, const IpAddress& source
     if (by_source) writer.bytes(FRA_SRC, bytes_of(source));
     writer.attribute(FRA_PRIORITY, kRulePriority);
     writer.attribute(FRA_TABLE, table);
-    writer.attribute(FRA_PROTOCOL, kMadeBy);
+    writer.attribute(FRA_PROTOCOL, netlink::kMadeByUs);
     return writer.take();
 }
 
@@ -75,7 +75,7 @@ RequestBuffer encode_route(uint16_t type, unsigned flags, const WayName& name, c
     body.rtm_family = number_of(name.to.address.family);
     body.rtm_dst_len = name.to.bits;
     body.rtm_src_len = only_without_source ? 128 : 0;
-    body.rtm_protocol = kMadeBy;
+    body.rtm_protocol = netlink::kMadeByUs;
     const bool into_tunnel = way.leads == Leads::into_tunnel;
     body.rtm_scope = into_tunnel && !v6 ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE;
     body.rtm_type = type_of(way.leads);

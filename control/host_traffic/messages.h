@@ -19,8 +19,6 @@ inline constexpr uint32_t kRulePriority = 210;
 // in the upper half, far from what people and daemons number.
 inline constexpr uint32_t kTableFirst = 0x53500000;
 inline constexpr uint32_t kTableLast = 0x5350ffff;
-// Who made a rule or a route, as `ip rule` and `ip route` show it ("proto 83").
-inline constexpr uint8_t kMadeBy = 83;
 
 constexpr bool is_table_of_ours(uint32_t table) {
     return table >= kTableFirst && table <= kTableLast;

@@ -33,6 +33,9 @@ namespace sallyport::netlink {
 
 using Bytes = std::span<const std::byte>;
 
+// Who made a rule or a route of ours, as `ip rule` and `ip route` show it ("proto 83").
+inline constexpr uint8_t kMadeByUs = 83;
+
 constexpr size_t align4(size_t bytes) {
     return (bytes + 3) & ~size_t{3};
 }

@@ -118,8 +118,7 @@ std::expected<Message, std::string> parse_rule(bool removed, Bytes payload) {
     uint8_t made_by = 0;
     if (!attributes.exact(FRA_PROTOCOL, made_by)) return Error("a rule is malformed");
     // Rules of ours lead the host's own packets, or close a port to what comes in there.
-    constexpr uint8_t kMadeByUs = 83;
-    if (made_by == kMadeByUs) return Ignored{};
+    if (made_by == netlink::kMadeByUs) return Ignored{};
     if (!attributes.exact(FRA_TABLE, table) || !attributes.exact(FRA_PRIORITY, priority) ||
         !attributes.exact(FRA_SUPPRESS_PREFIXLEN, suppress_prefix) ||
         !attributes.exact(FRA_SUPPRESS_IFGROUP, suppress_group)) {

@@ -4,8 +4,6 @@
 #include <linux/ethtool.h>
 #include <linux/sockios.h>
 #include <net/if.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -13,8 +11,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "config/system.h"
 #include "control/host/note.h"
-#include "dataplane/base/unique_fd.h"
 
 namespace sallyport::control {
 
@@ -35,10 +33,8 @@ class Request {
     // False: errno says why.
     [[nodiscard]] bool ask(const std::string& device) {
         ifreq request{};
-        std::strncpy(request.ifr_name, device.c_str(), sizeof request.ifr_name - 1);
         request.ifr_data = bytes_.data();
-        const UniqueFd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-        return fd && ioctl(fd.get(), SIOCETHTOOL, &request) == 0;
+        return config::ask_device(device, SIOCETHTOOL, request);
     }
 
   private:

@@ -3,14 +3,12 @@
 
 #include <net/if.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "config/system.h"
-#include "dataplane/base/unique_fd.h"
 #include "dataplane/esp/overhead.h"
 #include "dataplane/io/tap.h"
 
@@ -22,16 +20,12 @@ constexpr uint32_t kTapMtuMin = 1280;  // IPv6 needs that much
 constexpr uint32_t kTapMtuMax = 3698;  // beyond it writes leave the fast path (dataplane/io/tap.h)
 static_assert(kTapMtuMax <= io::Tap::kMtuMax);
 
-std::expected<ifreq, std::string> ask_device(const std::string& device, unsigned long question,
-                                             const char* what) {
+std::expected<ifreq, std::string> ask(const std::string& device, unsigned long question,
+                                      const char* what) {
     ifreq request{};
-    std::strncpy(request.ifr_name, device.c_str(), sizeof request.ifr_name - 1);
-    const UniqueFd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    if (!fd || ioctl(fd.get(), question, &request) != 0) {
-        return std::unexpected(std::string("cannot read the ") + what + " of " + device + ": " +
-                               std::strerror(errno));
-    }
-    return request;
+    if (config::ask_device(device, question, request)) return request;
+    return std::unexpected(std::string("cannot read the ") + what + " of " + device + ": " +
+                           std::strerror(errno));
 }
 
 std::expected<RunningPort, std::string> find_port(const config::Port& port) {
@@ -41,12 +35,12 @@ std::expected<RunningPort, std::string> find_port(const config::Port& port) {
     if (running.ifindex == 0) {
         return std::unexpected("there is no network device '" + port.device + "'");
     }
-    const auto mtu = ask_device(port.device, SIOCGIFMTU, "MTU");
+    const auto mtu = ask(port.device, SIOCGIFMTU, "MTU");
     if (!mtu) return std::unexpected(mtu.error());
     running.mtu = static_cast<uint32_t>(mtu->ifr_mtu);
-    const auto mac = device_mac(port.device);
+    const auto mac = ask(port.device, SIOCGIFHWADDR, "MAC");
     if (!mac) return std::unexpected(mac.error());
-    running.mac = *mac;
+    std::memcpy(running.mac.data(), mac->ifr_hwaddr.sa_data, running.mac.size());
     const auto queues = config::device_queue_count(port.device);
     if (!queues) return std::unexpected(queues.error());
     running.queues = port.queues.value_or(*queues);
@@ -63,14 +57,6 @@ std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Co
         ports.push_back(std::move(*found));
     }
     return ports;
-}
-
-std::expected<bpf_objects::MacAddress, std::string> device_mac(const std::string& device) {
-    const auto answer = ask_device(device, SIOCGIFHWADDR, "MAC");
-    if (!answer) return std::unexpected(answer.error());
-    bpf_objects::MacAddress mac;
-    std::memcpy(mac.data(), answer->ifr_hwaddr.sa_data, mac.size());
-    return mac;
 }
 
 std::vector<uint32_t> ifindexes_of(std::span<const std::string> devices) {

@@ -35,9 +35,6 @@ struct RunningPort {
 // Devices, MTUs and queues, by PortId. `config` outlives the result.
 std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Config& config);
 
-// The MAC of a device, as it is now.
-std::expected<bpf_objects::MacAddress, std::string> device_mac(const std::string& device);
-
 // Of those devices that there are.
 std::vector<uint32_t> ifindexes_of(std::span<const std::string> devices);
 

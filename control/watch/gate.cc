@@ -31,7 +31,7 @@ RequestBuffer encode_rule(uint16_t type, unsigned flags, Family family, const st
     writer.put(body);
     writer.name(FRA_IIFNAME, device);
     writer.attribute(FRA_PRIORITY, kGatePriority);
-    writer.attribute(FRA_PROTOCOL, kGateMadeBy);
+    writer.attribute(FRA_PROTOCOL, netlink::kMadeByUs);
     return writer.take();
 }
 
@@ -69,7 +69,7 @@ std::expected<std::optional<std::string>, std::string> decode_closed(Bytes paylo
         return std::unexpected("a rule is malformed");
     }
     const bool ours = header->action == FR_ACT_BLACKHOLE && priority == kGatePriority &&
-                      made_by == kGateMadeBy && attributes.has(FRA_IIFNAME);
+                      made_by == netlink::kMadeByUs && attributes.has(FRA_IIFNAME);
     if (!ours) return std::nullopt;
     return netlink::text_of(attributes.value(FRA_IIFNAME));
 }

@@ -32,7 +32,6 @@
 namespace sallyport::watch {
 
 inline constexpr uint32_t kGatePriority = 1;
-inline constexpr uint8_t kGateMadeBy = 83;  // "proto 83", as other rules of ours
 
 // One rule. Pure functions.
 netlink::RequestBuffer encode_close(Family family, const std::string& device, uint32_t sequence);

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/watch/look.h"
 
-#include <linux/ethtool.h>
 #include <linux/sockios.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "config/system.h"
-#include "dataplane/base/unique_fd.h"
 
 namespace sallyport::watch {
 
@@ -20,16 +16,16 @@ DeviceNow look_at(uint32_t ifindex) {
     ifreq request{};
     if (if_indextoname(ifindex, request.ifr_name) == nullptr) return now;
     now.name = request.ifr_name;
-    const UniqueFd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    if (!fd) return now;
+    const auto ask = [&](unsigned long question) {
+        return config::ask_device(now.name, question, request);
+    };
+    if (!ask(SIOCGIFFLAGS)) return now;  // gone meanwhile
+    now.up = (request.ifr_flags & IFF_UP) != 0;
+    if (!ask(SIOCGIFMTU)) return now;
+    now.mtu = static_cast<uint32_t>(request.ifr_mtu);
+    if (!ask(SIOCGIFHWADDR)) return now;
+    std::memcpy(now.mac.data(), request.ifr_hwaddr.sa_data, now.mac.size());
     now.ifindex = ifindex;
-    if (ioctl(fd.get(), SIOCGIFFLAGS, &request) == 0) now.up = (request.ifr_flags & IFF_UP) != 0;
-    if (ioctl(fd.get(), SIOCGIFMTU, &request) == 0) {
-        now.mtu = static_cast<uint32_t>(request.ifr_mtu);
-    }
-    if (ioctl(fd.get(), SIOCGIFHWADDR, &request) == 0) {
-        std::memcpy(now.mac.data(), request.ifr_hwaddr.sa_data, now.mac.size());
-    }
     now.queues = config::device_queue_count(now.name).value_or(0);
     return now;
 }

@@ -153,11 +153,7 @@ std::vector<PortVerdict> Watch::look_at_ports() {
         port.lost = port.lost || out.back().lost;
         if (now.ifindex == 0) continue;
         if (now.mtu != mtus_[i] && host_.set_mtu(i, now.mtu)) mtus_[i] = now.mtu;
-        if (now.mac != port.mac) {
-            log_.info("port " + port.port + ": the device " + now.name +
-                      " has another MAC address now");
-            port.mac = now.mac;
-        }
+        if (now.mac != port.mac && host_.set_mac(i, now.mac)) port.mac = now.mac;
     }
     return out;
 }

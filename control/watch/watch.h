@@ -46,6 +46,8 @@ class Host {
     virtual std::expected<void, std::string> attach(size_t port) = 0;
     // The port's MTU is another one now.
     virtual std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) = 0;
+    // So is its MAC. Says so, and what fails.
+    virtual bool set_mac(size_t port, const netlink::MacAddress& mac) = 0;
     enum class Inner : uint8_t { tap, interface };
     [[nodiscard]] virtual bool is_attached(Inner device) const = 0;
     virtual std::expected<void, std::string> attach(Inner device) = 0;

@@ -23,12 +23,11 @@ std::expected<Publication::Draft, Publication::Misfit> Publication::draft(const 
         // Rows may grow faster than entries: the next try tells. Where it is not their number, it
         // begins with the largest peer.
         const double share = compiled.error().share;
-        const double fit =
-            share > 1 ? static_cast<double>(entries) * std::max(0.5, 0.97 / share) : 0;
-        return std::unexpected(Misfit{.text = compiled.error().text,
-                                      .entries_fit = share > 1     ? static_cast<size_t>(fit)
-                                                     : entries > 0 ? entries - 1
-                                                                   : 0});
+        size_t fit = entries - std::min<size_t>(entries, 1);
+        if (share > 1) {
+            fit = static_cast<size_t>(static_cast<double>(entries) * std::max(0.5, 0.97 / share));
+        }
+        return std::unexpected(Misfit{.text = compiled.error().text, .entries_fit = fit});
     }
     out.spd = std::move(*compiled);
     return out;

@@ -109,12 +109,12 @@ std::expected<void, std::string> StaticSas::publish(bpf_objects::BpfObjects& bpf
 }
 
 void StaticSas::note_unserved() {
+    const std::vector<std::vector<WorkerId>> owners = owners_by_policy();
     for (size_t i = 0; i < config_.policies.size(); ++i) {
         const config::Policy& policy = config_.policies[i];
-        const bool serves = std::ranges::any_of(sas_, [&](const ManagedSa& sa) {
-            return sa.is_outbound() && sa.active() && to_index(sa.policy) == i;
-        });
-        if (policy.action != SpdAction::protect || policy.if_id != 0 || serves) continue;
+        if (policy.action != SpdAction::protect || policy.if_id != 0 || !owners[i].empty()) {
+            continue;
+        }
         log_.warning("policy '" + policy.name +
                      "' protects and no outbound SA serves it: what it covers is dropped (no_sa)");
     }

@@ -46,6 +46,7 @@ class StandIn : public Host {
         mtu = value;
         return {};
     }
+    bool set_mac(size_t /*port*/, const netlink::MacAddress& /*mac*/) override { return true; }
     [[nodiscard]] bool is_attached(Inner /*device*/) const override { return true; }
     std::expected<void, std::string> attach(Inner /*device*/) override { return {}; }
     std::expected<void, std::string> set_up(Inner /*device*/) override { return {}; }
