@@ -23,6 +23,7 @@
 //
 // Owner: control thread.
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -53,13 +54,20 @@ class Reconciler {
     // read them is longer than the time to settle; fewer, and ten thousand tunnels take longer to
     // come, since each batch settles (Handover::kSettle).
     static constexpr size_t kBatch = 64;
+    // How quick the machine is, the first ones tell. More, and a slow one loses their frames; fewer
+    // is of no use: it doubles.
+    static constexpr size_t kBatchFirst = 8;
     // Where one that was steered waits longer (a machine short of CPU, a slow kernel), the next
     // batch has half as many, down to one tunnel; twice as many again where it waits a quarter.
     // Longer, and frames pass the age at which workers give them up (KernelSas::kHoldMs).
     static constexpr std::chrono::milliseconds kHeldMax{50};
     Reconciler(const Surroundings& around, SlotTable& slots, Handover& handover,
                size_t batch = kBatch)
-        : around_(around), slots_(slots), handover_(handover), batch_max_(batch), batch_(batch) {}
+        : around_(around),
+          slots_(slots),
+          handover_(handover),
+          batch_max_(batch),
+          batch_(std::min(batch, kBatchFirst)) {}
 
     // `arrival`: of its state, see xfrm::KernelSa. Another one has been decided about no more.
     struct Waiting {
