@@ -21,6 +21,7 @@ from lab.checks import check, equal, eventually
 PAIRS = int(os.environ.get("SALLYPORT_PAIRS", "300"))
 BOOT = boot.Boot(kernels=("newest",), cpus=2, memory=1536 if PAIRS <= 1000 else 3072, modules=register.MODULES)
 FLOWS, RATE, PORT = 32, 10, 7000  # packets a second of each flow and direction
+REKEYS, REKEYING = (50, 5) if PAIRS <= 1000 else (500, 10)  # wished a second, for so many seconds
 NEAR, FAR, HOST = register.NEAR_END, register.FAR_END, register.HOST
 
 
@@ -124,28 +125,68 @@ class Answers:
         self._ended.set()
 
 
+class Keys:
+    """The SAs of all tunnels: in gw, of the first FLOWS in the peer too."""
+
+    def __init__(self, n):
+        self.here, self.there = xfrm.Register(n.gw), xfrm.Register(n.peer)
+        self.now = {}
+
+    def make(self, tunnels):
+        """New ones: who receives with an SA has it first."""
+        new = {i: [(state := xfrm.State(a, b, secrets.randbelow(2**32 - 512) + 256, reqid=i + 1),
+                    xfrm.new_state(state, secrets.token_bytes(20), esn_window=64))
+                   for a, b in ((FAR, NEAR), (NEAR, FAR))] for i in tunnels}
+        for register, side in ((self.here, 0), (self.there, 1), (self.there, 0), (self.here, 1)):
+            register.requests(xfrm.NEWSA, [sas[side][1] for i, sas in new.items()
+                                           if register is self.here or i < FLOWS], flags=0x600)
+        old = {i: self.now.get(i, []) for i in tunnels}
+        self.now |= {i: [state for state, _ in sas] for i, sas in new.items()}
+        return old
+
+    def forget(self, old, sender):
+        """Those of the SAs that one sends, or else receives, with."""
+        for register, side in ((self.here, 1 if sender else 0), (self.there, 0 if sender else 1)):
+            register.delete_many([states[side] for i, states in old.items() if states
+                                  and (register is self.here or i < FLOWS)])
+
+    def rekey(self):
+        """REKEYS tunnels a second, if the guest is quick enough: how many, and in how long. A second later the SAs before are no
+        longer sent with, then they go."""
+        order = [i * PAIRS // (REKEYS * REKEYING) for i in range(REKEYS * REKEYING)]
+        order[:FLOWS] = range(FLOWS)
+        step, ways, began = REKEYS // 10, ([], []), time.monotonic()
+        for first in range(0, len(order), step):
+            old = self.make(dict.fromkeys(order[first:first + step]))
+            for way, sender in zip(ways, (True, False)):
+                way.append(old)
+                if len(way) <= 10:
+                    break
+                self.forget(old := way.pop(0), sender)
+            time.sleep(max(0, began + (first + step) / REKEYS - time.monotonic()))
+        took = time.monotonic() - began
+        for way, sender in zip(ways, (True, False)):
+            time.sleep(1)
+            for old in way:
+                self.forget(old, sender)
+            if sender:
+                ways[1].extend(way)
+        return len(order), took
+
+
 def tunnels(n):
-    """All of them in gw, the first FLOWS in the peer."""
-    here, there = xfrm.Register(n.gw), xfrm.Register(n.peer)
-    states = {here: [], there: []}
+    keys = Keys(n)
     policies = {n.gw: [], n.peer: []}
+    keys.make(range(PAIRS))
     for i in range(PAIRS):
-        for a, b in ((NEAR, FAR), (FAR, NEAR)):
-            state = xfrm.new_state(xfrm.State(a, b, secrets.randbelow(2**32 - 512) + 256, reqid=i + 1),
-                                   secrets.token_bytes(20), esn_window=64)
-            states[here].append(state)
-            if i < FLOWS:
-                states[there].append(state)
         remote = network(i) + ".0/24"
         policies[n.gw] += register.policy_lines("10.1.0.0/24", remote, NEAR, FAR, i + 1, i + 1)
         if i < FLOWS:
             policies[n.peer] += register.policy_lines(remote, "10.1.0.0/24", FAR, NEAR, i + 1, i + 1)
-    for where, bodies in states.items():
-        where.requests(xfrm.NEWSA, bodies, flags=0x600)
-        where.close()
     for ns, lines in policies.items():
         for first in range(0, len(lines), 3000):
             ns.batch(lines[first:first + 3000])
+    return keys
 
 
 def made(guest):
@@ -156,16 +197,16 @@ def made(guest):
     n.peer.batch([f"addr add {FAR}/24 dev wanp", f"route add default via {NEAR}",
                   *(f"addr add {network(i)}.2/32 dev lo" for i in range(FLOWS))])
     n.gw.sysctl("net.ipv4.ip_forward", 1)
-    tunnels(n)
-    room = 2 * PAIRS + 64
-    return n, gateway.Gateway(guest, n.gw, lambda folder: gateway.head(folder).replace(
+    keys = tunnels(n)
+    room = 2 * PAIRS + 2 * REKEYS * REKEYING + 64
+    return n, keys, gateway.Gateway(guest, n.gw, lambda folder: gateway.head(folder).replace(
         "max_sas = 64", f"max_sas = {room}") + tunnel.PORTS.format(wan="", lan=""))
 
 
-@BOOT.case("many tunnels to the workers and back under traffic: start, stop, start, kill -9",
-           seconds=150 if PAIRS <= 1000 else 1200)
+@BOOT.case("many tunnels to the workers and back under traffic: start, rekeying, stop, start, kill -9",
+           seconds=180 if PAIRS <= 1000 else 1200)
 def to_and_fro(guest):
-    n, gw = made(guest)
+    n, keys, gw = made(guest)
     flows = {"out": Flows(n.lan, n.peer, [(HOST, network(i) + ".2") for i in range(FLOWS)]),
              "in": Flows(n.peer, n.lan, [(network(i) + ".2", HOST) for i in range(FLOWS)])}
     answers = Answers(gw)
@@ -179,11 +220,23 @@ def to_and_fro(guest):
             return False  # it says so after 5 s, which a busy guest may take: Answers tells how long
         return status["sas"] == 2 * PAIRS and status["sas_with_kernel"] == 0
 
+    def control_ms():
+        with open(f"/proc/{gw.pid}/schedstat", encoding="ascii") as f:
+            return int(f.read().split()[0]) / 1e6
+
     def start():
         gw.start()
+        until_ready = control_ms()
         eventually(taken_over, "not all SAs are with workers", 60 + PAIRS / 10)
-        with open(f"/proc/{gw.pid}/schedstat", encoding="ascii") as f:
-            guest.note(f"the control thread used {int(f.read().split()[0]) / 1e6:.0f} ms of CPU until all were with workers")
+        guest.note(f"the control thread used {until_ready:.0f} ms of CPU until it was ready, "
+                   f"{control_ms() - until_ready:.0f} more until all SAs were with workers")
+
+    def rekey():
+        before = control_ms()
+        count, took = keys.rekey()
+        eventually(taken_over, "not all new SAs are with workers", 60 + PAIRS / 10)
+        guest.note(f"{count} tunnels had new SAs in {took:.1f} s, {count / took:.0f} a second; the control thread used "
+                   f"{(control_ms() - before) / count:.2f} ms of CPU for each")
 
     def counted(what, act):
         answers.worst()
@@ -208,6 +261,8 @@ def to_and_fro(guest):
     counted("start", start)
     dropped()
     counted("workers", lambda: time.sleep(3))
+    dropped()
+    counted("rekeying", rekey)
     dropped()
     counted("stop", lambda: equal(gw.stop(), 0, "exit status of sallyportd"))
     counted("start again", start)
