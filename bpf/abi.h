@@ -87,7 +87,8 @@
     X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")     \
     X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)") \
     X(other_station, "its MAC is another station's, or it is ESP for all (RFC 1122 3.3.6)")        \
-    X(not_a_port, "its route leads to a device that is no port and not in forward_to")
+    X(not_a_port, "its route leads to a device that is no port and not in forward_to")             \
+    X(forwarding_off, "not for this host, and the kernel forwards nothing from where it came in")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -384,6 +385,16 @@ struct sp_port_info {
     __u8 mac[6];        /* of the device; steering programs take unicast frames to it alone */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 24, "abi");
+
+/* HASH own_addresses -> __u8 (1). Key: an address of this host, or the broadcast address of one of
+   its IPv4 networks. Writer: control. Reader: programs, where the kernel says that a device does
+   not forward. */
+struct sp_own_address {
+    __u32 family;     /* AF_INET or AF_INET6 */
+    __u8 address[16]; /* network order; IPv4 in the first 4 bytes, rest zero */
+};
+SP_STATIC_ASSERT(sizeof(struct sp_own_address) == 20, "abi");
+#define SP_OWN_ADDRESSES_MAX 8192
 
 /* What a port asks of cleartext that is in transit: to belong to an established connection of the
    kernel's. Where it does not: */

@@ -31,6 +31,15 @@ struct {
     __uint(value_size, sizeof(struct bpf_devmap_val));
 } tx_ports SEC(".maps");
 
+/* Writer: control, as the kernel tells of addresses. Reader: forwarding programs. Key: abi.h, as
+   long as the address is there. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, SP_OWN_ADDRESSES_MAX);
+    __type(key, struct sp_own_address);
+    __type(value, __u8);
+} own_addresses SEC(".maps");
+
 enum sp_origin {
     SP_ORIGIN_BYPASS_OUT, /* received in clear on a protected port, the outbound SPD lets it out */
     SP_ORIGIN_BYPASS_IN,  /* received in clear on an unprotected port */
@@ -69,12 +78,35 @@ static __always_inline long sp_fib_lookup(struct xdp_md* ctx, const struct sp_pa
     return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
 }
 
+/*
+ * By its address alone. For FWD_DISABLED, which the FIB lookup answers before it has looked
+ * anything up, because the device that the packet came in by does not forward. That is no word for
+ * "the kernel keeps it": IPv6 is forwarded by another setting (conf.all), and either may be on
+ * again when the kernel comes to the packet.
+ */
+static __always_inline int sp_is_for_own_address(const struct sp_packet* packet) {
+    struct sp_own_address key = {.family = packet->family};
+
+    if (sp_is_host_scope_address(packet)) return 1;
+    __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
+    return bpf_map_lookup_elem(&own_addresses, &key) != NULL;
+}
+
 /* The kernel keeps the packet: it is for this host, or nothing would route it on. */
 static __always_inline int sp_is_local(struct xdp_md* ctx, const struct sp_packet* packet) {
     struct bpf_fib_lookup fib;
     long result = sp_fib_lookup(ctx, packet, 0, &fib);
 
-    return result == BPF_FIB_LKUP_RET_NOT_FWDED || result == BPF_FIB_LKUP_RET_FWD_DISABLED;
+    if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) return sp_is_for_own_address(packet);
+    return result == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+/* FWD_DISABLED for a packet that was to be forwarded. No route was looked up, so neither the SPD
+   nor an egress filter of the way out can be asked. ESP of our own needs neither. */
+static __always_inline int sp_without_forwarding(const struct sp_packet* packet,
+                                                 enum sp_origin origin) {
+    if (origin == SP_ORIGIN_ORIGINATED || sp_is_for_own_address(packet)) return sp_pass();
+    return sp_drop(SP_DROP_forwarding_off);
 }
 
 /*
@@ -208,8 +240,9 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
         case BPF_FIB_LKUP_RET_NO_NEIGH:
             break;
         case BPF_FIB_LKUP_RET_NOT_FWDED:
-        case BPF_FIB_LKUP_RET_FWD_DISABLED:
             return sp_pass();
+        case BPF_FIB_LKUP_RET_FWD_DISABLED:
+            return sp_without_forwarding(packet, origin);
         case BPF_FIB_LKUP_RET_BLACKHOLE:
         case BPF_FIB_LKUP_RET_UNREACHABLE:
         case BPF_FIB_LKUP_RET_PROHIBIT:
@@ -248,6 +281,7 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
 
     if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
     result = sp_fib_lookup(ctx, packet, 0, &fib);
+    if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) return sp_without_forwarding(packet, origin);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return result < 0 || result == BPF_FIB_LKUP_RET_UNSUPP_LWT ? sp_drop(SP_DROP_no_route)
                                                                    : sp_pass();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "config/system.h"
+#include "control/netlink/addresses.h"
 #include "control/netlink/link.h"
 #include "control/policy/compile.h"
 #include "control/sa/kernel/kernel_sas.h"
@@ -235,6 +236,7 @@ Appliance::Step Appliance::load_programs() {
     auto bpf = bpf_objects::BpfObjects::create(needs.maps, connections_);
     if (!bpf) return std::unexpected(bpf.error());
     bpf_.emplace(std::move(*bpf));
+    if (auto told = follow_addresses(); !told) return told;
 
     auto loaded = load_ports(*bpf_, ports_, config_, cpus_,
                              {.use_kfunc = sa_lookup_.kfunc, .register_mode = needs.register_mode});
@@ -351,6 +353,12 @@ Appliance::Step Appliance::attach(Inner device) {
 
 Appliance::Step Appliance::set_up(Inner device) {
     return device == Inner::tap ? set_up_tap() : netlink::bring_up(interface_->ifindex());
+}
+
+Appliance::Step Appliance::follow_addresses() {
+    const auto addresses = netlink::local_and_broadcast_addresses();
+    if (!addresses) return std::unexpected(addresses.error());
+    return bpf_->set_own_addresses(*addresses);
 }
 
 std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {

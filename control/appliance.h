@@ -138,6 +138,7 @@ class Appliance : private watch::Host {
     [[nodiscard]] bool is_attached(Inner device) const override;
     std::expected<void, std::string> attach(Inner device) override;
     std::expected<void, std::string> set_up(Inner device) override;
+    std::expected<void, std::string> follow_addresses() override;
     std::vector<std::pair<std::string, std::string>> mend_settings() override;
     [[nodiscard]] bool check_census();
 

@@ -70,6 +70,8 @@ WHAT_TO_DO = {
                      "old MAC for this port (`ip neigh` there), or the port is under a bridge or macvlan, which gets no IP packets from it.",
     "not_a_port": "`ip route get DESTINATION` names the device. If packets should be routed there: make it a port, or put it into "
                   "`forward_to` ([docs/config.md](config.md#gateway)).",
+    "forwarding_off": "`sysctl net.ipv4.conf.DEV.forwarding net.ipv6.conf.DEV.forwarding` of the port that counts them (or of sp0): somebody has "
+                      "switched it off. sallyportd switches it on again and says so; at its start and its stop single ones are in order.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

@@ -42,6 +42,13 @@ sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
     return key;
 }
 
+sp_own_address own_address_key(const IpAddress& address) {
+    sp_own_address key{};
+    key.family = address.family == Family::v4 ? AF_INET : AF_INET6;
+    std::ranges::copy(address.bytes, key.address);
+    return key;
+}
+
 // Jiffies in which a connection's life is short enough for the kernel to see its packets again.
 uint32_t refresh_jiffies() {
     constexpr uint64_t kSeconds = 20;  // within the 30 that the kernel gives to new UDP connections
@@ -122,6 +129,7 @@ struct BpfObjects::Impl {
     IfIdCounters if_id_counters;
     std::optional<ProgramObject> injector_queue;
     std::set<uint32_t> forward_to;  // of the configuration, no ports
+    std::set<IpAddress> own_addresses;
 
     Connections connections;
 
@@ -499,6 +507,32 @@ std::expected<void, std::string> BpfObjects::set_forward_to(std::span<const uint
         if (bpf_map_lookup_elem(impl_->maps.fd("port_by_ifindex"), &ifindex, &port) == 0) continue;
         if (auto let = impl_->let_forward_to(ifindex); !let) return let;
         known.insert(ifindex);
+    }
+    return {};
+}
+
+std::expected<void, std::string> BpfObjects::set_own_addresses(
+    std::span<const IpAddress> addresses) {
+    const int fd = impl_->maps.fd("own_addresses");
+    const std::set<IpAddress> wanted(addresses.begin(), addresses.end());
+    std::set<IpAddress>& known = impl_->own_addresses;
+    std::erase_if(known, [&](const IpAddress& address) {
+        if (wanted.contains(address)) return false;
+        const sp_own_address key = own_address_key(address);
+        return bpf_map_delete_elem(fd, &key) == 0 || errno == ENOENT;
+    });
+    for (const IpAddress& address : wanted) {
+        if (known.contains(address)) continue;
+        const sp_own_address key = own_address_key(address);
+        const uint8_t one = 1;
+        if (bpf_map_update_elem(fd, &key, &one, BPF_ANY) != 0) {
+            if (errno == E2BIG) {
+                return failure("there is room for " + std::to_string(SP_OWN_ADDRESSES_MAX) +
+                               " addresses of this host, and it has more");
+            }
+            return map_failure("cannot write own_addresses");
+        }
+        known.insert(address);
     }
     return {};
 }

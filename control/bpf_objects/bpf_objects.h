@@ -195,6 +195,9 @@ class BpfObjects {
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
     // So did its address. A program may meanwhile see one that is half old: it drops that frame.
     std::expected<void, std::string> set_mac(PortId port, const MacAddress& mac);
+    // Addresses of this host and broadcast addresses of its networks, instead of those of the call
+    // before, each once: packets to these alone are passed where a device does not forward.
+    std::expected<void, std::string> set_own_addresses(std::span<const IpAddress> addresses);
     // Devices beside the ports that packets may be routed to, instead of those of the call before;
     // at most SP_FORWARD_TO_MAX. To sp0 and the xfrm interface they always may.
     std::expected<void, std::string> set_forward_to(std::span<const uint32_t> ifindexes);

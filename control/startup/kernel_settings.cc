@@ -7,6 +7,7 @@ std::vector<Setting> forwarding_settings(std::span<const config::Port> ports) {
     std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
                              {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
     for (const config::Port& port : ports) {
+        out.push_back({.name = "net/ipv4/conf/" + port.device + "/forwarding", .value = "1"});
         out.push_back({.name = "net/ipv6/conf/" + port.device + "/forwarding", .value = "1"});
     }
     return out;

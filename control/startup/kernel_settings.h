@@ -22,8 +22,8 @@ struct Setting {
 
 // What lets the host forward: set last at a start and put back first at a stop, because between
 // them and the programs on the ports the kernel would forward what the SPD never saw. Of each port
-// too: the kernel forwards IPv6 wherever `all` says so, but its FIB lookup for programs takes a
-// device that does not forward for one whose packets are all for this host.
+// too: its FIB lookup for programs finds no route for what comes in by a device that does not
+// forward, also for IPv6, which the kernel itself forwards wherever `all` says so.
 std::vector<Setting> forwarding_settings(std::span<const config::Port> ports);
 // Others of the host. `asks_conntrack`: XDP looks up the kernel's connections.
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack);

@@ -17,8 +17,9 @@ namespace {
 
 using ErrorCode = boost::system::error_code;
 
-constexpr std::array<int, 5> kLinkGroups = {
-    RTNLGRP_LINK, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE};
+constexpr std::array<int, 7> kLinkGroups = {
+    RTNLGRP_LINK,      RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_IFADDR,  RTNLGRP_IPV6_IFADDR};
 constexpr std::array<int, 1> kPolicyGroups = {XFRMNLGRP_POLICY};
 
 }  // namespace
@@ -74,20 +75,24 @@ void Watch::wait_for_links() {
         if (error || !links_) return;
         bool settings = false;
         bool devices = false;
+        bool addresses = false;
         const auto received = links_->receive(
             [&](const netlink::Message& message) {
                 const bool is_netconf =
                     message.type == RTM_NEWNETCONF || message.type == RTM_DELNETCONF;
+                const bool is_address = message.type == RTM_NEWADDR || message.type == RTM_DELADDR;
                 settings = settings || is_netconf;
+                addresses = addresses || is_address;
                 // Of rules only those that close a port matter, while some is closed.
                 const bool is_rule = message.type == RTM_NEWRULE || message.type == RTM_DELRULE;
-                devices = devices || (!is_netconf && !is_rule) ||
+                devices = devices || (!is_netconf && !is_rule && !is_address) ||
                           (message.type == RTM_DELRULE && !closed_.empty());
             },
-            [&] { settings = devices = true; });
-        if (!received) settings = devices = true;
+            [&] { settings = devices = addresses = true; });
+        if (!received) settings = devices = addresses = true;
         if (devices) look_at_devices();
         if (settings) look_at_settings();
+        if (addresses) look_at_addresses();
         wait_for_links();
     });
 }
@@ -108,6 +113,7 @@ void Watch::wait_for_policies() {
 void Watch::audit() {
     look_at_devices();
     look_at_settings();
+    if (Clock::now() >= next_addresses_audit_) look_at_addresses();
     if (Clock::now() >= next_guard_audit_ || !standing_[Subject::guard].empty()) look_at_guard();
     timer_.expires_after(kAudit);
     timer_.async_wait([this](ErrorCode error) {
@@ -257,6 +263,20 @@ void Watch::look_at_settings() {
         differences.push_back({.key = name, .text = std::move(text)});
     }
     hold(Subject::settings, differences);
+}
+
+void Watch::look_at_addresses() {
+    const auto began = Clock::now();
+    std::vector<Difference> differences;
+    if (auto told = host_.follow_addresses(); !told) {
+        differences.push_back(
+            {.key = "addresses",
+             .text = "the programs do not know all addresses of this host: " + told.error() +
+                     "; what is for others is dropped where its device does not forward. It is "
+                     "tried each second"});
+    }
+    next_addresses_audit_ = Clock::now() + 100 * (Clock::now() - began);
+    hold(Subject::addresses, differences);
 }
 
 // One that comes and goes ever again is said now and then, so that it does not fill the log.

@@ -3,8 +3,10 @@
 
 // Keeps what sallyportd put into the kernel as it was put there, whatever others do to the host.
 //
-//   hears   links, settings of forwarding, routing rules, xfrm policies (netlink): at once
-//   audits  devices, programs and settings each second, the guard's rows each ten and more
+//   hears   links, addresses, settings of forwarding, routing rules, xfrm policies (netlink): at
+//           once
+//   audits  devices, programs, settings and addresses each second, the guard's rows each ten and
+//           more
 //
 // Each difference is one line in the log (what changed, what it means, what is done), stands in
 // `show status` until it has gone, and is mended where that can be done: programs attached again,
@@ -52,6 +54,8 @@ class Host {
     [[nodiscard]] virtual bool is_attached(Inner device) const = 0;
     virtual std::expected<void, std::string> attach(Inner device) = 0;
     virtual std::expected<void, std::string> set_up(Inner device) = 0;
+    // The programs are told which addresses are this host's now.
+    virtual std::expected<void, std::string> follow_addresses() = 0;
     // Names and values of settings that had another value than ours, and have ours again.
     virtual std::vector<std::pair<std::string, std::string>> mend_settings() = 0;
 };
@@ -85,7 +89,7 @@ class Watch {
   private:
     using Clock = std::chrono::steady_clock;
     using Descriptor = boost::asio::posix::stream_descriptor;
-    enum class Subject : uint8_t { ports, inner, guard, settings };
+    enum class Subject : uint8_t { ports, inner, guard, settings, addresses };
 
     void wait_for_links();
     void wait_for_policies();
@@ -97,6 +101,7 @@ class Watch {
     void look_at_inner();
     void look_at_guard();
     void look_at_settings();
+    void look_at_addresses();
     void hold(Subject subject, const std::vector<Difference>& now);
     bool may_say(const std::string& key);
 
@@ -121,6 +126,8 @@ class Watch {
         uint32_t times = 0;
     };
     std::map<std::string, Said> said_;  // by key, in the last kSaidAgain
+    // All addresses are read for it: not more than a hundredth of the time.
+    Clock::time_point next_addresses_audit_;
     // In the past after messages were lost: the next audit looks. Not at once, since that happens
     // when policies come by the thousand, and each look reads all of them.
     Clock::time_point next_guard_audit_;

@@ -88,6 +88,8 @@ const Member kMembers[] = {
     SP_MEMBER(sp_port_info, conntrack_in),
     SP_MEMBER(sp_port_info, conntrack_out),
     SP_MEMBER(sp_port_info, mac),
+    SP_MEMBER(sp_own_address, family),
+    SP_MEMBER(sp_own_address, address),
     SP_MEMBER(sp_tunables, port),
     SP_MEMBER(sp_tunables, queues),
     SP_MEMBER(sp_tunables, workers),
@@ -115,6 +117,7 @@ const std::pair<const char*, size_t> kSizes[] = {
     {"sp_spd_active", sizeof(sp_spd_active)},
     {"sp_egress_rule", sizeof(sp_egress_rule)},
     {"sp_port_info", sizeof(sp_port_info)},
+    {"sp_own_address", sizeof(sp_own_address)},
     {"sp_tunables", sizeof(sp_tunables)},
 };
 
@@ -167,6 +170,7 @@ TEST(Abi, maps_hold_the_structures) {
         {"spd_entries", {4, sizeof(sp_spd_entry)}},
         {"spd_active", {4, sizeof(sp_spd_active)}},
         {"port_by_ifindex", {4, 4}},
+        {"own_addresses", {sizeof(sp_own_address), 1}},
         {"if_id_counters", {4, sizeof(sp_if_id_counters)}},
         {"tx_ports", {4, sizeof(bpf_devmap_val)}},
         {"xsks", {4, 4}},

@@ -112,6 +112,20 @@ TEST_F(EgressRoute, what_the_kernel_finishes) {
     pass("our ESP, not out of a port v6", outer6("2001:db8:c::2", kOriginated));
 }
 
+// The kernel would forward what was decrypted past all that is asked here, if it did.
+TEST_F(EgressRoute, where_sp0_does_not_forward_the_kernel_has_esp_and_what_is_for_this_host) {
+    const ForwardingOff off("sp0");
+    drop("v4", inner4("10.1.0.10", kTransit), SP_DROP_forwarding_off);
+    drop("v6", inner6("2001:db8:a::10", kTransit), SP_DROP_forwarding_off);
+    drop("towards another tunnel", inner4("10.2.0.77", kTransit), SP_DROP_forwarding_off);
+    pass("for us v4", inner4("10.1.0.1", kTransit));
+    pass("for us v6", inner6("2001:db8:a::1", kTransit));
+    pass("multicast", inner4("239.1.1.1", kTransit));
+    pass("TTL 1", inner4("10.1.0.10", kTransit, 1));
+    pass("our ESP", outer4("192.0.2.2", kOriginated));
+    pass("our ESP v6", outer6("2001:db8:1::2", kOriginated));
+}
+
 TEST_F(EgressRoute, decrypted_packets_reach_only_devices_that_are_named) {
     const auto all = [&](const auto& judge) {
         judge("v4", inner4("198.18.0.2", kTransit));

@@ -269,6 +269,10 @@ Rig::Rig() {
         }
     }
     for (uint32_t cpu = 0; cpu < SP_CPUS_MAX; ++cpu) set_cpu_worker(cpu, SP_OWNER_NONE);
+    for (const char* address :
+         {"192.0.2.1", "192.0.2.255", "2001:db8:1::1", "10.1.0.1", "10.1.0.255", "2001:db8:a::1"}) {
+        set_own_address(address, true);
+    }
 }
 
 Instance Rig::load(Program program, uint32_t port, Settings settings) {
@@ -454,6 +458,16 @@ void Rig::set_forward_to(const std::string& device, bool may) {
     const int fd = maps_.fd("port_by_ifindex");
     if ((may ? bpf_map_update_elem(fd, &key, &none, 0) : bpf_map_delete_elem(fd, &key)) != 0) {
         give_up("cannot write port_by_ifindex");
+    }
+}
+
+void Rig::set_own_address(const std::string& address, bool is_own) {
+    sp_own_address key{};
+    key.family = parse_address(address, key.address) ? AF_INET : AF_INET6;
+    const uint8_t one = 1;
+    const int fd = maps_.fd("own_addresses");
+    if ((is_own ? bpf_map_update_elem(fd, &key, &one, 0) : bpf_map_delete_elem(fd, &key)) != 0) {
+        give_up("cannot write own_addresses");
     }
 }
 

@@ -10,6 +10,8 @@
 //   198.18.0.0/24, 2001:db8:c::/64    other0          not a port
 //   sp0                               the injector
 //
+// The programs know the addresses of the first two for this host's, and their broadcast addresses.
+//
 // The namespace belongs to the test process and goes with it.
 
 #include <gtest/gtest.h>
@@ -54,6 +56,23 @@ constexpr Mac worker_mac(uint8_t kind) {
 void run(const std::string& command);
 bool try_run(const std::string& command);
 uint32_t ifindex(const std::string& device);
+
+// The device does not forward while this lives, in neither family. The others, and IPv6 by the
+// setting that the kernel itself goes by, do.
+class ForwardingOff {
+  public:
+    explicit ForwardingOff(const std::string& device) : device_(device) { set("0"); }
+    ~ForwardingOff() { set("1"); }
+    ForwardingOff(const ForwardingOff&) = delete;
+    ForwardingOff& operator=(const ForwardingOff&) = delete;
+
+  private:
+    void set(const std::string& value) const {
+        run("sysctl -qw net.ipv4.conf." + device_ + ".forwarding=" + value + " net.ipv6.conf." +
+            device_ + ".forwarding=" + value);
+    }
+    std::string device_;
+};
 
 // Every counter of every map, as one sparse table.
 struct Counters {
@@ -127,6 +146,7 @@ class Rig {
     void set_conntrack(uint32_t port, sp_conntrack in, sp_conntrack out);
     // Whether packets may be routed to this device, which is no port; at first they may not.
     void set_forward_to(const std::string& device, bool may);
+    void set_own_address(const std::string& address, bool is_own);
     void set_mac(uint32_t port, const Mac& mac);  // as long as nobody says so: Link{}.dst
     void set_injector(uint32_t ifindex);          // 0: none
     void publish(const std::vector<SpdEntry>& outbound, const std::vector<SpdEntry>& inbound,

@@ -386,6 +386,58 @@ TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {
     pass(program, "prohibited v6", v6("2001:db8:b:68::9", icmp6()));
 }
 
+// The FIB lookup says so before it looks anything up. That is no reason to leave to the kernel, and
+// so perhaps to its forwarding, what the SPD has not let out.
+TEST_F(SteerProtected, where_the_port_does_not_forward_the_kernel_has_what_is_for_this_host) {
+    const Instance program = load();
+    const Instance by_kernel = load({.with_sockets = false, .register_mode = true});
+    const auto stranger4 = [](const char* destination, const Upper& upper = icmp()) {
+        return eth(ip4({.src = "10.77.0.1", .dst = destination}, upper));
+    };
+    const auto stranger6 = [](const char* destination, const Upper& upper = icmp6()) {
+        return eth(ip6({.src = "2001:db8:9::1", .dst = destination}, upper));
+    };
+    const ForwardingOff off("lan0");
+    drop(program, "no policy v4", stranger4("192.0.2.2"), SP_DROP_no_policy);
+    drop(program, "no policy v6", stranger6("2001:db8:1::2"), SP_DROP_no_policy);
+    drop(program, "no policy, beside our address", stranger4("10.1.0.2"), SP_DROP_no_policy);
+    drop(program, "no policy, beside our address v6", stranger6("2001:db8:a::3"),
+         SP_DROP_no_policy);
+    for (const Instance* each : {&program, &by_kernel}) {
+        drop(*each, "BYPASS v4", v4("192.0.2.2", icmp()), SP_DROP_forwarding_off);
+        drop(*each, "BYPASS v6", v6("2001:db8:1::2", icmp6()), SP_DROP_forwarding_off);
+        drop(*each, "BYPASS, no neighbour", v4("192.0.2.99", icmp()), SP_DROP_forwarding_off);
+        drop(*each, "BYPASS, no route", v4("203.0.113.1", icmp()), SP_DROP_forwarding_off);
+        drop(*each, "link-local v4 of somebody", v4("169.254.7.7", icmp()), SP_DROP_forwarding_off);
+        drop(*each, "like neighbour discovery", v6("2001:db8:1::2", icmp6(135), 255),
+             SP_DROP_forwarding_off);
+        drop(*each, "DISCARD", v4("10.2.5.9", icmp()), SP_DROP_policy_discard);
+        // What is for this host needs no policy.
+        pass(*each, "for us v4", stranger4("10.1.0.1", tcp({.dst = 22})));
+        pass(*each, "for us v6", stranger6("2001:db8:a::1", tcp({.dst = 22})));
+        pass(*each, "for us, by another port's address", stranger4("192.0.2.1", udp({.dst = 53})));
+        pass(*each, "for us, and BYPASS", v4("10.1.0.1", tcp({.dst = 22})));
+        pass(*each, "for us, and BYPASS v6", v6("2001:db8:a::1", tcp({.dst = 22})));
+        pass(*each, "broadcast of our network", stranger4("10.1.0.255", udp({.dst = 137})));
+        pass(*each, "limited broadcast", stranger4("255.255.255.255", udp({.dst = 67})));
+        pass(*each, "multicast v4", stranger4("224.0.0.5"));
+        pass(*each, "multicast v6", stranger6("ff02::5"));
+        pass(*each, "link-local v6", stranger6("fe80::1"));
+        pass(*each, "neighbour advertisement", v6("2001:db8:a::1", icmp6(136), 255));
+    }
+    pass(program, "last hop", v4("192.0.2.2", icmp(), 1));
+    // Workers go on.
+    const Bytes tunnel = v4("10.2.0.9", icmp());
+    rig.check(program,
+              {"PROTECT", tunnel,
+               steered(kLan, tunnel.size(), 0, flow_owner(kHost4, "10.2.0.9", AF_INET, 1, 0, 0))});
+    // Another family's address with the same first bytes: 0a01:0001::
+    drop(program, "bytes of an address of ours", stranger6("a01:1::"), SP_DROP_no_policy);
+    rig.set_own_address("10.1.0.1", false);
+    drop(program, "ours no more", stranger4("10.1.0.1", tcp({.dst = 22})), SP_DROP_no_policy);
+    rig.set_own_address("10.1.0.1", true);
+}
+
 // The kernel's way out meets no devmap program.
 TEST_F(SteerProtected, egress_filter_holds_on_the_kernels_way) {
     const Instance program = load();

@@ -252,6 +252,42 @@ TEST_P(SteerUnprotected, ESP_too_short) {
     }
 }
 
+TEST_P(SteerUnprotected, where_the_port_does_not_forward_the_kernel_has_what_is_for_this_host) {
+    const Instance program = load({.punt_unknown_spi = true});
+    const auto from4 = [](const char* source, const char* destination, const Upper& upper) {
+        return eth(ip4({.src = source, .dst = destination}, upper));
+    };
+    const auto from6 = [](const char* destination, const Upper& upper) {
+        return eth(ip6({.src = kPeer6, .dst = destination}, upper));
+    };
+    const auto drop = [&](const char* name, const Bytes& frame, sp_drop_reason reason) {
+        rig.check(program, {name, frame, dropped(kWan, frame.size(), reason)});
+    };
+    const auto pass = [&](const char* name, const Bytes& frame) {
+        rig.check(program, {name, frame, passed(kWan, frame.size())});
+    };
+    const Upper ike = udp({.src = 500, .dst = 500});
+    const ForwardingOff off("wan0");
+    drop("no policy v4", from4("198.51.100.7", "10.1.0.10", icmp()), SP_DROP_no_policy);
+    drop("no policy v6", from6("2001:db8:a::10", icmp6()), SP_DROP_no_policy);
+    drop("BYPASS", from4("10.4.0.9", "10.1.0.10", icmp()), SP_DROP_forwarding_off);
+    drop("PROTECT", from4("10.2.0.9", "10.1.0.10", icmp()), SP_DROP_cleartext_for_protect);
+    drop("IKE of others", from4("198.51.100.7", "10.1.0.10", ike), SP_DROP_no_policy);
+    drop("IKE of others v6", from6("2001:db8:a::10", ike), SP_DROP_no_policy);
+    drop("ESP of others", from4("198.51.100.7", "10.1.0.10", esp(kUnknown)), SP_DROP_no_policy);
+    drop("link-local v4 of somebody", from4("198.51.100.7", "169.254.1.1", icmp()),
+         SP_DROP_no_policy);
+    pass("IKE", from4("198.51.100.7", kUs4, ike));
+    pass("IKE v6", from6(kUs6, ike));
+    pass("no policy, for us", from4("198.51.100.7", "10.1.0.1", tcp({.dst = 22})));
+    pass("no policy, for us v6", from6(kUs6, tcp({.dst = 22})));
+    pass("broadcast of our network", from4("198.51.100.7", "192.0.2.255", icmp()));
+    const Bytes punted = from4(kPeer4, kUs4, esp(kUnknown));
+    rig.check(program, {"ESP for us", punted, passed_esp(kWan, punted.size())});
+    const Bytes tunnel = from4(kPeer4, kUs4, esp(kOnCpu0));
+    rig.check(program, {"ESP of a worker's SA", tunnel, steered(kWan, tunnel.size(), 0, 1)});
+}
+
 TEST_P(SteerUnprotected, the_hosts_own_packets_go_to_the_kernel) {
     const Instance program = load();
     const Bytes marker(4, 0);

@@ -559,6 +559,63 @@ TEST_F(Loader, bypass_crosses_the_appliance) {
     EXPECT_EQ(objects.counters(kLan)->drops[SP_DROP_no_sa], 1u);
 }
 
+// Of those that were given last; the device does not forward, so that nothing else says so.
+TEST_F(Loader, what_is_for_an_address_of_this_host_is_passed) {
+    BpfObjects objects = make();
+    PortSetup lan = setup(kLan);
+    lan.mac = packet::Link{}.dst;
+    ASSERT_TRUE(objects.add_port(lan));
+    const auto outbound = compile_spd({});
+    ASSERT_TRUE(objects.publish_spd(*outbound, *outbound, {}));
+    ASSERT_TRUE(objects.attach_port(kLan));
+    run("sysctl -qw net.ipv4.conf.lan0.forwarding=0");
+    const FileDescriptor host = tapped("lanp");
+    uint64_t sent = 0;
+    const auto is_passed = [&](const char* destination) {
+        const uint64_t before = objects.counters(kLan)->totals.passed;
+        const Bytes frame =
+            packet::eth(packet::ip4({.src = "10.1.0.10", .dst = destination}, packet::icmp()));
+        EXPECT_EQ(send(host.get(), frame.data(), frame.size(), 0),
+                  static_cast<ssize_t>(frame.size()));
+        ++sent;
+        for (int tries = 0; tries < 200; ++tries, usleep(10'000)) {
+            if (objects.counters(kLan)->totals.rx_frames >= sent) break;
+        }
+        EXPECT_EQ(objects.counters(kLan)->totals.rx_frames, sent);
+        return objects.counters(kLan)->totals.passed == before + 1;
+    };
+    const IpAddress first = *parse_ip_address("10.1.0.1");
+    const IpAddress second = *parse_ip_address("10.1.0.2");
+    EXPECT_FALSE(is_passed("10.1.0.1"));
+    ASSERT_TRUE(objects.set_own_addresses(std::vector{first}));
+    EXPECT_TRUE(is_passed("10.1.0.1"));
+    EXPECT_FALSE(is_passed("10.1.0.2"));
+    ASSERT_TRUE(objects.set_own_addresses(std::vector{first, second}));
+    EXPECT_TRUE(is_passed("10.1.0.1"));
+    EXPECT_TRUE(is_passed("10.1.0.2"));
+    ASSERT_TRUE(objects.set_own_addresses(std::vector{second}));
+    EXPECT_FALSE(is_passed("10.1.0.1"));
+    EXPECT_TRUE(is_passed("10.1.0.2"));
+
+    std::vector<IpAddress> many;
+    for (uint32_t i = 0; i < SP_OWN_ADDRESSES_MAX; ++i) {
+        many.push_back(first);
+        many.back().bytes[1] = 2;
+        many.back().bytes[2] = static_cast<uint8_t>(i >> 8);
+        many.back().bytes[3] = static_cast<uint8_t>(i);
+    }
+    ASSERT_TRUE(objects.set_own_addresses(many)) << "those of before have made room";
+    EXPECT_FALSE(is_passed("10.1.0.2"));
+    many.push_back(second);
+    const auto full = objects.set_own_addresses(many);
+    ASSERT_FALSE(full);
+    EXPECT_NE(full.error().find(std::to_string(SP_OWN_ADDRESSES_MAX)), std::string::npos)
+        << full.error();
+    many.erase(many.begin());
+    EXPECT_TRUE(objects.set_own_addresses(many));
+    EXPECT_TRUE(is_passed("10.1.0.2"));
+}
+
 TEST_F(Loader, limits_are_said) {
     BpfObjects objects = make();
     CompiledSpd spd;

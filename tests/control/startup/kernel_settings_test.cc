@@ -23,6 +23,7 @@ TEST(KernelSettings, ForwardingIsOnAndSaidAndApartFromWhatIsSetBeforeThePrograms
     const auto settings = forwarding_settings(ports);
     EXPECT_EQ(value_of(settings, "net/ipv4/ip_forward"), "1");
     EXPECT_EQ(value_of(settings, "net/ipv6/conf/all/forwarding"), "1");
+    EXPECT_EQ(value_of(settings, "net/ipv4/conf/lan0/forwarding"), "1");
     EXPECT_EQ(value_of(settings, "net/ipv6/conf/lan0/forwarding"), "1");
     for (const bool asks_conntrack : {false, true}) {
         for (const Setting& setting : host_settings({}, asks_conntrack)) {

@@ -9,6 +9,7 @@
 #include <net/if.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <chrono>
 #include <cstdlib>
@@ -18,7 +19,9 @@
 #include <utility>
 #include <vector>
 
+#include "control/netlink/addresses.h"
 #include "control/watch/look.h"
+#include "dataplane/base/ip.h"
 #include "tests/support/new_namespace.h"
 
 namespace sallyport::watch {
@@ -50,6 +53,11 @@ class StandIn : public Host {
     [[nodiscard]] bool is_attached(Inner /*device*/) const override { return true; }
     std::expected<void, std::string> attach(Inner /*device*/) override { return {}; }
     std::expected<void, std::string> set_up(Inner /*device*/) override { return {}; }
+    std::expected<void, std::string> follow_addresses() override {
+        addresses = netlink::local_and_broadcast_addresses().value();
+        if (!addresses_refusal.empty()) return std::unexpected(addresses_refusal);
+        return {};
+    }
     std::vector<std::pair<std::string, std::string>> mend_settings() override {
         return std::exchange(changed, {});
     }
@@ -59,6 +67,8 @@ class StandIn : public Host {
     int attempts = 0;
     uint32_t mtu = 0;
     std::set<std::string> closed_when_attached;
+    std::vector<IpAddress> addresses;
+    std::string addresses_refusal;
     std::vector<std::pair<std::string, std::string>> changed;
 
   private:
@@ -185,6 +195,30 @@ TEST_F(WatchOnDevices, ASettingThatOthersChangeIsSaidUntilALookFindsItAsItShould
         bench.host.changed = {{"net/ipv4/ip_forward", "0"}};
         bench.until(
             [&] { return bench.said().contains("net/ipv4/ip_forward was changed to '0'"); });
+        bench.until([&] { return bench.said().empty(); });
+    });
+}
+
+TEST_F(WatchOnDevices, AddressesAreToldToTheProgramsAsTheyComeAndGo) {
+    in_new_namespace([] {
+        Bench bench;
+        const auto knows = [&](const char* text) {
+            const IpAddress address = parse_ip_address(text).value();
+            return std::ranges::find(bench.host.addresses, address) != bench.host.addresses.end();
+        };
+        run_command("ip addr add 192.0.2.1/24 dev lan0");
+        bench.until([&] { return knows("192.0.2.1"); });
+        EXPECT_TRUE(knows("192.0.2.255"));
+        run_command("ip addr add 2001:db8::1/64 dev lan0");
+        bench.until([&] { return knows("2001:db8::1"); });
+        run_command("ip addr del 192.0.2.1/24 dev lan0");
+        bench.until([&] { return !knows("192.0.2.1") && !knows("192.0.2.255"); });
+        EXPECT_TRUE(knows("2001:db8::1"));
+        EXPECT_EQ(bench.said(), "");
+
+        bench.host.addresses_refusal = "there is no room";
+        bench.until([&] { return bench.said().contains("there is no room"); });
+        bench.host.addresses_refusal.clear();
         bench.until([&] { return bench.said().empty(); });
     });
 }

@@ -467,10 +467,24 @@ def others_changed(bench):
         says(gateway, f"the setting {name.replace('.', '/')} was changed")
         eventually(lambda: value(name) == right, f"{name} stays changed")
 
-    # Until it is, the kernel forwards IPv6 of that port past the SPD: some ms, not under the flood.
-    is_mended("net.ipv6.conf.lan0.forwarding", "0")
     with host_forwarding(lab, 1), Flood(lab) as flood:
-        for name, wrong in (("net.ipv4.ip_forward", "0"), ("net.ipv6.conf.all.forwarding", "0"),
+        # While nobody mends it.
+        with gateway.paused():
+            for family in ("ipv4", "ipv6"):
+                gw.sysctl(f"net.{family}.conf.lan0.forwarding", 0)
+            before = gw.sh("cat", "/sys/class/net/lan0/statistics/rx_packets")
+            eventually(lambda: int(gw.sh("cat", "/sys/class/net/lan0/statistics/rx_packets")) >
+                       int(before) + 200, "the flood does not reach lan0")
+        for family in ("ipv4", "ipv6"):
+            eventually(lambda family=family: value(f"net.{family}.conf.lan0.forwarding") == "1",
+                       f"lan0 does not forward {family} again", 30)
+        is_whole(gateway)
+        judge(flood, "while lan0 did not forward")
+        check(gateway.drops().get("forwarding_off"), f"drops: {gateway.drops()}")
+        # Of one device: its packets are none that the kernel keeps, though its FIB lookup says so.
+        for name, wrong in (("net.ipv6.conf.lan0.forwarding", "0"),
+                            ("net.ipv4.conf.lan0.forwarding", "0"), ("net.ipv4.ip_forward", "0"),
+                            ("net.ipv6.conf.all.forwarding", "0"),
                             ("net.ipv4.conf.sp0.disable_policy", "0")):
             is_mended(name, wrong)
         gw.ip("link set sp0 down")

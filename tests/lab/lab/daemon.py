@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sallyportd in the lab: its configuration, its life, and what it says of itself."""
 
+import contextlib
 import json
 import os
 import signal
@@ -184,6 +185,15 @@ class Daemon:
         if self.running:
             self._process.kill()
             self._process.wait(10)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Stopped as a whole; XDP programs go on."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def log(self):
         try:
