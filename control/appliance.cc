@@ -361,8 +361,14 @@ Appliance::Step Appliance::follow_addresses() {
     return bpf_->set_own_addresses(*addresses);
 }
 
-std::vector<std::pair<std::string, std::string>> Appliance::mend_settings() {
-    return sysctls_.mend();
+std::vector<watch::Host::ChangedSetting> Appliance::mend_settings() {
+    std::vector<ChangedSetting> out;
+    for (Sysctls::Changed& each : sysctls_.mend()) {
+        out.push_back({.name = std::move(each.name),
+                       .found = std::move(each.found),
+                       .error = std::move(each.error)});
+    }
+    return out;
 }
 
 void Appliance::follow_forward_to() {

@@ -139,7 +139,7 @@ class Appliance : private watch::Host {
     std::expected<void, std::string> attach(Inner device) override;
     std::expected<void, std::string> set_up(Inner device) override;
     std::expected<void, std::string> follow_addresses() override;
-    std::vector<std::pair<std::string, std::string>> mend_settings() override;
+    std::vector<ChangedSetting> mend_settings() override;
     [[nodiscard]] bool check_census();
 
     config::Config& config_;

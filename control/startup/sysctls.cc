@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/startup/sysctls.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 
 #include "control/host/note.h"
+#include "dataplane/base/unique_fd.h"
 
 namespace sallyport::control {
 
@@ -15,11 +19,12 @@ std::filesystem::path file_of(const std::string& name) {
     return std::filesystem::path("/proc/sys") / name;
 }
 
-bool write_value(const std::filesystem::path& file, const std::string& value) {
-    std::ofstream out(file);
-    out << value << '\n';
-    out.flush();
-    return out.good();
+// 0, or errno.
+int write_value(const std::filesystem::path& file, const std::string& value) {
+    const UniqueFd out(open(file.c_str(), O_WRONLY | O_CLOEXEC));
+    if (!out) return errno;
+    const std::string line = value + '\n';
+    return write(out.get(), line.data(), line.size()) < 0 ? errno : 0;
 }
 
 }  // namespace
@@ -44,19 +49,26 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
     if (noted != leftover_.end()) leftover_.erase(noted);
     // The note comes first: with it, whoever finds the changed value knows the original.
     if (auto written = write_note(); !written) return std::unexpected(written.error());
-    if (before != value && !write_value(file, value)) {
-        return std::unexpected("cannot write " + file.string() + ": " + std::strerror(errno));
+    if (before == value) return Change::changed;
+    if (const int error = write_value(file, value); error != 0) {
+        return std::unexpected("cannot write " + file.string() + ": " + std::strerror(error));
     }
     return Change::changed;
 }
 
-std::vector<std::pair<std::string, std::string>> Sysctls::mend() {
-    std::vector<std::pair<std::string, std::string>> changed;
+std::vector<Sysctls::Changed> Sysctls::mend() {
+    std::vector<Changed> changed;
     for (const Saved& wanted : wanted_) {
         std::string now = get(wanted.name);
         if (now.empty() || now == wanted.value) continue;
-        write_value(file_of(wanted.name), wanted.value);
-        changed.emplace_back(wanted.name, std::move(now));
+        const int error = write_value(file_of(wanted.name), wanted.value);
+        changed.push_back({.name = wanted.name,
+                           .found = std::move(now),
+                           .error = error == 0 ? "" : std::strerror(error)});
+        // Not each that the kernel takes is kept.
+        if (error == 0 && get(wanted.name) != wanted.value) {
+            changed.back().error = "the kernel does not keep it";
+        }
     }
     return changed;
 }

@@ -28,9 +28,14 @@ class Sysctls {
 
     // `name` with slashes: "net/ipv4/ip_forward".
     std::expected<Change, std::string> set(const std::string& name, const std::string& value);
-    // Writes what set() has set wherever it has another value by now. Their names and the values
-    // found; a device that has gone took its settings with it.
-    std::vector<std::pair<std::string, std::string>> mend();
+    struct Changed {
+        std::string name;
+        std::string found;
+        std::string error;  // empty: it has our value again
+    };
+    // Writes what set() has set wherever it has another value by now, and says where; a device that
+    // has gone took its settings with it.
+    std::vector<Changed> mend();
     // Puts the setting back now, as the destructor would.
     void put_back(const std::string& name);
     // Empty when there is no such setting.

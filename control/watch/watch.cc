@@ -254,13 +254,16 @@ void Watch::look_at_guard() {
 
 void Watch::look_at_settings() {
     std::vector<Difference> differences;
-    for (const auto& [name, value] : host_.mend_settings()) {
-        std::string text = "the setting ";
-        text += name;
-        text += " was changed to '";
-        text += value;
-        text += "' by another program; it has our value again";
-        differences.push_back({.key = name, .text = std::move(text)});
+    for (const Host::ChangedSetting& each : host_.mend_settings()) {
+        const std::string text =
+            "the setting " + each.name + " was changed to '" + each.found + "' by another program";
+        if (each.error.empty()) {
+            differences.push_back({.key = each.name, .text = text + "; it has our value again"});
+        } else {
+            differences.push_back({.key = each.name + " stays",
+                                   .text = text + " and cannot be set back: " + each.error +
+                                           "; it is tried each second"});
+        }
     }
     hold(Subject::settings, differences);
 }

@@ -56,8 +56,13 @@ class Host {
     virtual std::expected<void, std::string> set_up(Inner device) = 0;
     // The programs are told which addresses are this host's now.
     virtual std::expected<void, std::string> follow_addresses() = 0;
-    // Names and values of settings that had another value than ours, and have ours again.
-    virtual std::vector<std::pair<std::string, std::string>> mend_settings() = 0;
+    struct ChangedSetting {
+        std::string name;
+        std::string found;
+        std::string error;  // empty: it has our value again
+    };
+    // Settings that had another value than ours.
+    virtual std::vector<ChangedSetting> mend_settings() = 0;
 };
 
 class Watch {

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/mount.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -73,7 +74,9 @@ TEST(Sysctls, WhatOthersChangeIsMendedAndForwardingCanBePutBackFirst) {
             put(kForwarding, "0");
             const auto mended = sysctls.mend();
             ASSERT_EQ(mended.size(), 1u);
-            EXPECT_EQ(mended[0], std::pair(std::string(kForwarding), std::string("0")));
+            EXPECT_EQ(mended[0].name, kForwarding);
+            EXPECT_EQ(mended[0].found, "0");
+            EXPECT_EQ(mended[0].error, "");
             EXPECT_EQ(Sysctls::get(kForwarding), "1");
 
             sysctls.put_back(kForwarding);
@@ -87,6 +90,37 @@ TEST(Sysctls, WhatOthersChangeIsMendedAndForwardingCanBePutBackFirst) {
     }).join();
     std::filesystem::remove_all(folder);
     if (skipped) GTEST_SKIP() << "needs root, for a network namespace";
+}
+
+// Somebody has put a file in its place that cannot be written, as containers do.
+TEST(Sysctls, WhatCannotBeMendedIsSaidWithTheReason) {
+    std::string folder = testing::TempDir() + "/sallyport-sysctls-XXXXXX";
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    const std::string in_the_way = folder + "/in_the_way";
+    std::ofstream(in_the_way) << "1\n";
+    bool skipped = false;
+    std::thread([&] {
+        skipped = unshare(CLONE_NEWNET | CLONE_NEWNS) != 0 ||
+                  mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0;
+        if (skipped) return;
+        put(kMartians, "0");
+        Sysctls sysctls(std::filesystem::path(folder) / "sysctls");
+        ASSERT_TRUE(sysctls.set(kMartians, "0"));
+        const std::string file = std::string("/proc/sys/") + kMartians;
+        ASSERT_EQ(mount(in_the_way.c_str(), file.c_str(), nullptr, MS_BIND, nullptr), 0);
+        ASSERT_EQ(mount(nullptr, file.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr),
+                  0);
+        for (int look = 0; look < 2; ++look) {
+            const auto changed = sysctls.mend();
+            ASSERT_EQ(changed.size(), 1u);
+            EXPECT_EQ(changed[0].found, "1");
+            EXPECT_EQ(changed[0].error, "Read-only file system");
+        }
+        ASSERT_EQ(umount2(file.c_str(), MNT_DETACH), 0);
+        EXPECT_TRUE(sysctls.mend().empty());
+    }).join();
+    std::filesystem::remove_all(folder);
+    if (skipped) GTEST_SKIP() << "needs root, for namespaces of its own";
 }
 
 }  // namespace

@@ -4,9 +4,9 @@
 
 #include "control/watch/watch.h"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <net/if.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,18 +58,22 @@ class StandIn : public Host {
         if (!addresses_refusal.empty()) return std::unexpected(addresses_refusal);
         return {};
     }
-    std::vector<std::pair<std::string, std::string>> mend_settings() override {
-        return std::exchange(changed, {});
+    std::vector<ChangedSetting> mend_settings() override {
+        ++looks;
+        std::vector<ChangedSetting> out = changed;
+        std::erase_if(changed, [](const ChangedSetting& each) { return each.error.empty(); });
+        return out;
     }
 
     bool attached = true;
     std::string refusal;
     int attempts = 0;
+    int looks = 0;  // at settings
     uint32_t mtu = 0;
     std::set<std::string> closed_when_attached;
     std::vector<IpAddress> addresses;
     std::string addresses_refusal;
-    std::vector<std::pair<std::string, std::string>> changed;
+    std::vector<ChangedSetting> changed;
 
   private:
     Gate& gate_;
@@ -78,8 +82,8 @@ class StandIn : public Host {
 // A port "inside" on lan0, and sp0.
 struct Bench {
     boost::asio::io_context context{1};
-    int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    control::Log log{null};
+    int lines = memfd_create("log", MFD_CLOEXEC);
+    control::Log log{lines};
     Gate gate{Gate::make().value()};
     xfrm::PolicyGuard guard{xfrm::PolicyGuard::install({}).value()};
     StandIn host{gate};
@@ -103,7 +107,7 @@ struct Bench {
     ~Bench() {
         watch.stop();
         context.poll();
-        close(null);
+        close(lines);
     }
 
     static void make_device() {
@@ -113,6 +117,17 @@ struct Bench {
         std::string out;
         for (const std::string& sentence : watch.degraded()) out += sentence + "\n";
         return out;
+    }
+    // Of the log.
+    [[nodiscard]] size_t lines_about(const std::string& words) const {
+        std::string text(1 << 16, '\0');
+        const ssize_t bytes = pread(lines, text.data(), text.size(), 0);
+        text.resize(static_cast<size_t>(std::max<ssize_t>(bytes, 0)));
+        size_t count = 0;
+        for (size_t at = text.find(words); at != std::string::npos; at = text.find(words, at + 1)) {
+            ++count;
+        }
+        return count;
     }
     [[nodiscard]] std::set<std::string> closed() {
         return gate.closed().value_or(std::set<std::string>{"cannot be read"});
@@ -192,10 +207,31 @@ TEST_F(WatchOnDevices, AnMtuIsToldToTheProgramsAndSaidAsLongAsItIsAnother) {
 TEST_F(WatchOnDevices, ASettingThatOthersChangeIsSaidUntilALookFindsItAsItShouldBe) {
     in_new_namespace([] {
         Bench bench;
-        bench.host.changed = {{"net/ipv4/ip_forward", "0"}};
+        bench.host.changed = {{.name = "net/ipv4/ip_forward", .found = "0", .error = ""}};
         bench.until(
             [&] { return bench.said().contains("net/ipv4/ip_forward was changed to '0'"); });
         bench.until([&] { return bench.said().empty(); });
+    });
+}
+
+TEST_F(WatchOnDevices, ASettingThatCannotBeSetBackIsSaidOnceAndStandsAsLongAsItIsSo) {
+    in_new_namespace([] {
+        Bench bench;
+        bench.host.changed = {
+            {.name = "net/ipv4/ip_forward", .found = "0", .error = "Read-only file system"}};
+        const auto stands = [&] {
+            return bench.said().contains("cannot be set back: Read-only file system");
+        };
+        bench.until(stands);
+        // Some more looks.
+        const int before = bench.host.looks;
+        bench.until([&] { return bench.host.looks >= before + 2; });
+        EXPECT_TRUE(stands());
+        EXPECT_FALSE(bench.said().contains("our value again"));
+        EXPECT_EQ(bench.lines_about("cannot be set back"), 1u);
+        bench.host.changed.clear();
+        bench.until([&] { return bench.said().empty(); });
+        EXPECT_EQ(bench.lines_about("mended: the setting net/ipv4/ip_forward"), 1u);
     });
 }
 
