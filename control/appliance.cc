@@ -306,11 +306,17 @@ Appliance::Step Appliance::start_watch() {
     }
     std::optional<watch::InnerShould> interface;
     if (interface_) {
-        interface = {.device = config_.xfrm_interface, .ifindex = interface_->ifindex()};
+        interface = {.device = config_.xfrm_interface,
+                     .ifindex = interface_->ifindex(),
+                     .needed_by = "what the kernel's IPsec connections carry"};
     }
+    const char* of_workers = config_.egress == config::EgressMode::direct
+                                 ? "what the kernel routes into tunnels"
+                                 : "what workers send, all their tunnels";
     watch_.emplace(context_, log_, static_cast<watch::Host&>(*this), *gate_, *guard_);
-    return watch_->start(std::move(ports), {.device = config_.device, .ifindex = tap_->ifindex()},
-                         interface);
+    return watch_->start(
+        std::move(ports),
+        {.device = config_.device, .ifindex = tap_->ifindex(), .needed_by = of_workers}, interface);
 }
 
 bool Appliance::is_attached(size_t port) const {

@@ -73,8 +73,8 @@ InnerVerdict judge_inner(const InnerShould& should, const DeviceNow& now) {
         out.differences.push_back({.key = device + ": " + what, .text = device + ": " + text});
     };
     if (now.ifindex != should.ifindex) {
-        differs("gone",
-                "the device was removed, and what needs it is not forwarded: restart sallyportd");
+        differs("gone", "the device was removed; without it stands still " + should.needed_by +
+                            ": restart sallyportd");
         return out;
     }
     if (!now.up) {

@@ -57,6 +57,7 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
 struct InnerShould {
     std::string device;
     uint32_t ifindex = 0;
+    std::string needed_by;  // what stands still without it
 };
 struct InnerVerdict {
     std::vector<Difference> differences;

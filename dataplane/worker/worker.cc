@@ -269,8 +269,11 @@ struct Worker::Impl {
         if (commands.empty() && !stopping.load(std::memory_order_relaxed)) {
             counters.sleeps.add(1);
             poll(poll_set.data(), poll_set.size(), sleep_ms());
-            const size_t tap_index = poll_set.size() - 2;
-            tap_has_more = (poll_set[tap_index].revents & POLLIN) != 0;
+            pollfd& tap = poll_set[poll_set.size() - 2];
+            tap_has_more = (tap.revents & POLLIN) != 0;
+            // Its device was removed, and does not come back to this queue: poll() would never wait
+            // again. It takes no notice of what is below 0.
+            if ((tap.revents & (POLLERR | POLLNVAL)) != 0) tap.fd = -1;
         }
         setup.wake_board->woke_up(setup.id);
     }

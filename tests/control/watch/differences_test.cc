@@ -159,7 +159,7 @@ TEST(WatchPort, WhatHoldsOnHasTheSameKey) {
 }
 
 TEST(WatchInner, IsSetUpAndAttachedAgainAndSaysWhenItIsGone) {
-    const InnerShould tap{.device = "sp0", .ifindex = 7};
+    const InnerShould tap{.device = "sp0", .ifindex = 7, .needed_by = "what workers send"};
     DeviceNow now = as_it_was();
     now.name = "sp0";
     EXPECT_TRUE(judge_inner(tap, now).differences.empty());
@@ -173,7 +173,8 @@ TEST(WatchInner, IsSetUpAndAttachedAgainAndSaysWhenItIsGone) {
     const InnerVerdict gone = judge_inner(tap, {});
     EXPECT_FALSE(gone.set_up);
     EXPECT_FALSE(gone.attach);
-    EXPECT_NE(text_of(gone.differences).find("restart sallyportd"), std::string::npos);
+    EXPECT_NE(text_of(gone.differences).find("stands still what workers send: restart sallyportd"),
+              std::string::npos);
 }
 
 }  // namespace

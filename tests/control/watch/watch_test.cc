@@ -94,13 +94,15 @@ struct Bench {
         run_command("ip link add sp0 type veth peer name sp1 && ip link set sp0 up");
         const uint32_t ifindex = if_nametoindex("lan0");
         const DeviceNow now = look_at(ifindex);
-        const auto started = watch.start({{.port = "inside",
-                                           .device = "lan0",
-                                           .ifindex = ifindex,
-                                           .mac = now.mac,
-                                           .mtu = now.mtu,
-                                           .queues = now.queues}},
-                                         {.device = "sp0", .ifindex = if_nametoindex("sp0")}, {});
+        const auto started = watch.start(
+            {{.port = "inside",
+              .device = "lan0",
+              .ifindex = ifindex,
+              .mac = now.mac,
+              .mtu = now.mtu,
+              .queues = now.queues}},
+            {.device = "sp0", .ifindex = if_nametoindex("sp0"), .needed_by = "what workers send"},
+            {});
         EXPECT_TRUE(started) << started.error();
         EXPECT_EQ(said(), "") << "all is as it should be";
     }

@@ -105,6 +105,25 @@ TEST_F(WorkerTest, ExpiryWakesAnIdleWorker) {
     EXPECT_EQ(worker_->counters().outbound.held.read(), 5u);
 }
 
+// poll() has an error for a TAP without its device, at once and each time.
+TEST_F(WorkerTest, WithoutItsTapAnIdleWorkerSleepsAndABusyOneGoesOn) {
+    start(0, 0);
+    publish_spd();
+    ASSERT_EQ(std::system("ip link del sp0"), 0);
+    const auto turns_in_a_second = [&] {
+        const uint64_t before = worker_->counters().loops.read();
+        std::this_thread::sleep_for(1s);
+        return worker_->counters().loops.read() - before;
+    };
+    // Four in each second; a hundred thousand where it does not sleep.
+    EXPECT_TRUE(reached([&] { return turns_in_a_second() < 500; }));
+    EXPECT_LT(turns_in_a_second(), 500u);
+    const TestSa sa;
+    submit(command::InstallInbound{&makes_.make_inbound(sa)});
+    wire_->send(arrivals(sa, {1, 2, 3}));
+    EXPECT_TRUE(waits_for_kept(3));
+}
+
 TEST_F(WorkerTest, StopDropsWhatWaits) {
     start(10, 60'000);
     publish_spd();

@@ -72,6 +72,10 @@ class Flood:
         """The same of what left by lan0."""
         return _count(self._lan.frames, [(b, a) for a, b in self._pairs])
 
+    def esp(self):
+        """How many ESP packets have left by wan0."""
+        return sum(wire.esp_of(frame) is not None for frame in list(self._wan.frames))
+
     def clear(self):
         self._wan.frames.clear()
         self._lan.frames.clear()
@@ -512,3 +516,34 @@ def others_changed(bench):
         is_whole(gateway)
         judge(flood, "meanwhile")
         flood.passes()
+
+
+def without_tap(bench, egress):
+    lab = bench.lab
+    gateway = bench.gateway(fresh=True, egress=egress)
+
+    def wakings():
+        """The most that an idle worker has woken up in a second."""
+        before = [each["sleeps"] for each in gateway.show("workers")]
+        time.sleep(1)
+        return max(each["sleeps"] - was
+                   for each, was in zip(gateway.show("workers"), before, strict=True))
+
+    with host_forwarding(lab, 1):
+        lab.gw.ip("link del sp0")
+        says(gateway, "sp0: the device was removed")
+        check("sp0: the device was removed" in degraded(gateway), f"status: {degraded(gateway)}")
+        # Four times, and thousands where poll() does not wait.
+        eventually(lambda: wakings() < 200, lambda: f"workers do not sleep: {wakings()}", 30)
+        with Flood(lab) as flood:
+            flood.passes()
+            if egress == "direct":
+                eventually(lambda: flood.esp() > 0, "workers send no ESP any more")
+            judge(flood, f"without sp0, {egress}")
+    bench.stop_gateway()
+
+
+@case("A1 sp0 is deleted: said, workers sleep, and what does not need it goes on", seconds=180)
+def tap_removed(bench):
+    for egress in ("devmap", "direct"):
+        without_tap(bench, egress)
