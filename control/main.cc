@@ -20,9 +20,9 @@
 #include "config/config.h"
 #include "control/daemon.h"
 #include "control/log.h"
+#include "control/open_path.h"
 #include "control/sa/static/accept_key.h"
 #include "control/startup/policy_check.h"
-#include "control/watch/open_path.h"
 
 namespace {
 
@@ -37,8 +37,9 @@ constexpr char kUsageText[] =
     "\n"
     "  -c, --config FILE   the configuration (TOML)\n"
     "  --check             validate it, also against this system (devices, CPUs), and end\n"
-    "  --open              let the host forward again what an earlier run has left closed, and "
-    "end\n"
+    "  --open              take away what an earlier run has left in the host (programs, settings, "
+    "what\n"
+    "                      blocks), so that it forwards as before the first start, and end\n"
     "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was "
     "never\n"
     "                      used, at 1, and end; with =SEQUENCE at that number, which must be "
@@ -114,7 +115,7 @@ int run(const Arguments& arguments, control::Log& log) {
         return kUsage;
     }
     if (arguments.open) {
-        const auto opened = watch::open_kernel_path();
+        const auto opened = control::open_kernel_path(*config, log);
         if (!opened) {
             log.error(opened.error());
             return kFailed;

@@ -64,7 +64,8 @@ CONTROL = {
     "operator": {"log", "xfrm", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "appliance", "watch"},
     "daemon": {"log", "xfrm", "route", "host_traffic", "policy", "bpf_objects", "adoption", "sa", "startup",
                "appliance", "operator"},
-    "main": {"log", "sa", "startup", "watch", "daemon"},
+    "open_path": {"log", "xfrm", "host_traffic", "bpf_objects", "sa", "startup", "watch"},
+    "main": {"log", "sa", "startup", "open_path", "daemon"},
 }
 # The operator sees values of xfrm, never what talks to it: answers must not wait for the kernel.
 XFRM_SOCKETS = re.compile(r"control/xfrm/\w*socket\.h$")

@@ -16,6 +16,7 @@
 
 #include "control/bpf_objects/file_descriptor.h"
 #include "control/bpf_objects/library_log.h"
+#include "control/bpf_objects/tc_attachment.h"
 
 namespace sallyport::bpf_objects {
 namespace {
@@ -46,11 +47,11 @@ struct Leftovers {
     xdp_attach_mode mode = XDP_MODE_UNSPEC;
     uint32_t alone = 0;  // program ids; 0: none
     std::vector<uint32_t> shared;
+    std::string foreign;  // a program of others stands alone there: what to do about it
 
     [[nodiscard]] bool any() const { return alone != 0 || !shared.empty(); }
 };
 
-// A program of others that stands alone is an error.
 std::expected<Leftovers, std::string> find_leftovers(const std::string& device, uint32_t ifindex) {
     Leftovers found;
     int error = 0;
@@ -69,13 +70,14 @@ std::expected<Leftovers, std::string> find_leftovers(const std::string& device, 
         if (program == nullptr) return found;
         if (!is_our_program(xdp_program__fd(program))) {
             const char* name = xdp_program__name(program);
-            return std::unexpected(
+            found.foreign =
                 device + ": another XDP program is attached: \"" +
                 (name != nullptr ? name : "without name") + "\" (id " +
                 std::to_string(xdp_program__id(program)) +
                 "), and it does not share the device. If it is not needed, remove it with: ip link "
                 "set dev " +
-                device + " " + mode_word(found.mode) + " off");
+                device + " " + mode_word(found.mode) + " off";
+            return found;
         }
         found.alone = xdp_program__id(program);
         return found;
@@ -179,6 +181,16 @@ Leftover leftover_on(uint32_t ifindex, config::XdpMode mode) {
                                                                 : Leftover::replaceable;
 }
 
+std::expected<void, std::string> remove_leftovers(const std::string& device, uint32_t ifindex) {
+    capture_library_log();
+    const auto lock = DeviceLock::take(device, ifindex);
+    if (!lock) return std::unexpected(lock.error());
+    TcAttachment::remove_leftovers(ifindex);
+    const auto found = find_leftovers(device, ifindex);
+    if (!found) return std::unexpected(found.error());
+    return remove(*found, device, ifindex);
+}
+
 std::expected<DeviceLock, std::string> DeviceLock::take(const std::string& device,
                                                         uint32_t ifindex) {
     auto lock = host::Lock::take("device-" + std::to_string(ifindex));
@@ -200,6 +212,7 @@ std::expected<XdpAttachment, std::string> XdpAttachment::attach(const std::strin
     clear_library_log();
     const auto leftovers = find_leftovers(device, ifindex);
     if (!leftovers) return std::unexpected(leftovers.error());
+    if (!leftovers->foreign.empty()) return std::unexpected(leftovers->foreign);
 
     const std::vector<xdp_attach_mode> modes = modes_of(mode);
     std::string failures;

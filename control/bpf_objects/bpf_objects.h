@@ -50,6 +50,10 @@ enum class Leftover : uint8_t {
 // `mode`: that the new program is to have. What cannot be read counts as none.
 Leftover leftover_on(uint32_t ifindex, config::XdpMode mode);
 
+// Takes XDP programs and TC filters of ours off the device, and nothing of others. An error where a
+// sallyportd, in whatever network namespace, has the device.
+std::expected<void, std::string> remove_leftovers(const std::string& device, uint32_t ifindex);
+
 // How the inbound SA of an ESP packet is found in XDP.
 struct SaLookup {
     bool kfunc = false;  // bpf_xdp_get_xfrm_state(); otherwise the owner map alone

@@ -20,6 +20,8 @@ class TcAttachment {
     static std::expected<TcAttachment, std::string> attach(const std::string& device,
                                                            uint32_t ifindex, int ingress_fd,
                                                            int egress_fd);
+    // Those of a killed run. The caller holds the device's lock.
+    static void remove_leftovers(uint32_t ifindex) { const TcAttachment there(ifindex); }
     TcAttachment(TcAttachment&& other) noexcept
         : ifindex_(std::exchange(other.ifindex_, 0)), replaced_stale_(other.replaced_stale_) {}
     TcAttachment& operator=(TcAttachment&&) = delete;

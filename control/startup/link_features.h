@@ -33,6 +33,9 @@ class LinkFeatures {
     // driver keeps the tags beside frames, whatever it is told.
     std::expected<Change, std::string> switch_off(const std::string& device);
 
+    // What a killed run has switched off is put back by the destructor; switch_off() does so too.
+    void take_over() { read_note(); }
+
   private:
     struct Changed {
         std::string device;

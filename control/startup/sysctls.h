@@ -36,6 +36,8 @@ class Sysctls {
     // Writes what set() has set wherever it has another value by now, and says where; a device that
     // has gone took its settings with it.
     std::vector<Changed> mend();
+    // What a killed run has changed is put back by the destructor; set() does so too.
+    void take_over() { read_note(); }
     // Puts the setting back now, as the destructor would.
     void put_back(const std::string& name);
     // Empty when there is no such setting.

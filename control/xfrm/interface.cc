@@ -82,6 +82,19 @@ std::expected<Interface, Interface::Error> Interface::open(const std::string& na
     return out;
 }
 
+std::expected<void, std::string> Interface::remove_leftover(const std::string& name) {
+    if (name.empty()) return {};
+    auto socket = netlink::Socket::open(netlink::Protocol::route);
+    if (!socket) return std::unexpected(socket.error());
+    const auto link = netlink::find_link(*socket, name);
+    if (!link || link->kind != kKind || link->alias != kMark) return {};
+    const auto removed =
+        socket->exchange(netlink::encode_delete_link(link->ifindex, socket->next_sequence()));
+    if (removed || removed.error().number == ENODEV) return {};
+    return std::unexpected("cannot remove the xfrm interface " + name + ": " +
+                           removed.error().text);
+}
+
 Interface::Interface(netlink::Socket socket, const netlink::LinkInfo& link, Origin origin)
     : socket_(std::move(socket)),
       ifindex_(link.ifindex),

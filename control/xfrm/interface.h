@@ -33,6 +33,8 @@ class Interface {
     };
     // Makes or takes over the device and sets it up. `mtu`: for one that is ours.
     static std::expected<Interface, Error> open(const std::string& name, uint32_t mtu);
+    // Removes the device of that name if a killed run has left it. None, or "": nothing to do.
+    static std::expected<void, std::string> remove_leftover(const std::string& name);
     Interface(Interface&& other) noexcept;
     Interface& operator=(Interface&&) = delete;
     ~Interface();  // removes it, if it is ours and shall not be kept

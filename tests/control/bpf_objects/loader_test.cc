@@ -21,6 +21,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/bpf_objects/file_descriptor.h"
@@ -142,6 +143,28 @@ class Loader : public ::testing::Test {
         }
         return count;
     }
+    // Programs on both ports, of a daemon that was killed after `while_it_lives`.
+    static void leave_programs(const std::function<void()>& while_it_lives) {
+        int ready[2];
+        ASSERT_EQ(pipe(ready), 0);
+        const pid_t child = fork();
+        if (child == 0) {
+            BpfObjects objects = make();
+            const bool done = objects.add_port(setup(kWan)) && objects.attach_port(kWan) &&
+                              objects.add_port(setup(kLan)) && objects.attach_port(kLan);
+            const char answer = done ? 'y' : 'n';
+            if (write(ready[1], &answer, 1) == 1) pause();
+            _exit(1);
+        }
+        char answer = 0;
+        EXPECT_EQ(read(ready[0], &answer, 1), 1);
+        EXPECT_EQ(answer, 'y');
+        while_it_lives();
+        kill(child, SIGKILL);
+        waitpid(child, nullptr, 0);
+        close(ready[0]);
+        close(ready[1]);
+    }
     void inject(const Bytes& frame) const {
         ASSERT_EQ(write(tap.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
     }
@@ -215,35 +238,16 @@ TEST_F(Loader, automatic_mode_falls_back_to_generic) {
 }
 
 TEST_F(Loader, replaces_what_a_killed_daemon_left) {
-    int ready[2];
-    ASSERT_EQ(pipe(ready), 0);
-    const pid_t child = fork();
-    if (child == 0) {
-        BpfObjects objects = make();
-        const bool done = objects.add_port(setup(kWan)) && objects.attach_port(kWan) &&
-                          objects.add_port(setup(kLan)) && objects.attach_port(kLan);
-        const char answer = done ? 'y' : 'n';
-        if (write(ready[1], &answer, 1) == 1) pause();
-        _exit(1);
-    }
-    char answer = 0;
-    ASSERT_EQ(read(ready[0], &answer, 1), 1);
-    ASSERT_EQ(answer, 'y');
-    const uint32_t stale = attached_id("wan0");
-    ASSERT_NE(stale, 0u);
-
-    // While it lives, its device is its own.
-    {
+    uint32_t stale = 0;
+    leave_programs([&stale] {
+        // While it lives, its device is its own.
+        stale = attached_id("wan0");
         BpfObjects second = make();
         const auto refused = second.add_port(setup(kWan));
         ASSERT_FALSE(refused);
         EXPECT_NE(refused.error().find("another sallyportd"), std::string::npos) << refused.error();
         EXPECT_EQ(attached_id("wan0"), stale);
-    }
-    kill(child, SIGKILL);
-    waitpid(child, nullptr, 0);
-    close(ready[0]);
-    close(ready[1]);
+    });
     ASSERT_EQ(attached_id("wan0"), stale) << "the kernel keeps it";
 
     {
@@ -259,6 +263,34 @@ TEST_F(Loader, replaces_what_a_killed_daemon_left) {
     }
     EXPECT_EQ(attached_id("wan0"), 0u);
     EXPECT_EQ(attached_id("lan0"), 0u);
+}
+
+TEST_F(Loader, takes_away_what_a_killed_daemon_left) {
+    const auto remove = [](const char* device) {
+        return bpf_objects::remove_leftovers(device, if_nametoindex(device));
+    };
+    leave_programs([&] {
+        const auto refused = remove("wan0");
+        ASSERT_FALSE(refused);
+        EXPECT_NE(refused.error().find("another sallyportd"), std::string::npos) << refused.error();
+        EXPECT_NE(attached_id("wan0"), 0u);
+    });
+    for (const char* device : {"wan0", "lan0"}) {
+        ASSERT_NE(attached_id(device), 0u);
+        for (int twice = 0; twice < 2; ++twice) {
+            const auto removed = remove(device);
+            EXPECT_TRUE(removed) << removed.error();
+            EXPECT_EQ(attached_id(device), 0u);
+        }
+    }
+    // And nothing of others.
+    const FileDescriptor program = foreign_program("firewall");
+    ASSERT_EQ(bpf_xdp_attach(static_cast<int>(if_nametoindex("wan0")), program.get(), 0, nullptr),
+              0);
+    const uint32_t id = attached_id("wan0");
+    EXPECT_TRUE(remove("wan0"));
+    EXPECT_EQ(attached_id("wan0"), id);
+    run("ip link set dev wan0 xdp off");
 }
 
 TEST_F(Loader, knows_when_a_program_was_taken_off_and_attaches_it_again) {

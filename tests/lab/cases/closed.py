@@ -547,3 +547,57 @@ def without_tap(bench, egress):
 def tap_removed(bench):
     for egress in ("devmap", "direct"):
         without_tap(bench, egress)
+
+
+def left_on(lab):
+    """What a killed gateway leaves in its host, as text; empty: nothing."""
+    gw = lab.gw
+    found = [f"a program on {device}" for device in ("lan0", "wan0")
+             if "prog/xdp" in gw.ip(f"-d link show dev {device}")]
+    for family in ("-4", "-6"):
+        found += [line for line in gw.ip(f"{family} rule show").splitlines() if "proto 83" in line]
+    found += gw.ip("xfrm policy").splitlines() + gw.ip("xfrm state").splitlines()
+    return "; ".join(found)
+
+
+@case("A2 --open after kill -9 takes away all that the killed one has left", seconds=120)
+def opened_after_a_kill(bench):
+    lab = bench.lab
+    names = (*FORWARDING, "net.ipv4.conf.lan0.forwarding", "net.ipv6.conf.lan0.forwarding",
+             "net.ipv6.conf.wan0.forwarding")
+
+    def settings():
+        return {name: lab.gw.sh("sysctl", "-n", name).strip() for name in names}
+
+    bench.stop_gateway()
+    for forwarding in (0, 1):
+        gateway = bench.prepare()
+        gateway.run("--open")
+        with host_forwarding(lab, forwarding):
+            before = settings()
+            equal(left_on(lab), "", "left before the start")
+            gateway.start()
+            equal(settings(), dict.fromkeys(names, "1"), "settings while it runs")
+            status, said = gateway.run("--open", check=False)
+            equal(status, 1, f"exit status while one runs; it said: {said}")
+            with Flood(lab) as flood:
+                flood.passes()
+                gateway.kill()
+                check(left_on(lab), "nothing is left of the killed one")
+                judge(flood, "after the kill")
+                gateway.run("--open")
+                equal(left_on(lab), "", "left after --open")
+                equal(settings(), before, "settings after --open")
+                for note in ("sysctls", "link_features"):
+                    check(not os.path.exists(f"{gateway.folder}/state/{note}"), f"{note} is there")
+                if forwarding:  # a plain router, as before the start
+                    eventually(flood.leaks, "nothing leaves, where the host forwards", 20)
+                else:
+                    flood.clear()
+                    time.sleep(1)
+                    judge(flood, "after --open of a host that does not forward")
+                    check(not any(flood.out().values()), f"left by wan0: {flood.out()}")
+            # Nothing is in the way of the next start.
+            start(gateway)
+            bench.stop_gateway()
+            gateway.run("--open")
