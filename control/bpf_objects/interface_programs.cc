@@ -40,7 +40,8 @@ InterfacePrograms::InterfacePrograms(const InterfaceSetup& setup, DeviceLock loc
     : setup_(setup), lock_(std::move(lock)), in_(std::move(in)), out_(std::move(out)) {}
 
 std::expected<bool, std::string> InterfacePrograms::attach() {
-    auto attachment = TcAttachment::attach(setup_.device, setup_.ifindex, in_.fd(), out_.fd());
+    auto attachment = TcAttachment::attach(setup_.device, setup_.ifindex,
+                                           {.ingress_fd = in_.fd(), .egress_fd = out_.fd()});
     if (!attachment) return std::unexpected(attachment.error());
     if (attachment_) attachment_->release();  // what it had is replaced
     attachment_.emplace(std::move(*attachment));

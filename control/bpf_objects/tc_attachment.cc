@@ -41,20 +41,29 @@ Found find_filter(const bpf_tc_hook& hook) {
     return program && is_our_program(program.get()) ? Found::ours : Found::foreign;
 }
 
+void detach(uint32_t ifindex, bpf_tc_attach_point point) {
+    const bpf_tc_hook hook = hook_of(ifindex, point);
+    if (find_filter(hook) != Found::ours) return;
+    const bpf_tc_opts options = our_filter();
+    bpf_tc_detach(&hook, &options);
+}
+
 }  // namespace
 
 std::expected<TcAttachment, std::string> TcAttachment::attach(const std::string& device,
-                                                              uint32_t ifindex, int ingress_fd,
-                                                              int egress_fd) {
+                                                              uint32_t ifindex,
+                                                              const TcPrograms& programs) {
+    capture_library_log();
     clear_library_log();
     bpf_tc_hook both =
         hook_of(ifindex, static_cast<bpf_tc_attach_point>(BPF_TC_INGRESS | BPF_TC_EGRESS));
     if (const int error = bpf_tc_hook_create(&both); error != 0 && error != -EEXIST) {
         return std::unexpected(library_error(device + ": cannot make the clsact qdisc", -error));
     }
-    TcAttachment attachment(ifindex);
-    for (const auto& [point, fd] :
-         {std::pair{BPF_TC_EGRESS, egress_fd}, std::pair{BPF_TC_INGRESS, ingress_fd}}) {
+    TcAttachment attachment(ifindex, programs);
+    for (const auto& [point, fd] : {std::pair{BPF_TC_EGRESS, programs.egress_fd},
+                                    std::pair{BPF_TC_INGRESS, programs.ingress_fd}}) {
+        if (fd < 0) continue;
         const bpf_tc_hook hook = hook_of(ifindex, point);
         const Found found = find_filter(hook);
         if (found == Found::foreign) {
@@ -66,26 +75,31 @@ std::expected<TcAttachment, std::string> TcAttachment::attach(const std::string&
         options.prog_fd = fd;
         options.flags = found == Found::ours ? BPF_TC_F_REPLACE : 0;
         if (const int error = bpf_tc_attach(&hook, &options); error != 0) {
-            return std::unexpected(library_error(device + ": cannot attach by TC", -error));
+            return std::unexpected(library_error(device + ": cannot attach by TC", -error) +
+                                   ". Usual causes: a filter of another kind with priority 1, or "
+                                   "an ingress qdisc where clsact must be (tc filter, tc qdisc)");
         }
         attachment.replaced_stale_ = attachment.replaced_stale_ || found == Found::ours;
     }
     return attachment;
 }
 
+void TcAttachment::remove_leftovers(uint32_t ifindex) {
+    capture_library_log();
+    for (const bpf_tc_attach_point point : {BPF_TC_INGRESS, BPF_TC_EGRESS}) detach(ifindex, point);
+}
+
 bool TcAttachment::is_there() const {
-    return find_filter(hook_of(ifindex_, BPF_TC_INGRESS)) == Found::ours &&
-           find_filter(hook_of(ifindex_, BPF_TC_EGRESS)) == Found::ours;
+    const auto has = [this](bpf_tc_attach_point point) {
+        return find_filter(hook_of(ifindex_, point)) == Found::ours;
+    };
+    return (!ingress_ || has(BPF_TC_INGRESS)) && (!egress_ || has(BPF_TC_EGRESS));
 }
 
 TcAttachment::~TcAttachment() {
     if (ifindex_ == 0) return;
-    for (const bpf_tc_attach_point point : {BPF_TC_INGRESS, BPF_TC_EGRESS}) {
-        const bpf_tc_hook hook = hook_of(ifindex_, point);
-        if (find_filter(hook) != Found::ours) continue;
-        const bpf_tc_opts options = our_filter();
-        bpf_tc_detach(&hook, &options);
-    }
+    if (ingress_) detach(ifindex_, BPF_TC_INGRESS);
+    if (egress_) detach(ifindex_, BPF_TC_EGRESS);
 }
 
 }  // namespace sallyport::bpf_objects
