@@ -88,7 +88,8 @@
     X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)") \
     X(other_station, "its MAC is another station's, or it is ESP for all (RFC 1122 3.3.6)")        \
     X(not_a_port, "its route leads to a device that is no port and not in forward_to")             \
-    X(forwarding_off, "not for this host, and the kernel forwards nothing from where it came in")
+    X(forwarding_off, "not for this host, and the kernel forwards nothing from where it came in")  \
+    X(error_in_clear, "an ICMP error about what PROTECT covers was about to leave in clear")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };
@@ -166,7 +167,8 @@ struct sp_conntrack_counters {
 SP_STATIC_ASSERT(sizeof(struct sp_conntrack_counters) == 24, "abi");
 
 /* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. Their sum
-   for a port is dropped + egress_frames - egress_sent. */
+   for a port is dropped + egress_frames - egress_sent, and error_in_clear, which is about what the
+   kernel sends and no other counter has. */
 /* PERCPU_ARRAY steer_counters, key: (port id * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker. */
 
 /* ---- SA ownership ------------------------------------------------------------------------- */

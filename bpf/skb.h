@@ -76,17 +76,11 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv6(struct __sk_buff* sk
     return packet->protocol_known || packet->later_fragment ? SP_DROP_none : SP_DROP_malformed_ip;
 }
 
-/* `offset`: where the IP header begins. What an SPD lookup needs; ttl, tos and flowinfo stay 0. */
-static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, __u32 offset,
-                                                        struct sp_packet* packet) {
-    enum sp_drop_reason reason = SP_DROP_unsupported_packet;
+/* Behind the IP header. A packet without ports is no error. */
+static __always_inline enum sp_drop_reason sp_skb_read_ports(struct __sk_buff* skb,
+                                                             struct sp_packet* packet) {
     __u8 ports[4];
 
-    if (skb->protocol == bpf_htons(ETH_P_IP))
-        reason = sp_skb_read_ipv4(skb, offset, packet);
-    else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-        reason = sp_skb_read_ipv6(skb, offset, packet);
-    if (reason) return reason;
     if (packet->later_fragment) return SP_DROP_none;
     if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP &&
         packet->protocol != IPPROTO_SCTP)
@@ -96,6 +90,18 @@ static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, _
     packet->dst_port = (__u16)(ports[2] << 8 | ports[3]);
     packet->ports_known = 1;
     return SP_DROP_none;
+}
+
+/* `offset`: where the IP header begins. What an SPD lookup needs; ttl, tos and flowinfo stay 0. */
+static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, __u32 offset,
+                                                        struct sp_packet* packet) {
+    enum sp_drop_reason reason = SP_DROP_unsupported_packet;
+
+    if (skb->protocol == bpf_htons(ETH_P_IP))
+        reason = sp_skb_read_ipv4(skb, offset, packet);
+    else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+        reason = sp_skb_read_ipv6(skb, offset, packet);
+    return reason ? reason : sp_skb_read_ports(skb, packet);
 }
 
 #endif /* SP_SKB_H */

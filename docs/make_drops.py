@@ -72,6 +72,8 @@ WHAT_TO_DO = {
                   "`forward_to` ([docs/config.md](config.md#gateway)).",
     "forwarding_off": "`sysctl net.ipv4.conf.DEV.forwarding net.ipv6.conf.DEV.forwarding` of the port that counts them (or of sp0): somebody has "
                       "switched it off. sallyportd switches it on again and says so; at its start and its stop single ones are in order.",
+    "error_in_clear": "Nothing: as it should be. The kernel had to tell a host behind a tunnel of its packet (TTL, no such host, too big), and would have "
+                      "quoted it in clear. Many: look for that host.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

@@ -28,12 +28,13 @@ enum class Program {
     injector_queue,
     bypass_cpu,
     interface_in,
-    interface_out
+    interface_out,
+    kernel_out
 };
-inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
-                                            Program::egress_route,      Program::egress_port,
-                                            Program::injector_queue,    Program::bypass_cpu,
-                                            Program::interface_in,      Program::interface_out};
+inline constexpr std::array kAllPrograms = {
+    Program::steer_unprotected, Program::steer_protected, Program::egress_route,
+    Program::egress_port,       Program::injector_queue,  Program::bypass_cpu,
+    Program::interface_in,      Program::interface_out,   Program::kernel_out};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -53,6 +54,8 @@ constexpr const char* program_name(Program program) {
             return "interface_in";
         case Program::interface_out:
             return "interface_out";
+        case Program::kernel_out:
+            return "kernel_out";
     }
     return "";
 }

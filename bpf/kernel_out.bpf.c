@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TC program of unprotected ports, egress: the last look at what the kernel itself sends there.
+ *
+ * An ICMP error quotes up to 1232 bytes of the packet that it is about. About a packet that came
+ * out of a tunnel the kernel answers in clear: with the address of the device by which the error
+ * leaves, which no policy covers. So an error is judged by what it quotes:
+ *
+ *   no ICMP error: ESP, IKE, all else             -> on its way
+ *   the quoted packet was to come in by PROTECT,
+ *   or the answer to it is to leave so            -> error_in_clear
+ *   nobody can tell (quote in pieces, hidden)     -> error_in_clear
+ *   other ICMP errors                             -> on their way
+ *
+ * An error that is protected itself is ESP when it comes here, and what XDP sends does not come
+ * here. The SPD holds as it was published last, also when its BYPASS is not believed any more: what
+ * the kernel forwards then, it still has to tell of.
+ *
+ * A later fragment of an error passes. The kernel makes its errors small enough, and without the
+ * first one nobody can reassemble others.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "skb.h"
+#include "spd.h"
+#include "verdict.h"
+
+#define SP_VLAN_TAGS_MAX 4
+#define SP_VLAN_TAG_BYTES 4
+#define SP_ICMP_BYTES 8        /* before the quote, in both versions */
+#define SP_REDIRECT6 137       /* RFC 4861 4.5: an error in all but its number */
+#define SP_REDIRECT6_BYTES 40  /* before its options */
+#define SP_REDIRECTED_HEADER 4 /* RFC 4861 4.6.3: the option with the quote */
+#define SP_REDIRECT6_OPTIONS_MAX 4
+
+/* Where the IP header begins, behind tags that stand in the frame; 0: no IP. */
+static __always_inline __u32 sp_ip_offset(struct __sk_buff* skb, __be16* type) {
+    __u32 offset = ETH_HLEN;
+
+    for (int i = 0; i <= SP_VLAN_TAGS_MAX; ++i) {
+        if (!sp_skb_read(skb, offset - sizeof(*type), type, sizeof(*type))) return 0;
+        if (!sp_is_vlan_type(*type)) return offset;
+        offset += SP_VLAN_TAG_BYTES;
+    }
+    return 0;
+}
+
+/* RFC 1122 3.2.2: unreachable, source quench, redirect, time exceeded, parameter problem. */
+static __always_inline int sp_is_icmp4_error(__u8 type) {
+    return (type >= 3 && type <= 5) || type == 11 || type == 12;
+}
+
+enum sp_quote { SP_QUOTE_NONE, SP_QUOTE_HIDDEN, SP_QUOTE_FOUND };
+
+/* `offset`: of the redirect's options on entry, of the quote on return. */
+static __always_inline enum sp_quote sp_find_redirected(struct __sk_buff* skb, __u32* offset) {
+    for (int i = 0; i < SP_REDIRECT6_OPTIONS_MAX; ++i) {
+        __u8 option[2]; /* type, length in units of 8 bytes */
+
+        if (!sp_skb_read(skb, *offset, option, sizeof(option))) return SP_QUOTE_NONE;
+        if (option[0] == SP_REDIRECTED_HEADER) {
+            *offset += 8;
+            return SP_QUOTE_FOUND;
+        }
+        *offset += option[1] * 8u; /* without a length: the same one until the end */
+    }
+    return SP_QUOTE_HIDDEN;
+}
+
+/* Whether the packet is an ICMP error, and where what it quotes begins. */
+static __always_inline enum sp_quote sp_find_quote(struct __sk_buff* skb,
+                                                   const struct sp_packet* packet, __u32* offset) {
+    const int is_v6 = packet->family == SP_AF_INET6;
+    __u8 type;
+
+    if (packet->later_fragment || packet->protocol != (is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+        return SP_QUOTE_NONE;
+    if (!sp_skb_read(skb, packet->upper_offset, &type, sizeof(type))) return SP_QUOTE_NONE;
+    if (is_v6 && type == SP_REDIRECT6) {
+        *offset = packet->upper_offset + SP_REDIRECT6_BYTES;
+        return sp_find_redirected(skb, offset);
+    }
+    *offset = packet->upper_offset + SP_ICMP_BYTES;
+    /* RFC 4443 2.1: errors are all types below 128. */
+    return (is_v6 ? type < 128 : sp_is_icmp4_error(type)) ? SP_QUOTE_FOUND : SP_QUOTE_NONE;
+}
+
+/* Also where only what the quote does not show could tell. */
+static __always_inline int sp_may_be_protected(struct sp_packet* packet, __u32 direction) {
+    enum sp_drop_reason reason;
+    struct sp_spd_entry* entry = sp_spd_entry_of(packet, direction, &reason);
+
+    return entry ? entry->action == SP_SPD_PROTECT : reason == SP_DROP_fragment_without_ports;
+}
+
+static __always_inline void sp_turn_round(struct sp_packet* packet) {
+    const __u16 port = packet->src_port;
+
+    packet->src_port = packet->dst_port;
+    packet->dst_port = port;
+    for (int i = 0; i < 4; ++i) {
+        const __u32 word = packet->src[i];
+
+        packet->src[i] = packet->dst[i];
+        packet->dst[i] = word;
+    }
+}
+
+/* `offset`: where a quoted packet of this family begins. */
+static __always_inline int sp_quotes_protected(struct __sk_buff* skb, __u32 offset, __u8 family) {
+    struct sp_packet quoted = {};
+    enum sp_drop_reason reason = family == SP_AF_INET6 ? sp_skb_read_ipv6(skb, offset, &quoted)
+                                                       : sp_skb_read_ipv4(skb, offset, &quoted);
+
+    if (!quoted.family) return 1;
+    /* What the quote does not show of upper protocol and ports stays unknown. */
+    if (!reason) sp_skb_read_ports(skb, &quoted);
+    /* Of those that have connections, these are not looked up here. */
+    if (tune.ct_marks && (!quoted.protocol_known || quoted.protocol == IPPROTO_TCP ||
+                          quoted.protocol == IPPROTO_UDP))
+        quoted.ct_state = SP_CT_HIDDEN;
+    if (sp_may_be_protected(&quoted, SP_SPD_INBOUND)) return 1;
+    sp_turn_round(&quoted);
+    return sp_may_be_protected(&quoted, SP_SPD_OUTBOUND);
+}
+
+static __always_inline int sp_may_leave(struct __sk_buff* skb) {
+    struct sp_packet packet = {};
+    __be16 type = 0;
+    __u32 offset = sp_ip_offset(skb, &type);
+    enum sp_drop_reason reason = SP_DROP_unsupported_packet;
+    enum sp_quote quote;
+
+    if (offset && type == bpf_htons(ETH_P_IP))
+        reason = sp_skb_read_ipv4(skb, offset, &packet);
+    else if (offset && type == bpf_htons(ETH_P_IPV6))
+        reason = sp_skb_read_ipv6(skb, offset, &packet);
+    if (reason) return 1;
+    quote = sp_find_quote(skb, &packet, &offset);
+    if (quote == SP_QUOTE_NONE) return 1;
+    return quote == SP_QUOTE_FOUND && !sp_quotes_protected(skb, offset, packet.family);
+}
+
+SEC("tc")
+int kernel_out(struct __sk_buff* skb) {
+    if (sp_may_leave(skb)) return TC_ACT_UNSPEC;
+    sp_count_drop(SP_DROP_error_in_clear);
+    return TC_ACT_SHOT;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
