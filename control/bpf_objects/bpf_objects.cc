@@ -17,6 +17,7 @@
 #include "control/bpf_objects/library_log.h"
 #include "control/bpf_objects/program_object.h"
 #include "control/bpf_objects/spd_writer.h"
+#include "control/bpf_objects/tc_attachment.h"
 
 namespace sallyport::bpf_objects {
 namespace {
@@ -86,6 +87,8 @@ struct Port {
     FileDescriptor xsks;
     ProgramObject egress;
     Spread spread;
+    std::optional<ProgramObject> kernel_out;         // of unprotected ports
+    std::optional<TcAttachment> kernel_out_on_port;  // goes before the program and the lock
     std::unique_ptr<XdpAttachment> attachment;
 };
 
@@ -194,6 +197,8 @@ struct BpfObjects::Impl {
         detach_ports();
         injector.reset();
         interface.reset();
+        // With `ports` goes kernel_out: until here the kernel may have had to tell of packets that
+        // workers wrote.
     }
     void detach_ports() {
         for (auto& [id, port] : ports) port.attachment.reset();
@@ -333,12 +338,22 @@ std::expected<void, std::string> BpfObjects::add_port(const PortSetup& setup) {
     if (auto loaded = egress->load(); !loaded) return loaded;
     auto spread = impl_->make_spread(setup);
     if (!spread) return failure(setup.device + ": " + spread.error());
+    std::optional<ProgramObject> kernel_out;
+    if (setup.role == config::PortRole::unprotected_side) {
+        auto program =
+            ProgramObject::open(Program::kernel_out, impl_->tunables(setup), impl_->maps);
+        if (!program) return std::unexpected(program.error());
+        if (auto loaded = program->load(); !loaded) return loaded;
+        kernel_out.emplace(std::move(*program));
+    }
 
     impl_->ports.emplace(id, Port{.setup = setup,
                                   .lock = std::move(*lock),
                                   .xsks = std::move(*xsks),
                                   .egress = std::move(*egress),
                                   .spread = std::move(*spread),
+                                  .kernel_out = std::move(kernel_out),
+                                  .kernel_out_on_port = std::nullopt,
                                   .attachment = nullptr});
     // The filter stands before anything can be sent.
     if (auto filtered = set_egress_deny(setup.id, setup.egress_deny); !filtered) {
@@ -399,6 +414,29 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
             "stay with the kernel do not receive on this port";
     }
     return report;
+}
+
+std::expected<void, std::string> BpfObjects::attach_kernel_out(PortId id) {
+    const auto found = impl_->find(id);
+    if (!found) return std::unexpected(found.error());
+    Port& port = **found;
+    if (!port.kernel_out) {
+        TcAttachment::remove_leftovers(port.setup.ifindex);
+        return {};
+    }
+    auto attachment = TcAttachment::attach(port.setup.device, port.setup.ifindex,
+                                           {.egress_fd = port.kernel_out->fd()});
+    if (!attachment) return std::unexpected(attachment.error());
+    if (port.kernel_out_on_port) port.kernel_out_on_port->release();  // what it had is replaced
+    port.kernel_out_on_port.emplace(std::move(*attachment));
+    return {};
+}
+
+bool BpfObjects::is_kernel_out_attached(PortId id) const {
+    const auto port = impl_->find(id);
+    if (!port) return false;
+    return !(*port)->kernel_out ||
+           ((*port)->kernel_out_on_port && (*port)->kernel_out_on_port->is_there());
 }
 
 void BpfObjects::detach_ports() {

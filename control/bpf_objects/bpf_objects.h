@@ -6,6 +6,7 @@
 //   create()            maps that all programs share
 //   add_port()          rules, MTU, egress program in the devmap, an XSKMAP: nothing attached yet
 //   set_socket()        AF_XDP sockets into the port's XSKMAP
+//   attach_kernel_out()  what judges ICMP errors of the kernel's onto the device
 //   attach_port()       the steering program onto the device
 //   add_injector()      egress_route onto sp0
 //   publish_spd()       from now on packets are forwarded
@@ -176,12 +177,16 @@ class BpfObjects {
     std::expected<void, std::string> set_socket(PortId port, QueueId queue, WorkerId worker,
                                                 int socket_fd);
     std::expected<Attachment, std::string> attach_port(PortId port);
+    // Attaches kernel_out by TC, in place of what a killed run left or somebody has removed. On a
+    // protected port nothing is to be there, and what a run with other roles left goes.
+    std::expected<void, std::string> attach_kernel_out(PortId port);
     // Ask the kernel whether the programs are (still) where they were attached.
     [[nodiscard]] bool is_port_attached(PortId port) const;
+    [[nodiscard]] bool is_kernel_out_attached(PortId port) const;
     [[nodiscard]] bool is_injector_attached() const;
     [[nodiscard]] bool is_interface_attached() const;
     // Takes the steering programs off all ports: nothing new comes in, and what workers still write
-    // to sp0 goes its way until the end of this object.
+    // to sp0 goes its way until the end of this object. So long kernel_out judges.
     void detach_ports();
     // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);

@@ -74,6 +74,11 @@ std::expected<void, std::string> load_ports(bpf_objects::BpfObjects& bpf,
 
 std::expected<void, std::string> attach_ports(bpf_objects::BpfObjects& bpf,
                                               std::span<RunningPort> ports, Log& log) {
+    // Before anything is decrypted that the kernel might have to tell of.
+    for (size_t i = 0; i < ports.size(); ++i) {
+        auto attached = bpf.attach_kernel_out(PortId{static_cast<uint16_t>(i)});
+        if (!attached) return attached;
+    }
     for (size_t i = 0; i < ports.size(); ++i) {
         RunningPort& port = ports[i];
         auto attachment = bpf.attach_port(PortId{static_cast<uint16_t>(i)});

@@ -53,6 +53,22 @@ uint32_t attached_id(const char* device) {
                                       : options.skb_prog_id;
 }
 
+// Id of the program behind a TC filter, 0: none.
+uint32_t filter_id(const char* device, bpf_tc_attach_point point, uint32_t handle = 0x5350) {
+    bpf_tc_hook hook{};
+    hook.sz = sizeof hook;
+    hook.ifindex = static_cast<int>(if_nametoindex(device));
+    hook.attach_point = point;
+    bpf_tc_opts options{};
+    options.sz = sizeof options;
+    options.handle = handle;
+    options.priority = 1;
+    return bpf_tc_query(&hook, &options) == 0 ? options.prog_id : 0;
+}
+uint32_t egress_id(const char* device) {
+    return filter_id(device, BPF_TC_EGRESS);
+}
+
 IpPrefix prefix(const char* text) {
     return *parse_ip_prefix(text);
 }
@@ -173,7 +189,7 @@ class Loader : public ::testing::Test {
 };
 
 // A program that is not ours, with or without a name like one of ours.
-FileDescriptor foreign_program(const char* name) {
+FileDescriptor foreign_program(const char* name, bpf_prog_type type = BPF_PROG_TYPE_XDP) {
     const bpf_insn instructions[] = {
         {.code = BPF_ALU64 | BPF_MOV | BPF_K,
          .dst_reg = 0,
@@ -182,8 +198,7 @@ FileDescriptor foreign_program(const char* name) {
          .imm = XDP_PASS},
         {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0},
     };
-    const int fd = bpf_prog_load(BPF_PROG_TYPE_XDP, name, "GPL", instructions,
-                                 std::size(instructions), nullptr);
+    const int fd = bpf_prog_load(type, name, "GPL", instructions, std::size(instructions), nullptr);
     EXPECT_GE(fd, 0);
     return FileDescriptor(fd);
 }
@@ -319,6 +334,135 @@ TEST_F(Loader, knows_when_a_program_was_taken_off_and_attaches_it_again) {
     EXPECT_FALSE(objects.attach_port(kWan));
     EXPECT_EQ(attached_id("wan0"), id);
     run("ip link set dev wan0 xdp off");
+}
+
+TEST_F(Loader, kernel_out_is_on_unprotected_ports_as_long_as_workers_may_write) {
+    {
+        BpfObjects objects = make();
+        ASSERT_TRUE(objects.add_port(setup(kWan)));
+        ASSERT_TRUE(objects.add_port(setup(kLan)));
+        EXPECT_FALSE(objects.is_kernel_out_attached(kWan)) << "not attached yet";
+        EXPECT_TRUE(objects.is_kernel_out_attached(kLan)) << "nothing is to be there";
+        for (const PortId id : {kWan, kLan}) {
+            const auto attached = objects.attach_kernel_out(id);
+            ASSERT_TRUE(attached) << attached.error();
+            ASSERT_TRUE(objects.attach_port(id));
+        }
+        EXPECT_NE(egress_id("wan0"), 0u);
+        EXPECT_EQ(egress_id("lan0"), 0u);
+        EXPECT_EQ(filter_id("wan0", BPF_TC_INGRESS), 0u);
+        EXPECT_TRUE(objects.is_kernel_out_attached(kWan));
+        objects.detach_ports();
+        EXPECT_NE(egress_id("wan0"), 0u) << "the kernel may still tell of what came before";
+    }
+    EXPECT_EQ(egress_id("wan0"), 0u);
+}
+
+TEST_F(Loader, knows_when_kernel_out_was_taken_off_and_attaches_it_again) {
+    BpfObjects objects = make();
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    ASSERT_TRUE(objects.attach_kernel_out(kWan));
+    for (const char* command : {"tc filter del dev wan0 egress", "tc qdisc del dev wan0 clsact"}) {
+        SCOPED_TRACE(command);
+        run(command);
+        EXPECT_FALSE(objects.is_kernel_out_attached(kWan));
+        const auto attached = objects.attach_kernel_out(kWan);
+        ASSERT_TRUE(attached) << attached.error();
+        EXPECT_TRUE(objects.is_kernel_out_attached(kWan));
+    }
+}
+
+TEST_F(Loader, kernel_out_of_a_killed_daemon_is_replaced_or_goes) {
+    const pid_t child = fork();
+    if (child == 0) {
+        BpfObjects objects = make();
+        const bool done = objects.add_port(setup(kWan)) && objects.attach_kernel_out(kWan);
+        _exit(done ? 0 : 1);  // without the end of `objects`
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+    const uint32_t stale = egress_id("wan0");
+    ASSERT_NE(stale, 0u) << "the kernel keeps it";
+    {
+        BpfObjects objects = make();
+        ASSERT_TRUE(objects.add_port(setup(kWan)));
+        ASSERT_TRUE(objects.attach_kernel_out(kWan));
+        EXPECT_NE(egress_id("wan0"), stale);
+        EXPECT_TRUE(objects.is_kernel_out_attached(kWan));
+        // A second time it takes its own place, and what goes then leaves it there.
+        ASSERT_TRUE(objects.attach_kernel_out(kWan));
+        EXPECT_TRUE(objects.is_kernel_out_attached(kWan));
+    }
+    EXPECT_EQ(egress_id("wan0"), 0u);
+
+    const pid_t other = fork();
+    if (other == 0) {
+        BpfObjects objects = make();
+        const bool done = objects.add_port(setup(kWan)) && objects.attach_kernel_out(kWan);
+        _exit(done ? 0 : 1);
+    }
+    ASSERT_EQ(waitpid(other, &status, 0), other);
+    ASSERT_EQ(status, 0);
+    BpfObjects objects = make();
+    PortSetup turned = setup(kWan);
+    turned.role = config::PortRole::protected_side;
+    ASSERT_TRUE(objects.add_port(turned));
+    ASSERT_NE(egress_id("wan0"), 0u);
+    ASSERT_TRUE(objects.attach_kernel_out(kWan));
+    EXPECT_EQ(egress_id("wan0"), 0u) << "a port that is protected now";
+}
+
+TEST_F(Loader, leaves_filters_of_others_alone) {
+    run("tc qdisc add dev wan0 clsact");
+    run("tc filter add dev wan0 egress prio 1 handle 7 bpf da bytecode '1,6 0 0 4294967295'");
+    run("tc filter add dev wan0 ingress prio 3 bpf da bytecode '1,6 0 0 4294967295'");
+    run("tc filter add dev wan0 egress prio 5 u32 match u32 0 0");
+    {
+        BpfObjects objects = make();
+        ASSERT_TRUE(objects.add_port(setup(kWan)));
+        const auto attached = objects.attach_kernel_out(kWan);
+        ASSERT_TRUE(attached) << attached.error();
+        EXPECT_TRUE(objects.is_kernel_out_attached(kWan));
+    }
+    run("tc filter show dev wan0 egress | grep -q 'handle 0x7'");
+    run("tc filter show dev wan0 ingress | grep -q 'pref 3 bpf'");
+    run("tc filter show dev wan0 egress | grep -q 'pref 5 u32'");
+    EXPECT_EQ(egress_id("wan0"), 0u);
+}
+
+TEST_F(Loader, a_foreign_filter_in_the_place_of_kernel_out_is_said) {
+    run("tc qdisc add dev wan0 clsact");
+    const FileDescriptor program = foreign_program("steer_unprotect", BPF_PROG_TYPE_SCHED_CLS);
+    bpf_tc_hook hook{};
+    hook.sz = sizeof hook;
+    hook.ifindex = static_cast<int>(if_nametoindex("wan0"));
+    hook.attach_point = BPF_TC_EGRESS;
+    bpf_tc_opts options{};
+    options.sz = sizeof options;
+    options.handle = 0x5350;
+    options.priority = 1;
+    options.prog_fd = program.get();
+    ASSERT_EQ(bpf_tc_attach(&hook, &options), 0);
+    const uint32_t id = egress_id("wan0");
+
+    BpfObjects objects = make();
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    const auto refused = objects.attach_kernel_out(kWan);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().find("another program's TC filter"), std::string::npos)
+        << refused.error();
+    EXPECT_EQ(egress_id("wan0"), id);
+    run("tc filter del dev wan0 egress");
+    EXPECT_TRUE(objects.attach_kernel_out(kWan));
+
+    // Or one of another kind, behind which nothing of ours can stand.
+    run("tc filter del dev wan0 egress");
+    run("tc filter add dev wan0 egress prio 1 u32 match u32 0 0");
+    const auto behind = objects.attach_kernel_out(kWan);
+    ASSERT_FALSE(behind);
+    EXPECT_NE(behind.error().find("priority 1"), std::string::npos) << behind.error();
+    run("tc filter show dev wan0 egress | grep -q 'pref 1 u32'");
 }
 
 TEST_F(Loader, leaves_foreign_programs_alone) {
