@@ -319,11 +319,13 @@ Appliance::Step Appliance::start_watch() {
         {.device = config_.device, .ifindex = tap_->ifindex(), .needed_by = of_workers}, interface);
 }
 
-bool Appliance::is_attached(size_t port) const {
-    return bpf_->is_port_attached(PortId{static_cast<uint16_t>(port)});
+bool Appliance::is_attached(size_t port, Hook hook) const {
+    const PortId id{static_cast<uint16_t>(port)};
+    return hook == Hook::in ? bpf_->is_port_attached(id) : bpf_->is_kernel_out_attached(id);
 }
 
-Appliance::Step Appliance::attach(size_t port) {
+Appliance::Step Appliance::attach(size_t port, Hook hook) {
+    if (hook == Hook::out) return bpf_->attach_kernel_out(PortId{static_cast<uint16_t>(port)});
     auto attachment = bpf_->attach_port(PortId{static_cast<uint16_t>(port)});
     if (!attachment) return std::unexpected(attachment.error());
     ports_[port].attachment = *attachment;

@@ -131,8 +131,8 @@ class Appliance : private watch::Host {
     Step set_up_tap();
 
     // ---- watch::Host
-    [[nodiscard]] bool is_attached(size_t port) const override;
-    std::expected<void, std::string> attach(size_t port) override;
+    [[nodiscard]] bool is_attached(size_t port, Hook hook) const override;
+    std::expected<void, std::string> attach(size_t port, Hook hook) override;
     std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) override;
     bool set_mac(size_t port, const netlink::MacAddress& mac) override;
     [[nodiscard]] bool is_attached(Inner device) const override;

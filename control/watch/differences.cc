@@ -50,6 +50,12 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
         differs("program", "the XDP program was removed from " + now.name +
                                "; what comes in there is not forwarded until it is back");
     }
+    if (!now.has_kernel_out) {
+        out.attach_out = true;
+        differs("TC program", "the TC program was removed from " + now.name +
+                                  "; until it is back, ICMP errors of the kernel's about protected "
+                                  "packets may leave there in clear");
+    }
     if (!now.up) differs("up", "the device " + now.name + " is down: set it up (ip link)");
     if (now.mtu != should.mtu) {
         differs("mtu", "the MTU is " + std::to_string(now.mtu) + " now and was " +

@@ -20,8 +20,9 @@ struct DeviceNow {
     netlink::MacAddress mac{};
     uint32_t mtu = 0;
     bool up = false;
-    uint16_t queues = 0;       // receive queues; 0: cannot be read
-    bool has_program = false;  // ours, where we attached it
+    uint16_t queues = 0;          // receive queues; 0: cannot be read
+    bool has_program = false;     // ours, where we attached it
+    bool has_kernel_out = false;  // likewise, by TC; true where it need not be there
 };
 
 // A port as it was set up.
@@ -47,6 +48,7 @@ struct PortVerdict {
     std::vector<Difference> differences;
     std::set<std::string> closed;  // devices that must be closed, by name
     bool attach = false;           // the program is to be attached again
+    bool attach_out = false;       // so is kernel_out
     bool lost = false;             // from now on
 };
 

@@ -17,9 +17,9 @@ namespace {
 
 using ErrorCode = boost::system::error_code;
 
-constexpr std::array<int, 7> kLinkGroups = {
+constexpr std::array<int, 8> kLinkGroups = {
     RTNLGRP_LINK,      RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV4_RULE,
-    RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_IFADDR,  RTNLGRP_IPV6_IFADDR};
+    RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_IFADDR,  RTNLGRP_IPV6_IFADDR,  RTNLGRP_TC};
 constexpr std::array<int, 1> kPolicyGroups = {XFRMNLGRP_POLICY};
 
 }  // namespace
@@ -78,15 +78,13 @@ void Watch::wait_for_links() {
         bool addresses = false;
         const auto received = links_->receive(
             [&](const netlink::Message& message) {
-                const bool is_netconf =
-                    message.type == RTM_NEWNETCONF || message.type == RTM_DELNETCONF;
-                const bool is_address = message.type == RTM_NEWADDR || message.type == RTM_DELADDR;
-                settings = settings || is_netconf;
-                addresses = addresses || is_address;
+                settings =
+                    settings || message.type == RTM_NEWNETCONF || message.type == RTM_DELNETCONF;
+                addresses = addresses || message.type == RTM_NEWADDR || message.type == RTM_DELADDR;
                 // Of rules only those that close a port matter, while some is closed.
-                const bool is_rule = message.type == RTM_NEWRULE || message.type == RTM_DELRULE;
-                devices = devices || (!is_netconf && !is_rule && !is_address) ||
-                          (message.type == RTM_DELRULE && !closed_.empty());
+                devices = devices || message.type == RTM_NEWLINK || message.type == RTM_DELLINK ||
+                          (message.type == RTM_DELRULE && !closed_.empty()) ||
+                          may_take_tc_program(message);
             },
             [&] { settings = devices = addresses = true; });
         if (!received) settings = devices = addresses = true;
@@ -95,6 +93,19 @@ void Watch::wait_for_links() {
         if (addresses) look_at_addresses();
         wait_for_links();
     });
+}
+
+// Filters of our devices, and what holds them.
+bool Watch::may_take_tc_program(const netlink::Message& message) const {
+    if (message.type != RTM_NEWTFILTER && message.type != RTM_DELTFILTER &&
+        message.type != RTM_DELQDISC) {
+        return false;
+    }
+    const auto header = netlink::peek<tcmsg>(message.payload);
+    if (!header) return true;
+    const auto ifindex = static_cast<uint32_t>(header->tcm_ifindex);
+    return std::ranges::any_of(ports_, [&](const auto& p) { return p.ifindex == ifindex; }) ||
+           std::ranges::any_of(inner_, [&](const auto& i) { return i.second.ifindex == ifindex; });
 }
 
 void Watch::wait_for_policies() {
@@ -131,7 +142,8 @@ void Watch::look_at_devices() {
         std::ranges::copy(verdict.differences, std::back_inserter(differences));
     hold(Subject::ports, differences);
     const std::vector<Difference> failed = mend_ports(verdicts);
-    if (std::ranges::any_of(verdicts, &PortVerdict::attach)) {
+    const auto attaches = [](const PortVerdict& each) { return each.attach || each.attach_out; };
+    if (std::ranges::any_of(verdicts, attaches)) {
         verdicts = look_at_ports();
         differences = failed;
         for (const PortVerdict& verdict : verdicts) {
@@ -154,7 +166,8 @@ std::vector<PortVerdict> Watch::look_at_ports() {
     for (size_t i = 0; i < ports_.size(); ++i) {
         PortShould& port = ports_[i];
         DeviceNow now = look_at(port.ifindex);
-        now.has_program = now.ifindex != 0 && host_.is_attached(i);
+        now.has_program = now.ifindex != 0 && host_.is_attached(i, Host::Hook::in);
+        now.has_kernel_out = now.ifindex != 0 && host_.is_attached(i, Host::Hook::out);
         out.push_back(judge_port(port, now, if_nametoindex(port.device.c_str())));
         port.lost = port.lost || out.back().lost;
         if (now.ifindex == 0) continue;
@@ -177,14 +190,17 @@ void Watch::shut(const std::vector<PortVerdict>& verdicts) {
 
 std::vector<Difference> Watch::mend_ports(const std::vector<PortVerdict>& verdicts) {
     std::vector<Difference> failed;
+    const auto attach = [&](size_t i, Host::Hook hook, const std::string& what) {
+        const auto done = host_.attach(i, hook);
+        if (done) return;
+        const std::string about = "port " + ports_[i].port + ": ";
+        failed.push_back({.key = about + "attach " + what,
+                          .text = about + "the " + what + " cannot be attached again: " +
+                                  done.error() + "; it is tried each second"});
+    };
     for (size_t i = 0; i < verdicts.size(); ++i) {
-        if (!verdicts[i].attach) continue;
-        if (auto done = host_.attach(i); !done) {
-            const std::string about = "port " + ports_[i].port + ": ";
-            failed.push_back({.key = about + "attach",
-                              .text = about + "the program cannot be attached again: " +
-                                      done.error() + "; it is tried each second"});
-        }
+        if (verdicts[i].attach_out) attach(i, Host::Hook::out, "TC program");
+        if (verdicts[i].attach) attach(i, Host::Hook::in, "program");
     }
     return failed;
 }

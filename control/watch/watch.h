@@ -3,8 +3,8 @@
 
 // Keeps what sallyportd put into the kernel as it was put there, whatever others do to the host.
 //
-//   hears   links, addresses, settings of forwarding, routing rules, xfrm policies (netlink): at
-//           once
+//   hears   links, TC filters, addresses, settings of forwarding, routing rules, xfrm policies
+//           (netlink): at once
 //   audits  devices, programs, settings and addresses each second, the guard's rows each ten and
 //           more
 //
@@ -44,8 +44,10 @@ namespace sallyport::watch {
 class Host {
   public:
     virtual ~Host() = default;
-    [[nodiscard]] virtual bool is_attached(size_t port) const = 0;
-    virtual std::expected<void, std::string> attach(size_t port) = 0;
+    // The programs of a port: the one that steers what comes in, and kernel_out.
+    enum class Hook : uint8_t { in, out };
+    [[nodiscard]] virtual bool is_attached(size_t port, Hook hook) const = 0;
+    virtual std::expected<void, std::string> attach(size_t port, Hook hook) = 0;
     // The port's MTU is another one now.
     virtual std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) = 0;
     // So is its MAC. Says so, and what fails.
@@ -97,6 +99,7 @@ class Watch {
     enum class Subject : uint8_t { ports, inner, guard, settings, addresses };
 
     void wait_for_links();
+    [[nodiscard]] bool may_take_tc_program(const netlink::Message& message) const;
     void wait_for_policies();
     void audit();
     void look_at_devices();

@@ -31,7 +31,8 @@ DeviceNow as_it_was() {
             .mtu = 1500,
             .up = true,
             .queues = 2,
-            .has_program = true};
+            .has_program = true,
+            .has_kernel_out = true};
 }
 
 std::string text_of(const std::vector<Difference>& differences) {
@@ -45,7 +46,19 @@ TEST(WatchPort, NothingIsSaidOfOneThatIsAsItWas) {
     EXPECT_TRUE(verdict.differences.empty()) << text_of(verdict.differences);
     EXPECT_TRUE(verdict.closed.empty());
     EXPECT_FALSE(verdict.attach);
+    EXPECT_FALSE(verdict.attach_out);
     EXPECT_FALSE(verdict.lost);
+}
+
+// What comes in is judged all the same: nothing is closed.
+TEST(WatchPort, OneWithoutItsTcProgramGetsIt) {
+    DeviceNow now = as_it_was();
+    now.has_kernel_out = false;
+    const PortVerdict verdict = judge_port(lan(), now, 7);
+    EXPECT_TRUE(verdict.attach_out);
+    EXPECT_FALSE(verdict.attach);
+    EXPECT_TRUE(verdict.closed.empty());
+    EXPECT_TRUE(text_of(verdict.differences).contains("TC program was removed from lan0"));
 }
 
 struct Row {
@@ -122,6 +135,7 @@ TEST(WatchPort, EachChangeHasItsVerdict) {
         const PortVerdict verdict = judge_port(lan(), row.now, row.namesake);
         EXPECT_EQ(verdict.closed, row.closed);
         EXPECT_EQ(verdict.attach, row.attach);
+        EXPECT_FALSE(verdict.attach_out);
         EXPECT_EQ(verdict.lost, row.lost);
         const std::string text = text_of(verdict.differences);
         if (row.says == nullptr) {

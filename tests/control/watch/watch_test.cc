@@ -37,8 +37,17 @@ class StandIn : public Host {
   public:
     explicit StandIn(Gate& gate) : gate_(gate) {}
 
-    [[nodiscard]] bool is_attached(size_t /*port*/) const override { return attached; }
-    std::expected<void, std::string> attach(size_t /*port*/) override {
+    [[nodiscard]] bool is_attached(size_t /*port*/, Hook hook) const override {
+        if (hook == Hook::out) ++looks_at_filter;
+        return hook == Hook::in ? attached : attached_out;
+    }
+    std::expected<void, std::string> attach(size_t /*port*/, Hook hook) override {
+        if (hook == Hook::out) {
+            ++attempts_out;
+            if (!refusal.empty()) return std::unexpected(refusal);
+            attached_out = true;
+            return {};
+        }
         ++attempts;
         closed_when_attached = gate_.closed().value_or(std::set<std::string>{});
         if (!refusal.empty()) return std::unexpected(refusal);
@@ -66,9 +75,12 @@ class StandIn : public Host {
     }
 
     bool attached = true;
+    bool attached_out = true;
     std::string refusal;
     int attempts = 0;
+    int attempts_out = 0;
     int looks = 0;  // at settings
+    mutable int looks_at_filter = 0;
     uint32_t mtu = 0;
     std::set<std::string> closed_when_attached;
     std::vector<IpAddress> addresses;
@@ -177,6 +189,43 @@ TEST_F(WatchOnDevices, WhatCannotBeAttachedStaysClosedAndSaysWhy) {
         bench.until([&] { return bench.closed() == Names{"lan0"}; });
         bench.host.refusal.clear();
         bench.until([&] { return bench.said().empty() && bench.closed().empty(); });
+    });
+}
+
+TEST_F(WatchOnDevices, APortWithoutItsTcProgramGetsItAgainAndIsNotClosed) {
+    in_new_namespace([] {
+        Bench bench;
+        bench.host.refusal = "somebody else is there";
+        bench.host.attached_out = false;
+        bench.until(
+            [&] { return bench.said().contains("the TC program cannot be attached again"); });
+        EXPECT_TRUE(bench.said().contains("may leave there in clear")) << bench.said();
+        EXPECT_TRUE(bench.said().contains("somebody else is there")) << bench.said();
+        EXPECT_EQ(bench.closed(), Names{});
+        bench.host.refusal.clear();
+        bench.until([&] { return bench.said().empty(); });
+        EXPECT_TRUE(bench.host.attached_out);
+        EXPECT_EQ(bench.host.attempts, 0) << "the other program was there";
+    });
+}
+
+// At once, each time: an audit may look in between now and then.
+TEST_F(WatchOnDevices, ATcFilterThatGoesIsHeardOf) {
+    in_new_namespace([] {
+        Bench bench;
+        for (int i = 0; i < 5; ++i) {
+            run_command(
+                "tc qdisc add dev lan0 clsact && "
+                "tc filter add dev lan0 egress prio 1 bpf da bytecode '1,6 0 0 4294967295'");
+            for (const char* command :
+                 {"tc filter del dev lan0 egress prio 1", "tc qdisc del dev lan0 clsact"}) {
+                bench.context.poll();
+                const int before = bench.host.looks_at_filter;
+                run_command(command);
+                bench.context.poll();
+                EXPECT_GT(bench.host.looks_at_filter, before) << command;
+            }
+        }
     });
 }
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 from cases.life import foreign_program
-from lab import daemon, netns, scapy_peer, traffic, wire
+from lab import daemon, netns, scapy_peer, topology, traffic, wire
 from lab.runner import case, check, equal, eventually
 
 # Lives of the gateway in each case; SALLYPORT_CYCLES=20 for a long look.
@@ -305,6 +305,65 @@ def program_replaced(bench):
         is_whole(gateway)
         judge(flood, "once it is back")
         closed_rules(lab, "")
+
+
+class KernelErrors:
+    """ICMP errors that the gateway's kernel could send by wan0: past its policies, as a frame."""
+
+    PROTECTED = (("10.1.0.2", "10.2.0.2", topology.GW4), ("fd01:0:0:3::2", "fd02:0:0:3::2", topology.GW6))
+    OPEN = ("10.1.0.2", "192.0.2.2", topology.GW4)
+
+    def __init__(self, lab, wan):
+        self._lab, self._wan = lab, wan
+
+    def send(self, near, far, gateway):
+        error = bytes(scapy_peer.time_exceeded(gateway, scapy_peer.udp(far, near, payload=MARK)))
+        # ENOBUFS is how a packet socket hears of a frame that TC drops.
+        with self._lab.gw.packet_socket("wan0", protocol=0) as s, contextlib.suppress(OSError):
+            s.send(wire.ethernet("02:00:00:00:00:02", self._lab.gw.mac("wan0"), error))
+
+    def stay(self, gateway, what):
+        """Those about tunnels are counted; behind them comes one that may leave."""
+        before = gateway.drops()["error_in_clear"]
+        self._wan.frames.clear()
+        for row in (*self.PROTECTED, self.OPEN):
+            self.send(*row)
+        check(self._wan.wait(lambda f: MARK in f), f"{what}: not even what may leave")
+        seen = [f for f in self._wan.frames if MARK in f]
+        check(len(seen) == 1 and _packed(self.OPEN[0]) in seen[0], f"{what}: in clear {seen}")
+        equal(gateway.drops()["error_in_clear"] - before, len(self.PROTECTED), f"{what}: error_in_clear")
+
+
+@case("A1 the TC program is removed from a port: said, attached again; no ICMP error leaves", seconds=120)
+def tc_program_removed(bench):
+    lab = bench.lab
+    gateway = bench.gateway(fresh=True)
+    began = len(gateway.log())
+    filters = lambda: lab.gw.sh("tc", "filter", "show", "dev", "wan0", "egress")  # noqa: E731
+    with wire.Wire(lab.peer_ns, "wanp") as wan:
+        errors = KernelErrors(lab, wan)
+        errors.stay(gateway, "at first")
+        for words in ("filter del dev wan0 egress", "qdisc del dev wan0 clsact"):
+            since = len(gateway.log())
+            lab.gw.sh("tc", *words.split())
+            says(gateway, "the TC program was removed from wan0", since)
+            says(gateway, "mended: port wan0: the TC program was removed", since)
+            is_whole(gateway)
+            closed_rules(lab, "")
+            errors.stay(gateway, f"after tc {words}")
+        check("the XDP program" not in gateway.log()[began:], "the XDP program was touched too")
+        lab.gw.sh("tc", *"filter add dev wan0 egress prio 5 u32 match u32 0 0".split())
+        try:
+            gateway.kill()
+            check("kernel_out" in filters(), f"gone with the process: {filters()}")
+            start(gateway)
+            errors.stay(gateway, "after a kill")
+            equal(gateway.stop(), 0, "exit status")
+            check("kernel_out" not in filters(), f"left after a stop: {filters()}")
+            check("pref 5 u32" in filters(), f"of another: {filters()}")
+        finally:
+            bench.stop_gateway()
+            lab.gw.sh("tc", "qdisc", "del", "dev", "wan0", "clsact")
 
 
 class ExtraPort:

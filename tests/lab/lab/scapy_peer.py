@@ -10,7 +10,7 @@ import logging
 logging.getLogger("scapy").setLevel(logging.ERROR)
 
 from scapy.layers.inet import ICMP, IP, UDP  # noqa: E402
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6  # noqa: E402
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6  # noqa: E402
 from scapy.layers.ipsec import ESP, SecurityAssociation, _ESPPlain  # noqa: E402
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.packet import Raw  # noqa: E402
@@ -29,6 +29,12 @@ def echo_request(source, destination, number):
     if header.version == 6:
         return header / ICMPv6EchoRequest(id=0x5350, seq=number, data=b"sallyport lab")
     return header / ICMP(id=0x5350, seq=number) / Raw(b"sallyport lab")
+
+
+def time_exceeded(source, packet):
+    """What `source` tells the sender of a packet: an ICMP error that quotes it."""
+    header = ip(source, packet.src)
+    return header / (ICMPv6TimeExceeded() if header.version == 6 else ICMP(type=11)) / bytes(packet)
 
 
 def is_echo_reply(packet, source, destination, number):
