@@ -11,6 +11,7 @@
 
 #include "conntrack.h"
 #include "filter.h"
+#include "own_address.h"
 #include "spd.h"
 #include "verdict.h"
 
@@ -30,15 +31,6 @@ struct {
     __uint(key_size, sizeof(__u32));
     __uint(value_size, sizeof(struct bpf_devmap_val));
 } tx_ports SEC(".maps");
-
-/* Writer: control, as the kernel tells of addresses. Reader: forwarding programs. Key: abi.h, as
-   long as the address is there. */
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, SP_OWN_ADDRESSES_MAX);
-    __type(key, struct sp_own_address);
-    __type(value, __u8);
-} own_addresses SEC(".maps");
 
 enum sp_origin {
     SP_ORIGIN_BYPASS_OUT, /* received in clear on a protected port, the outbound SPD lets it out */
@@ -85,11 +77,7 @@ static __always_inline long sp_fib_lookup(struct xdp_md* ctx, const struct sp_pa
  * again when the kernel comes to the packet.
  */
 static __always_inline int sp_is_for_own_address(const struct sp_packet* packet) {
-    struct sp_own_address key = {.family = packet->family};
-
-    if (sp_is_host_scope_address(packet)) return 1;
-    __builtin_memcpy(key.address, packet->dst, sizeof(key.address));
-    return bpf_map_lookup_elem(&own_addresses, &key) != NULL;
+    return sp_is_host_scope_address(packet) || sp_is_own_address(packet, packet->dst);
 }
 
 /* The kernel keeps the packet: it is for this host, or nothing would route it on. */

@@ -2,28 +2,43 @@
 /*
  * TC program of unprotected ports, egress: the last look at what the kernel itself sends there.
  *
- * An ICMP error quotes up to 1232 bytes of the packet that it is about. About a packet that came
- * out of a tunnel the kernel answers in clear: with the address of the device by which the error
- * leaves, which no policy covers. So an error is judged by what it quotes:
+ * Forwarded (it came in by a device)
+ *   ESP; with a tag: by a device above the port   -> on its way
+ *   from an address of this host: ESP in UDP,
+ *   what the kernel has translated                -> on its way
+ *   BYPASS, and no rule of the port denies it     -> on its way
+ *   PROTECT                                       -> protect_in_clear
+ *   DISCARD, no policy                            -> dropped
+ *   a rule of the port denies it                  -> egress_denied
+ * An XDP program has seen it before, where one was on the device; but what the kernel then does
+ * with it, it could only guess: routes by a mark, translated destinations, devices that are no
+ * ports. A device above the port is no port itself: what may go there, the configuration says.
  *
+ * Made here
  *   no ICMP error: ESP, IKE, all else             -> on its way
  *   the quoted packet was to come in by PROTECT,
  *   or the answer to it is to leave so            -> error_in_clear
  *   nobody can tell (quote in pieces, hidden)     -> error_in_clear
  *   other ICMP errors                             -> on their way
+ * An ICMP error quotes up to 1232 bytes of the packet that it is about. About a packet that came
+ * out of a tunnel the kernel answers in clear: with the address of the device by which the error
+ * leaves, which no policy covers.
  *
- * An error that is protected itself is ESP when it comes here, and what XDP sends does not come
- * here. The SPD holds as it was published last, also when its BYPASS is not believed any more: what
- * the kernel forwards then, it still has to tell of.
+ * What is protected itself is ESP when it comes here, and what XDP sends does not come here. The
+ * SPD holds as it was published last, also when its BYPASS is not believed any more: the kernel
+ * looks at its policies of today before.
  *
  * A later fragment of an error passes. The kernel makes its errors small enough, and without the
- * first one nobody can reassemble others.
+ * first one nobody can reassemble others. So does a fragment that only ports could tell of: it was
+ * made here, of a packet that an XDP program has seen whole.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
 #include <bpf/bpf_helpers.h>
 
+#include "filter.h"
+#include "own_address.h"
 #include "skb.h"
 #include "spd.h"
 #include "verdict.h"
@@ -109,6 +124,13 @@ static __always_inline void sp_turn_round(struct sp_packet* packet) {
     }
 }
 
+/* Of those that have connections, these are not looked up here. */
+static __always_inline void sp_hide_connection(struct sp_packet* packet) {
+    if (tune.ct_marks && (!packet->protocol_known || packet->protocol == IPPROTO_TCP ||
+                          packet->protocol == IPPROTO_UDP))
+        packet->ct_state = SP_CT_HIDDEN;
+}
+
 /* `offset`: where a quoted packet of this family begins. */
 static __always_inline int sp_quotes_protected(struct __sk_buff* skb, __u32 offset, __u8 family) {
     struct sp_packet quoted = {};
@@ -118,36 +140,60 @@ static __always_inline int sp_quotes_protected(struct __sk_buff* skb, __u32 offs
     if (!quoted.family) return 1;
     /* What the quote does not show of upper protocol and ports stays unknown. */
     if (!reason) sp_skb_read_ports(skb, &quoted);
-    /* Of those that have connections, these are not looked up here. */
-    if (tune.ct_marks && (!quoted.protocol_known || quoted.protocol == IPPROTO_TCP ||
-                          quoted.protocol == IPPROTO_UDP))
-        quoted.ct_state = SP_CT_HIDDEN;
+    sp_hide_connection(&quoted);
     if (sp_may_be_protected(&quoted, SP_SPD_INBOUND)) return 1;
     sp_turn_round(&quoted);
     return sp_may_be_protected(&quoted, SP_SPD_OUTBOUND);
 }
 
-static __always_inline int sp_may_leave(struct __sk_buff* skb) {
+static __always_inline enum sp_drop_reason sp_refuse_forwarded(struct __sk_buff* skb,
+                                                               struct sp_packet* packet) {
+    enum sp_drop_reason reason;
+    struct sp_spd_entry* entry;
+
+    if (packet->protocol == IPPROTO_ESP || sp_is_host_scope_address(packet) ||
+        sp_is_own_address(packet, packet->src))
+        return SP_DROP_none;
+    sp_skb_read_ports(skb, packet);
+    sp_hide_connection(packet);
+    if (sp_egress_denied(packet, tune.port)) return SP_DROP_egress_denied;
+    entry = sp_spd_entry_of(packet, SP_SPD_OUTBOUND, &reason);
+    if (!entry) return reason == SP_DROP_no_policy ? reason : SP_DROP_none;
+    if (entry->action == SP_SPD_PROTECT) return SP_DROP_protect_in_clear;
+    return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
+}
+
+static __always_inline enum sp_drop_reason sp_refuse(struct __sk_buff* skb) {
     struct sp_packet packet = {};
     __be16 type = 0;
     __u32 offset = sp_ip_offset(skb, &type);
-    enum sp_drop_reason reason = SP_DROP_unsupported_packet;
+    enum sp_drop_reason reason;
     enum sp_quote quote;
 
     if (offset && type == bpf_htons(ETH_P_IP))
         reason = sp_skb_read_ipv4(skb, offset, &packet);
     else if (offset && type == bpf_htons(ETH_P_IPV6))
         reason = sp_skb_read_ipv6(skb, offset, &packet);
-    if (reason) return 1;
+    else
+        return SP_DROP_none;
+    if (skb->ingress_ifindex) {
+        if (skb->vlan_present || offset != ETH_HLEN) return SP_DROP_none;
+        return reason ? reason : sp_refuse_forwarded(skb, &packet);
+    }
+    if (reason) return SP_DROP_none;
     quote = sp_find_quote(skb, &packet, &offset);
-    if (quote == SP_QUOTE_NONE) return 1;
-    return quote == SP_QUOTE_FOUND && !sp_quotes_protected(skb, offset, packet.family);
+    if (quote == SP_QUOTE_NONE) return SP_DROP_none;
+    if (quote == SP_QUOTE_FOUND && !sp_quotes_protected(skb, offset, packet.family))
+        return SP_DROP_none;
+    return SP_DROP_error_in_clear;
 }
 
 SEC("tc")
 int kernel_out(struct __sk_buff* skb) {
-    if (sp_may_leave(skb)) return TC_ACT_UNSPEC;
-    sp_count_drop(SP_DROP_error_in_clear);
+    enum sp_drop_reason reason = sp_refuse(skb);
+
+    if (!reason) return TC_ACT_UNSPEC;
+    sp_count_drop(reason);
     return TC_ACT_SHOT;
 }
 

@@ -97,8 +97,9 @@ class KernelOut : public ::testing::Test {
             {});
     }
     void stays(const char* name, const Bytes& frame) { stays(program, name, frame); }
-    void stays(const Instance& by, const char* name, const Bytes& frame) {
-        rig.check(by, {name, frame, {TC_ACT_SHOT, {{"port 0 drop error_in_clear", 1}}, {}}});
+    void stays(const Instance& by, const char* name, const Bytes& frame,
+               const std::string& reason = "error_in_clear") {
+        rig.check(by, {name, frame, {TC_ACT_SHOT, {{"port 0 drop " + reason, 1}}, {}}});
     }
     // Nothing is counted, and filters of others have their turn.
     void leaves(const char* name, const Bytes& frame) { leaves(program, name, frame); }
@@ -262,6 +263,96 @@ TEST_F(KernelOut, what_a_connection_mark_decides_stays) {
     stays(asking, "UDP", error4(far4(udp({}), "10.3.0.9")));
     leaves(asking, "no connections", error4(far4(esp(1), "10.3.0.9")));
     leaves(asking, "no mark in its policies", error4(far4(udp({}), "10.7.0.9")));
+}
+
+// ---- forwarded ---------------------------------------------------------------------------------
+
+class KernelOutForwards : public KernelOut {
+  protected:
+    KernelOutForwards() { program.is_forwarded = true; }
+    void TearDown() override { rig.set_rules(kWan, {}); }
+    static Network to4(const char* to, const Upper& upper) {
+        return ip4({.src = kNear4, .dst = to}, upper);
+    }
+    static Network to6(const char* to, const Upper& upper) {
+        return ip6({.src = kNear6, .dst = to}, upper);
+    }
+};
+
+// Whatever way the kernel chose for it.
+TEST_F(KernelOutForwards, only_what_the_spd_lets_out_leaves) {
+    for (const Upper& upper : {udp({.dst = 53}), tcp({.dst = 80}), icmp(), raw(47, Bytes(30))}) {
+        leaves("BYPASS", eth(to4("10.3.0.9", upper)));
+        stays(program, "PROTECT", eth(to4(kFar4, upper)), "protect_in_clear");
+        stays(program, "DISCARD", eth(to4("10.5.0.9", upper)), "policy_discard");
+        stays(program, "no policy", eth(to4("10.9.0.9", upper)), "no_policy");
+        leaves("BYPASS, v6", eth(to6("2001:db8:4::9", upper)));
+        stays(program, "PROTECT, v6", eth(to6(kFar6, upper)), "protect_in_clear");
+        stays(program, "no policy, v6", eth(to6("2001:db8:9::9", upper)), "no_policy");
+    }
+    stays(program, "decrypted", eth(far4(udp({.dst = 53}))), "no_policy");
+    const Network error = to4(kFar4, about(far4(udp({.dst = 53})), kTimeExceeded4));
+    stays(program, "an error that another router sends", eth(error), "protect_in_clear");
+    for (const auto& types : {std::initializer_list<uint16_t>{0x8100}, {0x88a8, 0x8100}}) {
+        leaves("of a device above the port", tagged(eth(to4(kFar4, udp({}))), types));
+        leaves("the same, v6", tagged(eth(to6(kFar6, udp({}))), types));
+    }
+}
+
+TEST_F(KernelOutForwards, what_is_protected_or_this_hosts_leaves) {
+    leaves("ESP", eth(ip4({.src = kGateway4, .dst = "192.0.2.2"}, esp(0x1001))));
+    leaves("ESP of hosts behind", eth(to4("198.51.100.9", esp(0x1001))));
+    leaves("ESP, v6", eth(to6("2001:db8:9::9", esp(0x1001))));
+    leaves("ESP in UDP",
+           eth(ip4({.src = kGateway4, .dst = "192.0.2.2"}, udp({.src = 4500, .dst = 4500}))));
+    leaves("translated", eth(ip4({.src = kGateway4, .dst = kFar4}, tcp({.dst = 80}))));
+    leaves("translated, v6", eth(ip6({.src = kGateway6, .dst = kFar6}, tcp({.dst = 80}))));
+    leaves("multicast", eth(to4("224.0.0.251", udp({.dst = 5353}))));
+    leaves("multicast, v6", eth(to6("ff02::fb", udp({.dst = 5353}))));
+    leaves("ARP", eth(arp()));
+}
+
+TEST_F(KernelOutForwards, ports_decide_where_they_are_known) {
+    leaves("other port", eth(to4("10.4.0.9", tcp({.dst = 80}))));
+    stays(program, "the port", eth(to4("10.4.0.9", tcp({.dst = 443}))), "protect_in_clear");
+    stays(program, "the port, v6", eth(to6("2001:db8:4::9", tcp({.dst = 443}))),
+          "protect_in_clear");
+    const auto second = [](const char* to) {
+        return eth(ip4({.src = kNear4, .dst = to, .offset = 3}, raw(6, Bytes(24))));
+    };
+    leaves("a later fragment", second("10.4.0.9"));
+    stays(program, "a later fragment where any stays", second(kFar4), "protect_in_clear");
+}
+
+TEST_F(KernelOutForwards, what_cannot_be_read_stays) {
+    Upper chain = tcp({});
+    for (int i = 0; i < 6; ++i) chain = destination_options(chain);
+    stays(program, "too many headers", eth(to6("2001:db8:4::9", chain)), "malformed_ip");
+}
+
+TEST_F(KernelOutForwards, the_rules_of_the_port_hold) {
+    const Bytes frame = eth(to4("10.3.0.9", tcp({.dst = 25})));
+    leaves("no rule", frame);
+    sp_egress_rule rule{};
+    rule.family = AF_INET;
+    rule.protocol = 6;
+    rule.dst_port_lo = rule.dst_port_hi = 25;
+    rig.set_rules(kWan, {rule});
+    stays(program, "denied", frame, "egress_denied");
+    leaves("another port", eth(to4("10.3.0.9", tcp({.dst = 26}))));
+}
+
+// XDP has looked it up; what the mark alone decides is not judged again.
+TEST_F(KernelOutForwards, what_a_connection_mark_decides_leaves) {
+    SpdEntry marked = entry(1, SpdAction::bypass, "10.1.0.0/16", "10.3.0.0/16");
+    marked.ct_mark = 7;
+    marked.ct_mark_mask = 0xff;
+    rig.publish({marked, entry(3, SpdAction::discard, "10.1.0.0/16", "10.0.0.0/8")}, {}, {});
+    Instance asking = rig.load(Program::kernel_out, kWan, {.ct_marks = true});
+    asking.is_forwarded = true;
+    leaves(asking, "UDP", eth(to4("10.3.0.9", udp({}))));
+    stays(asking, "no connections", eth(to4("10.3.0.9", raw(47, Bytes(30)))), "policy_discard");
+    stays(asking, "no mark in its policies", eth(to4("10.7.0.9", udp({}))), "policy_discard");
 }
 
 }  // namespace

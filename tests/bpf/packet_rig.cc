@@ -338,9 +338,14 @@ uint32_t Rig::verdict(const Instance& instance, const Bytes& in, uint32_t queue,
     options.data_size_in = static_cast<uint32_t>(in.size());
     options.data_out = frame.data();
     options.data_size_out = static_cast<uint32_t>(frame.size());
+    __sk_buff of_skb{};
     if (bpf_program__type(instance.program.program()) == BPF_PROG_TYPE_XDP) {
         options.ctx_in = &context;
         options.ctx_size_in = sizeof context;
+    } else {
+        of_skb.ingress_ifindex = instance.is_forwarded ? ifindex("lan0") : 0;
+        options.ctx_in = &of_skb;
+        options.ctx_size_in = sizeof of_skb;
     }
     const int error = bpf_prog_test_run_opts(instance.program.fd(), &options);
     EXPECT_EQ(error, 0) << strerror(-error);

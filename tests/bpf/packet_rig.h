@@ -113,7 +113,8 @@ struct Instance {
     bpf_objects::FileDescriptor xsks;
     std::vector<bpf_objects::FileDescriptor> sockets;
     bpf_objects::FileDescriptor queues;
-    std::string device;  // frames come from here
+    std::string device;         // frames come from here
+    bool is_forwarded = false;  // TC: they came in by a device
 };
 
 struct Settings {

@@ -68,6 +68,11 @@ class Flood:
         """(source, destination) -> count of what left by wan0."""
         return _count(self._wan.frames, self._pairs)
 
+    def forbidden_out(self):
+        """What of it the SPD forbids, as text."""
+        return "; ".join(f"{count} of {a} to {b}" for (a, b), count in self.out().items()
+                         if count and (a, b) not in BYPASS)
+
     def inward(self):
         """The same of what left by lan0."""
         return _count(self._lan.frames, [(b, a) for a, b in self._pairs])
@@ -251,6 +256,7 @@ def remove_program(bench, device, **options):
         lab.gw.ip(f"link set dev {device} {'xdpgeneric' if generic else 'xdpdrv'} off")
         says(gateway, f"the XDP program was removed from {device}", since)
         says(gateway, f"mended: port {device}: the XDP program was removed", since)
+        check(not (leaks := flood.forbidden_out()), f"until it was known: left by wan0 {leaks}")
         before = flood.leaks()
         flood.clear()
         flood.passes()
@@ -292,9 +298,7 @@ def program_replaced(bench):
             closed_rules(lab, "lan0")
             flood.clear()
             time.sleep(1)
-            leaks = "; ".join(f"{count} of {a} to {b}"
-                              for (a, b), count in flood.out().items() if count)
-            check(not leaks, f"left by wan0 while lan0 is closed: {leaks}")
+            equal(sum(flood.out().values()), 0, f"left by wan0 while lan0 is closed: {flood.out()}")
             check("somebody_elses" in degraded(gateway), f"status: {degraded(gateway)}")
         finally:
             lab.gw.ip("link set dev lan0 xdpdrv off")
@@ -439,6 +443,29 @@ def device_removed(bench, role, egress):
             bench.stop_gateway()
             port.close()
             gateway.run("--open")
+
+
+@case("A1 what comes in by a device that is no port leaves by an unprotected port as the SPD says", seconds=120)
+def beside_the_ports(bench):
+    lab = bench.lab
+    bench.stop_gateway()
+    with host_forwarding(lab, 1):
+        beside = ExtraPort(lab, "protected")
+        try:
+            gateway = bench.gateway(fresh=True)
+            allowed = ("10.1.5.2", "192.0.2.2")
+            forbidden = (("10.1.5.2", "10.2.0.2"), ("10.1.5.2", "10.9.0.2"), ("10.1.5.2", "198.51.100.7"),
+                         ("fd01:0:0:5::2", "fd02:0:0:3::2"), ("fd01:0:0:5::2", "2001:db8:9::7"))
+            before = gateway.drops()
+            with Flood(lab, inside=(beside.ns, "eth0", "ext0"), pairs=(allowed, *forbidden)) as flood:
+                eventually(lambda: flood.out()[allowed] > 200, lambda: f"what may leave: {flood.out()}")
+                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
+            now = gateway.drops()
+            for reason in ("policy_discard", "no_policy"):
+                check(now[reason] > before[reason], f"{reason}: {before[reason]}, then {now[reason]}")
+        finally:
+            bench.stop_gateway()
+            beside.close()
 
 
 @case("A1 a port's device is removed and made again: closed until the restart", seconds=180)
