@@ -85,7 +85,7 @@
     X(not_established, "the kernel tracks no established connection that the packet belongs to")   \
     X(no_connection, "routed into the xfrm interface, and its policy names no IPsec connection")   \
     X(wrong_connection, "decrypted by another IPsec connection than the one its policy names")     \
-    X(martian, "its source or destination is an address that no router forwards (RFC 1812 5.3.7)") \
+    X(martian, "an address that no router forwards, or this host's as a source (RFC 1812 5.3.7)")  \
     X(other_station, "its MAC is another station's, or it is ESP for all (RFC 1122 3.3.6)")        \
     X(not_a_port, "its route leads to a device that is no port and not in forward_to")             \
     X(forwarding_off, "not for this host, and the kernel forwards nothing from where it came in")  \
@@ -389,8 +389,7 @@ struct sp_port_info {
 SP_STATIC_ASSERT(sizeof(struct sp_port_info) == 24, "abi");
 
 /* HASH own_addresses -> __u8 (1). Key: an address of this host, or the broadcast address of one of
-   its IPv4 networks. Writer: control. Reader: programs, where the kernel says that a device does
-   not forward. */
+   its IPv4 networks. Writer: control. Reader: programs that forward. */
 struct sp_own_address {
     __u32 family;     /* AF_INET or AF_INET6 */
     __u8 address[16]; /* network order; IPv4 in the first 4 bytes, rest zero */

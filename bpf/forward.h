@@ -80,6 +80,13 @@ static __always_inline int sp_is_for_own_address(const struct sp_packet* packet)
     return sp_is_host_scope_address(packet) || sp_is_own_address(packet, packet->dst);
 }
 
+/* 1: it came in by a device, in clear or through a tunnel, and no packet can do so with these
+   addresses. Nobody but this host sends with its own (RFC 1812 5.3.8): the kernel drops those of
+   IPv4, but for sp0, and takes those of IPv6 for its own. */
+static __always_inline int sp_is_impossible(const struct sp_packet* packet) {
+    return sp_is_martian_packet(packet) || sp_is_own_address(packet, packet->src);
+}
+
 /* The kernel keeps the packet: it is for this host, or nothing would route it on. */
 static __always_inline int sp_is_local(struct xdp_md* ctx, const struct sp_packet* packet) {
     struct bpf_fib_lookup fib;
@@ -208,7 +215,7 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     int resolved;
 
     if (origin != SP_ORIGIN_ORIGINATED) {
-        if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
+        if (sp_is_impossible(packet)) return sp_drop(SP_DROP_martian);
         /* The kernel answers with ICMP time exceeded, or takes the packet in; it never forwards
            it. */
         if (packet->ttl <= 1) return sp_pass();
@@ -267,7 +274,7 @@ static __always_inline int sp_forward_by_kernel(struct xdp_md* ctx, struct sp_pa
     __u32* port;
     long result;
 
-    if (sp_is_martian_packet(packet)) return sp_drop(SP_DROP_martian);
+    if (sp_is_impossible(packet)) return sp_drop(SP_DROP_martian);
     result = sp_fib_lookup(ctx, packet, 0, &fib);
     if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) return sp_without_forwarding(packet, origin);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)

@@ -64,8 +64,8 @@ WHAT_TO_DO = {
                        "whether the kernel tracks anything at all ([docs/config.md](config.md#connection-tracking)).",
     "no_connection": "Give the policy the `if_id` of its connection, or, if workers protect it, correct the route into the xfrm "
                      "interface.",
-    "martian": "Somebody sends with an address that cannot be his (loopback, multicast, class E, unspecified, link-local IPv6): tcpdump in front of "
-    "the port, or behind the tunnel.",
+    "martian": "Somebody sends with an address that cannot be his (loopback, multicast, class E, unspecified, link-local IPv6, one of this gateway): "
+    "tcpdump in front of the port, or behind the tunnel.",
     "other_station": "Nothing, if the port is promiscuous or its switch floods. If it is traffic that should be forwarded: the neighbour has an "
                      "old MAC for this port (`ip neigh` there), or the port is under a bridge or macvlan, which gets no IP packets from it.",
     "not_a_port": "`ip route get DESTINATION` names the device. If packets should be routed there: make it a port, or put it into "

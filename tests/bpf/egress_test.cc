@@ -100,6 +100,21 @@ TEST_F(EgressRoute, what_a_tunnel_brought_of_martians_is_not_forwarded) {
     }
 }
 
+TEST_F(EgressRoute, what_a_tunnel_brought_with_an_address_of_this_host_is_not_forwarded) {
+    const auto from4 = [](const char* source, const char* destination) {
+        return eth(ip4({.src = source, .dst = destination}, tcp({.dst = 80})), kTransit);
+    };
+    drop("v4", from4("10.1.0.1", "10.1.0.10"), SP_DROP_martian);
+    drop("v4, of another port", from4("192.0.2.1", "10.1.0.10"), SP_DROP_martian);
+    drop("v4, for this host", from4("10.1.0.1", "10.1.0.1"), SP_DROP_martian);
+    drop("v6",
+         eth(ip6({.src = "2001:db8:a::1", .dst = "2001:db8:a::10"}, tcp({.dst = 80})), kTransit),
+         SP_DROP_martian);
+    EXPECT_EQ(rig.verdict(*program, from4("10.1.0.2", "10.1.0.10")), XDP_REDIRECT);
+    // What this host sends with its own.
+    EXPECT_EQ(rig.verdict(*program, outer4("192.0.2.2", kOriginated)), XDP_REDIRECT);
+}
+
 TEST_F(EgressRoute, what_the_kernel_finishes) {
     pass("for the appliance itself", inner4("10.1.0.1", kTransit));
     pass("for the appliance itself v6", inner6("2001:db8:a::1", kTransit));

@@ -361,6 +361,28 @@ TEST_F(SteerProtected, martians_enter_no_tunnel_and_are_not_forwarded) {
     }
 }
 
+TEST_F(SteerProtected, what_says_that_this_host_sent_it_is_not_forwarded) {
+    const Instance program = load();
+    const Instance by_kernel = load({.with_sockets = false, .register_mode = true});
+    const auto from4 = [](const char* source, const char* destination) {
+        return eth(ip4({.src = source, .dst = destination}, tcp({.dst = 80})));
+    };
+    const auto from6 = [](const char* source, const char* destination) {
+        return eth(ip6({.src = source, .dst = destination}, tcp({.dst = 80})));
+    };
+    for (const Instance* each : {&program, &by_kernel}) {
+        drop(*each, "v4", from4("10.1.0.1", "192.0.2.2"), SP_DROP_martian);
+        drop(*each, "v6", from6("2001:db8:a::1", "2001:db8:1::2"), SP_DROP_martian);
+        drop(*each, "to this host", from4("10.1.0.1", "10.1.0.1"), SP_DROP_martian);
+        drop(*each, "broadcast address of a network", from4("10.1.0.255", "192.0.2.2"),
+             SP_DROP_martian);
+    }
+    EXPECT_EQ(rig.verdict(program, from4("10.1.0.2", "192.0.2.2")), XDP_REDIRECT);
+    rig.set_own_address("10.1.0.1", false);
+    EXPECT_EQ(rig.verdict(program, from4("10.1.0.1", "192.0.2.2")), XDP_REDIRECT);
+    rig.set_own_address("10.1.0.1", true);
+}
+
 TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {
     const Instance program = load();
     const Upper big = udp({.dst = 80}, Bytes(1300));

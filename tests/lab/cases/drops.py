@@ -275,6 +275,29 @@ def icmp_errors_of_narrow_policies(bench):
     bench.stop_gateway()
 
 
+@case("what says that the gateway itself has sent it is not forwarded, also by an address that is new")
+def own_source(bench):
+    lab = bench.lab
+    for options in ({}, {"egress": "direct"}):
+        gateway = bench.gateway(**options)
+        send(lab, FROM_WAN, [bytes(udp("192.0.2.1", INSIDE))], gateway, {"martian": 1}, 0)
+        send(lab, FROM_LAN, [bytes(udp("10.1.0.1", "192.0.2.200"))], gateway, {"martian": 1}, 0)
+        new = [bytes(udp("192.0.2.77", INSIDE))]
+        send(lab, FROM_WAN, new, gateway, {}, 1)
+        lab.gw.ip("addr add 192.0.2.77/32 dev wan0")
+        try:
+            def is_refused():
+                before = gateway.drops()["martian"]
+                with wire.Wire(lab.peer_ns, "wanp") as wan:
+                    wan.send(wire.ethernet(lab.gw.mac("wan0"), "02:00:00:00:00:02", new[0]))
+                time.sleep(0.1)
+                return gateway.drops()["martian"] > before
+            eventually(is_refused, "the new address was not noticed", 20)
+            send(lab, FROM_WAN, new, gateway, {"martian": 1}, 0)
+        finally:
+            lab.gw.ip("addr del 192.0.2.77/32 dev wan0")
+
+
 OTHER_STATION = "02:00:00:00:00:77"
 
 
