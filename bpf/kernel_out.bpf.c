@@ -3,16 +3,17 @@
  * TC program of unprotected ports, egress: the last look at what the kernel itself sends there.
  *
  * Forwarded (it came in by a device)
- *   ESP; with a tag: by a device above the port   -> on its way
+ *   ESP; of a VLAN: by a device above the port    -> on its way
  *   from an address of this host: ESP in UDP,
  *   what the kernel has translated                -> on its way
  *   BYPASS, and no rule of the port denies it     -> on its way
- *   PROTECT                                       -> protect_in_clear
- *   DISCARD, no policy                            -> dropped
- *   a rule of the port denies it                  -> egress_denied
- * An XDP program has seen it before, where one was on the device; but what the kernel then does
- * with it, it could only guess: routes by a mark, translated destinations, devices that are no
- * ports. A device above the port is no port itself: what may go there, the configuration says.
+ *   PROTECT                                       -> protect_in_clear; in register mode, where no
+ *                                                    worker has an SA for it: on its way, the
+ * kernel alone judges it DISCARD, no policy                            -> dropped a rule of the
+ * port denies it                  -> egress_denied An XDP program has seen it before, where one was
+ * on the device; but what the kernel then does with it, it could only guess: routes by a mark,
+ * translated destinations, devices that are no ports. A device above the port is no port itself:
+ * what may go there, the configuration says.
  *
  * Made here
  *   no ICMP error: ESP, IKE, all else             -> on its way
@@ -45,6 +46,7 @@
 
 #define SP_VLAN_TAGS_MAX 4
 #define SP_VLAN_TAG_BYTES 4
+#define SP_VID_MASK 0x0fff
 #define SP_ICMP_BYTES 8        /* before the quote, in both versions */
 #define SP_REDIRECT6 137       /* RFC 4861 4.5: an error in all but its number */
 #define SP_REDIRECT6_BYTES 40  /* before its options */
@@ -151,16 +153,30 @@ static __always_inline enum sp_drop_reason sp_refuse_forwarded(struct __sk_buff*
     enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
 
-    if (packet->protocol == IPPROTO_ESP || sp_is_host_scope_address(packet) ||
-        sp_is_own_address(packet, packet->src))
+    if (packet->protocol == IPPROTO_ESP || sp_is_own_address(packet, packet->src))
         return SP_DROP_none;
     sp_skb_read_ports(skb, packet);
     sp_hide_connection(packet);
     if (sp_egress_denied(packet, tune.port)) return SP_DROP_egress_denied;
     entry = sp_spd_entry_of(packet, SP_SPD_OUTBOUND, &reason);
     if (!entry) return reason == SP_DROP_no_policy ? reason : SP_DROP_none;
-    if (entry->action == SP_SPD_PROTECT) return SP_DROP_protect_in_clear;
+    if (entry->action == SP_SPD_PROTECT)
+        return tune.register_mode && entry->owner_count == 0 ? SP_DROP_none
+                                                             : SP_DROP_protect_in_clear;
     return entry->action == SP_SPD_BYPASS ? SP_DROP_none : SP_DROP_policy_discard;
+}
+
+/* A frame of a device above the port. A tag with VID 0 has a priority and no VLAN (802.1Q 6.9.1):
+   who receives it takes the packet for an untagged one. */
+static __always_inline int sp_is_of_vlan(struct __sk_buff* skb, __u32 ip_offset) {
+    __be16 tag;
+
+    if (skb->vlan_present && (skb->vlan_tci & SP_VID_MASK)) return 1;
+    for (__u32 i = 0, at = ETH_HLEN; i < SP_VLAN_TAGS_MAX; ++i, at += SP_VLAN_TAG_BYTES) {
+        if (at >= ip_offset || !sp_skb_read(skb, at, &tag, sizeof(tag))) return 0;
+        if (tag & bpf_htons(SP_VID_MASK)) return 1;
+    }
+    return 0;
 }
 
 static __always_inline enum sp_drop_reason sp_refuse(struct __sk_buff* skb) {
@@ -177,7 +193,7 @@ static __always_inline enum sp_drop_reason sp_refuse(struct __sk_buff* skb) {
     else
         return SP_DROP_none;
     if (skb->ingress_ifindex) {
-        if (skb->vlan_present || offset != ETH_HLEN) return SP_DROP_none;
+        if (sp_is_of_vlan(skb, offset)) return SP_DROP_none;
         return reason ? reason : sp_refuse_forwarded(skb, &packet);
     }
     if (reason) return SP_DROP_none;

@@ -410,6 +410,8 @@ bool Appliance::stop() {
                 if (auto closed = gate_->close(name); !closed) log_.error(closed.error());
             }
         }
+        // What comes in by devices that are no ports has no gate.
+        if (bpf_) bpf_->leave_kernel_out();
     }
     if (bpf_) bpf_->detach_ports();
     bpf_.reset();

@@ -443,6 +443,12 @@ void BpfObjects::detach_ports() {
     impl_->detach_ports();
 }
 
+void BpfObjects::leave_kernel_out() {
+    for (auto& [id, port] : impl_->ports) {
+        if (port.kernel_out_on_port) port.kernel_out_on_port->release();
+    }
+}
+
 std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSetup& setup) {
     auto lock = DeviceLock::take(setup.device, setup.ifindex);
     if (!lock) return std::unexpected(lock.error());

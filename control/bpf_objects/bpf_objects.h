@@ -188,6 +188,8 @@ class BpfObjects {
     // Takes the steering programs off all ports: nothing new comes in, and what workers still write
     // to sp0 goes its way until the end of this object. So long kernel_out judges.
     void detach_ports();
+    // kernel_out stays on its ports when this object ends, with the SPD as it is now.
+    void leave_kernel_out();
     // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
     // Attaches egress_route again where somebody has removed it.

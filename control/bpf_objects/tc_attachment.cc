@@ -41,6 +41,17 @@ Found find_filter(const bpf_tc_hook& hook) {
     return program && is_our_program(program.get()) ? Found::ours : Found::foreign;
 }
 
+// An ingress qdisc stands where clsact would, and has one place for both directions: what goes to
+// its egress comes out at its ingress.
+bool is_at_ingress(uint32_t ifindex, int fd) {
+    bpf_prog_info info{};
+    uint32_t bytes = sizeof info;
+    bpf_tc_opts options = our_filter();
+    const bpf_tc_hook hook = hook_of(ifindex, BPF_TC_INGRESS);
+    return bpf_obj_get_info_by_fd(fd, &info, &bytes) == 0 && bpf_tc_query(&hook, &options) == 0 &&
+           options.prog_id == info.id;
+}
+
 void detach(uint32_t ifindex, bpf_tc_attach_point point) {
     const bpf_tc_hook hook = hook_of(ifindex, point);
     if (find_filter(hook) != Found::ours) return;
@@ -76,8 +87,15 @@ std::expected<TcAttachment, std::string> TcAttachment::attach(const std::string&
         options.flags = found == Found::ours ? BPF_TC_F_REPLACE : 0;
         if (const int error = bpf_tc_attach(&hook, &options); error != 0) {
             return std::unexpected(library_error(device + ": cannot attach by TC", -error) +
-                                   ". Usual causes: a filter of another kind with priority 1, or "
-                                   "an ingress qdisc where clsact must be (tc filter, tc qdisc)");
+                                   ". Usual cause: a filter of another kind with priority 1 (tc "
+                                   "filter)");
+        }
+        if (point == BPF_TC_EGRESS && is_at_ingress(ifindex, fd)) {
+            return std::unexpected(
+                device + ": it has an ingress qdisc, which has no place for what leaves. Make a " +
+                "clsact qdisc of it, whose ingress takes the same filters: tc qdisc del dev " +
+                device + " ingress; tc qdisc add dev " + device + " clsact; tc filter add dev " +
+                device + " ingress ...");
         }
         attachment.replaced_stale_ = attachment.replaced_stale_ || found == Found::ours;
     }

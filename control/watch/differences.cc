@@ -53,8 +53,9 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
     if (!now.has_kernel_out) {
         out.attach_out = true;
         differs("TC program", "the TC program was removed from " + now.name +
-                                  "; until it is back, ICMP errors of the kernel's about protected "
-                                  "packets may leave there in clear");
+                                  "; until it is back, what came in by devices that are no "
+                                  "ports and ICMP errors of the kernel's about protected packets "
+                                  "may leave there in clear");
     }
     if (!now.up) differs("up", "the device " + now.name + " is down: set it up (ip link)");
     if (now.mtu != should.mtu) {

@@ -291,8 +291,8 @@ void Watch::look_at_addresses() {
         differences.push_back(
             {.key = "addresses",
              .text = "the programs do not know all addresses of this host: " + told.error() +
-                     "; what is for others is dropped where its device does not forward. It is "
-                     "tried each second"});
+                     "; what is for others is dropped where its device does not forward, and what "
+                     "the kernel forwards from them. It is tried each second"});
     }
     next_addresses_audit_ = Clock::now() + 100 * (Clock::now() - began);
     hold(Subject::addresses, differences);

@@ -47,11 +47,11 @@ Bytes error6(const Network& packet, uint8_t type = kTimeExceeded6, size_t bytes 
     return eth(ip6({.src = kGateway6, .dst = kFar6}, about(packet, type, bytes)));
 }
 
-Bytes tagged(const Bytes& frame, std::initializer_list<uint16_t> types) {
+Bytes tagged(const Bytes& frame, std::initializer_list<uint16_t> types, uint16_t vid = 5) {
     Bytes out(frame.begin(), frame.begin() + 12);
     for (const uint16_t type : types) {
         put16(out, type);
-        put16(out, 5);
+        put16(out, 0x6000 | vid);
     }
     out.insert(out.end(), frame.begin() + 12, frame.end());
     return out;
@@ -291,11 +291,16 @@ TEST_F(KernelOutForwards, only_what_the_spd_lets_out_leaves) {
         stays(program, "no policy, v6", eth(to6("2001:db8:9::9", upper)), "no_policy");
     }
     stays(program, "decrypted", eth(far4(udp({.dst = 53}))), "no_policy");
+    stays(program, "multicast", eth(to4("239.1.1.1", udp({.dst = 5000}))), "no_policy");
+    stays(program, "multicast, v6", eth(to6("ff3e::1", udp({.dst = 5000}))), "no_policy");
     const Network error = to4(kFar4, about(far4(udp({.dst = 53})), kTimeExceeded4));
     stays(program, "an error that another router sends", eth(error), "protect_in_clear");
     for (const auto& types : {std::initializer_list<uint16_t>{0x8100}, {0x88a8, 0x8100}}) {
         leaves("of a device above the port", tagged(eth(to4(kFar4, udp({}))), types));
         leaves("the same, v6", tagged(eth(to6(kFar6, udp({}))), types));
+        stays(program, "a priority, no VLAN", tagged(eth(to4(kFar4, udp({}))), types, 0),
+              "protect_in_clear");
+        leaves("BYPASS with a priority", tagged(eth(to4("10.3.0.9", udp({}))), types, 0));
     }
 }
 
@@ -307,8 +312,6 @@ TEST_F(KernelOutForwards, what_is_protected_or_this_hosts_leaves) {
            eth(ip4({.src = kGateway4, .dst = "192.0.2.2"}, udp({.src = 4500, .dst = 4500}))));
     leaves("translated", eth(ip4({.src = kGateway4, .dst = kFar4}, tcp({.dst = 80}))));
     leaves("translated, v6", eth(ip6({.src = kGateway6, .dst = kFar6}, tcp({.dst = 80}))));
-    leaves("multicast", eth(to4("224.0.0.251", udp({.dst = 5353}))));
-    leaves("multicast, v6", eth(to6("ff02::fb", udp({.dst = 5353}))));
     leaves("ARP", eth(arp()));
 }
 
@@ -340,6 +343,19 @@ TEST_F(KernelOutForwards, the_rules_of_the_port_hold) {
     rig.set_rules(kWan, {rule});
     stays(program, "denied", frame, "egress_denied");
     leaves("another port", eth(to4("10.3.0.9", tcp({.dst = 26}))));
+}
+
+// What no worker has an SA for is PROTECT there because the kernel alone knows.
+TEST_F(KernelOutForwards, in_register_mode_the_kernel_judges_what_no_worker_serves) {
+    const std::vector<SpdEntry> entries = {
+        entry(0, SpdAction::protect, "10.1.0.0/16", "10.2.0.0/16"),
+        entry(1, SpdAction::protect, "10.1.0.0/16", "10.6.0.0/16")};
+    rig.publish(entries, {}, {{WorkerId{0}}, {}});
+    Instance following = rig.load(Program::kernel_out, kWan, {.register_mode = true});
+    following.is_forwarded = true;
+    stays(following, "a worker's", eth(to4(kFar4, udp({}))), "protect_in_clear");
+    leaves(following, "nobody's", eth(to4("10.6.0.9", udp({}))));
+    stays(program, "nobody's in static mode", eth(to4("10.6.0.9", udp({}))), "protect_in_clear");
 }
 
 // XDP has looked it up; what the mark alone decides is not judged again.

@@ -465,6 +465,33 @@ TEST_F(Loader, a_foreign_filter_in_the_place_of_kernel_out_is_said) {
     run("tc filter show dev wan0 egress | grep -q 'pref 1 u32'");
 }
 
+TEST_F(Loader, an_ingress_qdisc_has_no_place_for_kernel_out) {
+    run("tc qdisc add dev wan0 ingress");
+    run("tc filter add dev wan0 ingress prio 3 bpf da bytecode '1,6 0 0 4294967295'");
+    BpfObjects objects = make();
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    const auto refused = objects.attach_kernel_out(kWan);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().find("ingress qdisc"), std::string::npos) << refused.error();
+    EXPECT_FALSE(objects.is_kernel_out_attached(kWan));
+    run("! tc filter show dev wan0 ingress | grep -q kernel_out");
+    run("tc filter show dev wan0 ingress | grep -q 'pref 3 bpf'");
+
+    run("tc qdisc del dev wan0 ingress");
+    const auto attached = objects.attach_kernel_out(kWan);
+    EXPECT_TRUE(attached) << attached.error();
+}
+
+TEST_F(Loader, kernel_out_can_stay) {
+    {
+        BpfObjects objects = make();
+        ASSERT_TRUE(objects.add_port(setup(kWan)));
+        ASSERT_TRUE(objects.attach_kernel_out(kWan));
+        objects.leave_kernel_out();
+    }
+    EXPECT_NE(egress_id("wan0"), 0u);
+}
+
 TEST_F(Loader, leaves_foreign_programs_alone) {
     for (const char* name : {"firewall", "steer_unprotect"}) {
         SCOPED_TRACE(name);

@@ -363,7 +363,9 @@ def tc_program_removed(bench):
             start(gateway)
             errors.stay(gateway, "after a kill")
             equal(gateway.stop(), 0, "exit status")
-            check("kernel_out" not in filters(), f"left after a stop: {filters()}")
+            check("kernel_out" in filters(), f"after a stop with closed ports: {filters()}")
+            gateway.run("--open")
+            check("kernel_out" not in filters(), f"left after --open: {filters()}")
             check("pref 5 u32" in filters(), f"of another: {filters()}")
         finally:
             bench.stop_gateway()
@@ -463,6 +465,13 @@ def beside_the_ports(bench):
             now = gateway.drops()
             for reason in ("policy_discard", "no_policy"):
                 check(now[reason] > before[reason], f"{reason}: {before[reason]}, then {now[reason]}")
+            with Flood(lab, inside=(beside.ns, "eth0", "ext0"), pairs=(allowed, *forbidden)) as flood:
+                equal(gateway.stop(), 0, "exit status")  # the ports stay closed
+                flood.clear()
+                eventually(lambda: flood.out()[allowed] > 200, lambda: f"what may leave: {flood.out()}")
+                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
+                gateway.start()
+                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
         finally:
             bench.stop_gateway()
             beside.close()
