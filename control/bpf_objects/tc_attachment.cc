@@ -92,10 +92,10 @@ std::expected<TcAttachment, std::string> TcAttachment::attach(const std::string&
         }
         if (point == BPF_TC_EGRESS && is_at_ingress(ifindex, fd)) {
             return std::unexpected(
-                device + ": it has an ingress qdisc, which has no place for what leaves. Make a " +
-                "clsact qdisc of it, whose ingress takes the same filters: tc qdisc del dev " +
-                device + " ingress; tc qdisc add dev " + device + " clsact; tc filter add dev " +
-                device + " ingress ...");
+                device +
+                ": it has an ingress qdisc, which has no place for what leaves. Put clsact in its "
+                "place, whose ingress takes the same filters (tc qdisc del dev DEVICE ingress; tc "
+                "qdisc add dev DEVICE clsact; tc filter add dev DEVICE ingress ...)");
         }
         attachment.replaced_stale_ = attachment.replaced_stale_ || found == Found::ours;
     }
