@@ -7,13 +7,15 @@
  *   from an address of this host: ESP in UDP,
  *   what the kernel has translated                -> on its way
  *   BYPASS, and no rule of the port denies it     -> on its way
- *   PROTECT                                       -> protect_in_clear; in register mode, where no
- *                                                    worker has an SA for it: on its way, the
- * kernel alone judges it DISCARD, no policy                            -> dropped a rule of the
- * port denies it                  -> egress_denied An XDP program has seen it before, where one was
- * on the device; but what the kernel then does with it, it could only guess: routes by a mark,
- * translated destinations, devices that are no ports. A device above the port is no port itself:
- * what may go there, the configuration says.
+ *   PROTECT                                       -> protect_in_clear
+ *   PROTECT of register mode that no worker has
+ *   an SA for: the kernel alone judges it         -> on its way
+ *   DISCARD, no policy                            -> dropped
+ *   a rule of the port denies it                  -> egress_denied
+ *
+ * An XDP program has seen it before, where one was on the device; but what the kernel then does
+ * with it, it could only guess: routes by a mark, translated destinations, devices that are no
+ * ports. A device above the port is no port itself: what may go there, the configuration says.
  *
  * Made here
  *   no ICMP error: ESP, IKE, all else             -> on its way
@@ -21,6 +23,7 @@
  *   or the answer to it is to leave so            -> error_in_clear
  *   nobody can tell (quote in pieces, hidden)     -> error_in_clear
  *   other ICMP errors                             -> on their way
+ *
  * An ICMP error quotes up to 1232 bytes of the packet that it is about. About a packet that came
  * out of a tunnel the kernel answers in clear: with the address of the device by which the error
  * leaves, which no policy covers.

@@ -6,7 +6,7 @@
 //   create()            maps that all programs share
 //   add_port()          rules, MTU, egress program in the devmap, an XSKMAP: nothing attached yet
 //   set_socket()        AF_XDP sockets into the port's XSKMAP
-//   attach_kernel_out()  what judges ICMP errors of the kernel's onto the device
+//   attach_kernel_out()  what judges the kernel's own sending onto the device
 //   attach_port()       the steering program onto the device
 //   add_injector()      egress_route onto sp0
 //   publish_spd()       from now on packets are forwarded
@@ -207,7 +207,8 @@ class BpfObjects {
     // So did its address. A program may meanwhile see one that is half old: it drops that frame.
     std::expected<void, std::string> set_mac(PortId port, const MacAddress& mac);
     // Addresses of this host and broadcast addresses of its networks, instead of those of the call
-    // before, each once: packets to these alone are passed where a device does not forward.
+    // before, each once: packets to these alone are passed where a device does not forward, and
+    // what comes in with one of them as its source is not forwarded.
     std::expected<void, std::string> set_own_addresses(std::span<const IpAddress> addresses);
     // Devices beside the ports that packets may be routed to, instead of those of the call before;
     // at most SP_FORWARD_TO_MAX. To sp0 and the xfrm interface they always may.
