@@ -136,11 +136,10 @@ static __always_inline void sp_hide_connection(struct sp_packet* packet) {
         packet->ct_state = SP_CT_HIDDEN;
 }
 
-/* `offset`: where a quoted packet of this family begins. */
-static __always_inline int sp_quotes_protected(struct __sk_buff* skb, __u32 offset, __u8 family) {
+/* `offset`: where the quoted packet begins, which is IP of the error's version. */
+static __always_inline int sp_quotes_protected(struct __sk_buff* skb, __be16 type, __u32 offset) {
     struct sp_packet quoted = {};
-    enum sp_drop_reason reason = family == SP_AF_INET6 ? sp_skb_read_ipv6(skb, offset, &quoted)
-                                                       : sp_skb_read_ipv4(skb, offset, &quoted);
+    enum sp_drop_reason reason = sp_skb_read_ip(skb, type, offset, &quoted);
 
     if (!quoted.family) return 1;
     /* What the quote does not show of upper protocol and ports stays unknown. */
@@ -189,12 +188,9 @@ static __always_inline enum sp_drop_reason sp_refuse(struct __sk_buff* skb) {
     enum sp_drop_reason reason;
     enum sp_quote quote;
 
-    if (offset && type == bpf_htons(ETH_P_IP))
-        reason = sp_skb_read_ipv4(skb, offset, &packet);
-    else if (offset && type == bpf_htons(ETH_P_IPV6))
-        reason = sp_skb_read_ipv6(skb, offset, &packet);
-    else
-        return SP_DROP_none;
+    if (!offset) return SP_DROP_none;
+    reason = sp_skb_read_ip(skb, type, offset, &packet);
+    if (reason == SP_DROP_unsupported_packet) return SP_DROP_none;
     if (skb->ingress_ifindex) {
         if (sp_is_of_vlan(skb, offset)) return SP_DROP_none;
         return reason ? reason : sp_refuse_forwarded(skb, &packet);
@@ -202,8 +198,7 @@ static __always_inline enum sp_drop_reason sp_refuse(struct __sk_buff* skb) {
     if (reason) return SP_DROP_none;
     quote = sp_find_quote(skb, &packet, &offset);
     if (quote == SP_QUOTE_NONE) return SP_DROP_none;
-    if (quote == SP_QUOTE_FOUND && !sp_quotes_protected(skb, offset, packet.family))
-        return SP_DROP_none;
+    if (quote == SP_QUOTE_FOUND && !sp_quotes_protected(skb, type, offset)) return SP_DROP_none;
     return SP_DROP_error_in_clear;
 }
 

@@ -76,6 +76,14 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv6(struct __sk_buff* sk
     return packet->protocol_known || packet->later_fragment ? SP_DROP_none : SP_DROP_malformed_ip;
 }
 
+/* `type`: the ethertype. */
+static __always_inline enum sp_drop_reason sp_skb_read_ip(struct __sk_buff* skb, __be16 type,
+                                                          __u32 offset, struct sp_packet* packet) {
+    if (type == bpf_htons(ETH_P_IP)) return sp_skb_read_ipv4(skb, offset, packet);
+    if (type == bpf_htons(ETH_P_IPV6)) return sp_skb_read_ipv6(skb, offset, packet);
+    return SP_DROP_unsupported_packet;
+}
+
 /* Behind the IP header. A packet without ports is no error. */
 static __always_inline enum sp_drop_reason sp_skb_read_ports(struct __sk_buff* skb,
                                                              struct sp_packet* packet) {
@@ -95,12 +103,8 @@ static __always_inline enum sp_drop_reason sp_skb_read_ports(struct __sk_buff* s
 /* `offset`: where the IP header begins. What an SPD lookup needs; ttl, tos and flowinfo stay 0. */
 static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, __u32 offset,
                                                         struct sp_packet* packet) {
-    enum sp_drop_reason reason = SP_DROP_unsupported_packet;
+    enum sp_drop_reason reason = sp_skb_read_ip(skb, (__be16)skb->protocol, offset, packet);
 
-    if (skb->protocol == bpf_htons(ETH_P_IP))
-        reason = sp_skb_read_ipv4(skb, offset, packet);
-    else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-        reason = sp_skb_read_ipv6(skb, offset, packet);
     return reason ? reason : sp_skb_read_ports(skb, packet);
 }
 

@@ -373,15 +373,18 @@ TEST_F(Loader, knows_when_kernel_out_was_taken_off_and_attaches_it_again) {
 }
 
 TEST_F(Loader, kernel_out_of_a_killed_daemon_is_replaced_or_goes) {
-    const pid_t child = fork();
-    if (child == 0) {
-        BpfObjects objects = make();
-        const bool done = objects.add_port(setup(kWan)) && objects.attach_kernel_out(kWan);
-        _exit(done ? 0 : 1);  // without the end of `objects`
-    }
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    ASSERT_EQ(status, 0);
+    const auto leave_kernel_out = [] {
+        const pid_t child = fork();
+        if (child == 0) {
+            BpfObjects objects = make();
+            const bool done = objects.add_port(setup(kWan)) && objects.attach_kernel_out(kWan);
+            _exit(done ? 0 : 1);  // without the end of `objects`
+        }
+        int status = 0;
+        ASSERT_EQ(waitpid(child, &status, 0), child);
+        ASSERT_EQ(status, 0);
+    };
+    ASSERT_NO_FATAL_FAILURE(leave_kernel_out());
     const uint32_t stale = egress_id("wan0");
     ASSERT_NE(stale, 0u) << "the kernel keeps it";
     {
@@ -396,14 +399,7 @@ TEST_F(Loader, kernel_out_of_a_killed_daemon_is_replaced_or_goes) {
     }
     EXPECT_EQ(egress_id("wan0"), 0u);
 
-    const pid_t other = fork();
-    if (other == 0) {
-        BpfObjects objects = make();
-        const bool done = objects.add_port(setup(kWan)) && objects.attach_kernel_out(kWan);
-        _exit(done ? 0 : 1);
-    }
-    ASSERT_EQ(waitpid(other, &status, 0), other);
-    ASSERT_EQ(status, 0);
+    ASSERT_NO_FATAL_FAILURE(leave_kernel_out());
     BpfObjects objects = make();
     PortSetup turned = setup(kWan);
     turned.role = config::PortRole::protected_side;
