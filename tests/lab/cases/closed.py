@@ -458,20 +458,26 @@ def beside_the_ports(bench):
             allowed = ("10.1.5.2", "192.0.2.2")
             forbidden = (("10.1.5.2", "10.2.0.2"), ("10.1.5.2", "10.9.0.2"), ("10.1.5.2", "198.51.100.7"),
                          ("fd01:0:0:5::2", "fd02:0:0:3::2"), ("fd01:0:0:5::2", "2001:db8:9::7"))
-            before = gateway.drops()
             with Flood(lab, inside=(beside.ns, "eth0", "ext0"), pairs=(allowed, *forbidden)) as flood:
-                eventually(lambda: flood.out()[allowed] > 200, lambda: f"what may leave: {flood.out()}")
-                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
-            now = gateway.drops()
-            for reason in ("policy_discard", "no_policy"):
-                check(now[reason] > before[reason], f"{reason}: {before[reason]}, then {now[reason]}")
-            with Flood(lab, inside=(beside.ns, "eth0", "ext0"), pairs=(allowed, *forbidden)) as flood:
-                equal(gateway.stop(), 0, "exit status")  # the ports stay closed
-                flood.clear()
-                eventually(lambda: flood.out()[allowed] > 200, lambda: f"what may leave: {flood.out()}")
-                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
+                def nothing_forbidden(what):
+                    equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0),
+                          f"{what}: in clear")
+
+                def passes_alone(what):
+                    flood.clear()
+                    eventually(lambda: flood.out()[allowed] > 200, lambda: f"what may leave: {flood.out()}")
+                    nothing_forbidden(what)
+
+                before = gateway.drops()
+                passes_alone("running")
+                now = gateway.drops()
+                for reason in ("policy_discard", "no_policy"):
+                    check(now[reason] > before[reason], f"{reason}: {before[reason]}, then {now[reason]}")
+                equal(gateway.stop(), 0, "exit status")
+                nothing_forbidden("at the stop")
+                passes_alone("with closed ports")
                 gateway.start()
-                equal({pair: flood.out()[pair] for pair in forbidden}, dict.fromkeys(forbidden, 0), "in clear")
+                nothing_forbidden("started again")
         finally:
             bench.stop_gateway()
             beside.close()
