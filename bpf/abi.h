@@ -89,7 +89,13 @@
     X(other_station, "its MAC is another station's, or it is ESP for all (RFC 1122 3.3.6)")        \
     X(not_a_port, "its route leads to a device that is no port and not in forward_to")             \
     X(forwarding_off, "not for this host, and the kernel forwards nothing from where it came in")  \
-    X(error_in_clear, "an ICMP error about what PROTECT covers was about to leave in clear")
+    X(error_in_clear, "an ICMP error about what PROTECT covers was about to leave in clear")       \
+    X(bad_ip_checksum, "the checksum of the IPv4 header is wrong (RFC 1812 5.2.2)")                \
+    X(redirect_failed, "the device of the port that it was to leave by did not take it")           \
+    X(fill_ring_empty, "the queue had no frame to receive into, though packet memory has some")    \
+    X(no_neighbour, "the next hop towards the destination does not answer: its MAC is not known")  \
+    X(lost_in_kernel, "handed to the kernel, which dropped it on its way")                         \
+    X(lost_in_device, "sent, and dropped by the device that it was to leave by")
 
 #define SP_DROP_ENUM(name, help) SP_DROP_##name,
 enum sp_drop_reason { SP_DROP_REASONS(SP_DROP_ENUM) SP_DROP_COUNT };

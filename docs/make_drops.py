@@ -74,6 +74,15 @@ WHAT_TO_DO = {
                       "switched it off. sallyportd switches it on again and says so; at its start and its stop single ones are in order.",
     "error_in_clear": "Nothing: as it should be. The kernel had to tell a host behind a tunnel of its packet (TTL, no such host, too big), and would have "
                       "quoted it in clear. Many: look for that host.",
+    "bad_ip_checksum": "Damage on the path, or a broken sender: tcpdump -v in front of the port names the sender. A switch or cable that damages frames "
+                       "shows in the error counters of its port.",
+    "redirect_failed": "`show ports`: is the port's device up, and the mode of both ports the same? The device's transmit ring was full, or it cannot send "
+                       "what XDP gives it.",
+    "fill_ring_empty": "Its worker was too late to give frames back: a burst longer than the ring, or a worker or CPU at its limit. More frames in "
+                       "`memory.frames` do not help.",
+    "no_neighbour": "`ip neigh` on the gateway: the host or router is down, or its address is wrong.",
+    "lost_in_kernel": "The kernel's own rules: a forward chain of the firewall, rp_filter, a route that blocks. `show drops` says how the kernel calls it.",
+    "lost_in_device": "`ip -s -s link show` of the device: its transmit ring was full, or it is down.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }
