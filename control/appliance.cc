@@ -286,7 +286,12 @@ Appliance::Step Appliance::attach_all() {
         auto attached = attach_interface(*bpf_, config_.xfrm_interface, log_);
         if (!attached) return attached;
     }
-    return attach_ports(*bpf_, ports_, log_);
+    if (auto attached = attach_ports(*bpf_, ports_, log_); !attached) return attached;
+    if (const auto counts = bpf_->count_kernel_losses(); !counts) {
+        log_.note("what the kernel drops of packets that were passed to it is not counted: " +
+                  counts.error());
+    }
+    return {};
 }
 
 Appliance::Step Appliance::enable_forwarding() {

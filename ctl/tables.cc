@@ -430,6 +430,17 @@ std::string format_connections(const json::value& result) {
     return table.empty() ? "no IPsec connection of the kernel's is in use\n" : table.to_string();
 }
 
+// "place: 3, other: 4"
+std::string counts_of(const json::value* counts) {
+    std::string out;
+    if (counts == nullptr || !counts->is_object()) return out;
+    for (const auto& [name, count] : counts->get_object()) {
+        out += (out.empty() ? "" : ", ") + std::string(name.data(), name.size()) + ": " +
+               text_of(count);
+    }
+    return out;
+}
+
 std::string format_drops(const json::value& result, DropRows drop_rows) {
     Table table({{"REASON"}, {"COUNT", Align::right}, {"WHERE"}, {"MEANING"}});
     size_t hidden = 0;
@@ -438,16 +449,11 @@ std::string format_drops(const json::value& result, DropRows drop_rows) {
             ++hidden;
             continue;
         }
-        std::string where;
-        const json::value* places = find(drop, "where");
-        if (places != nullptr && places->is_object()) {
-            for (const auto& [place, count] : places->get_object()) {
-                where += (where.empty() ? "" : ", ") + std::string(place.data(), place.size()) +
-                         ": " + text_of(count);
-            }
-        }
+        const std::string where = counts_of(find(drop, "where"));
+        const std::string kernel = counts_of(find(drop, "kernel"));
         table.add({get(drop, "reason"), get(drop, "count"),
-                   where.empty() ? std::string(kMissing) : where, get(drop, "help")});
+                   where.empty() ? std::string(kMissing) : where,
+                   get(drop, "help") + (kernel.empty() ? "" : " (" + kernel + ")")});
     }
     std::string out = table.empty() ? "nothing was dropped\n" : table.to_string();
     if (hidden > 0) {

@@ -14,6 +14,7 @@
 
 #include "control/bpf_objects/attachment.h"
 #include "control/bpf_objects/interface_programs.h"
+#include "control/bpf_objects/kernel_losses.h"
 #include "control/bpf_objects/library_log.h"
 #include "control/bpf_objects/program_object.h"
 #include "control/bpf_objects/spd_writer.h"
@@ -131,6 +132,7 @@ struct BpfObjects::Impl {
     std::unique_ptr<InterfacePrograms> interface;
     IfIdCounters if_id_counters;
     std::optional<ProgramObject> injector_queue;
+    std::optional<KernelLosses> losses;
     std::set<uint32_t> forward_to;  // of the configuration, no ports
     std::set<IpAddress> own_addresses;
 
@@ -735,6 +737,34 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         }
     }
     return result;
+}
+
+std::expected<void, std::string> BpfObjects::count_kernel_losses() {
+    auto losses = KernelLosses::attach(impl_->maps);
+    if (!losses) return std::unexpected(losses.error());
+    for (const auto& [id, port] : impl_->ports) {
+        const auto mode =
+            port.attachment ? port.attachment->report().mode : config::XdpMode::native;
+        auto added = losses->add(PortId{id}, port.setup.ifindex, mode);
+        if (!added) return added;
+    }
+    if (impl_->injector) {
+        const auto mode = impl_->injector->attachment ? impl_->injector->attachment->report().mode
+                                                      : config::XdpMode::native;
+        auto added = losses->add(kInjectorPort, impl_->injector->setup.ifindex, mode);
+        if (!added) return added;
+    }
+    if (impl_->interface) {
+        auto added =
+            losses->add(kInterfacePort, impl_->interface->ifindex(), config::XdpMode::native);
+        if (!added) return added;
+    }
+    impl_->losses.emplace(std::move(*losses));
+    return {};
+}
+
+std::vector<KernelLoss> BpfObjects::kernel_losses() const {
+    return impl_->losses ? impl_->losses->read() : std::vector<KernelLoss>{};
 }
 
 }  // namespace sallyport::bpf_objects

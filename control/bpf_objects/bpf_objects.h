@@ -35,6 +35,7 @@
 
 #include "bpf/abi.h"
 #include "config/config.h"
+#include "dataplane/base/drop_reason.h"
 #include "dataplane/base/ids.h"
 #include "dataplane/base/ip.h"
 #include "dataplane/spd/classes.h"
@@ -160,6 +161,16 @@ struct IfIdTraffic {
     sp_if_id_counters counters{};
 };
 
+// What the kernel has dropped of packets that came in by a port of ours and were passed to it
+// (lost_in_kernel), or that AF_XDP sent by one (lost_in_device).
+struct KernelLoss {
+    PortId port{};
+    DropReason drop{};
+    std::string reason;  // as the kernel calls it
+    uint64_t packets = 0;
+    friend auto operator<=>(const KernelLoss&, const KernelLoss&) = default;
+};
+
 // A deny rule as the egress programs (and direct egress) read it.
 std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule);
 
@@ -266,6 +277,11 @@ class BpfObjects {
 
     // --- counters ---
     [[nodiscard]] std::expected<PortCounters, std::string> counters(PortId port) const;
+    // From here on the kernel's drops of our packets are counted; after everything is attached. The
+    // error says why this kernel cannot tell.
+    std::expected<void, std::string> count_kernel_losses();
+    // By port. Empty where the kernel cannot tell.
+    [[nodiscard]] std::vector<KernelLoss> kernel_losses() const;
     // By if_id, those that the published policies name.
     [[nodiscard]] std::vector<IfIdTraffic> if_id_traffic() const;
 

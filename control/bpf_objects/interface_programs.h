@@ -25,6 +25,7 @@ class InterfacePrograms {
                                                               const SharedMaps& maps);
     // True: programs of a killed run were replaced.
     std::expected<bool, std::string> attach();
+    [[nodiscard]] uint32_t ifindex() const { return setup_.ifindex; }
     [[nodiscard]] bool is_attached() const { return attachment_ && attachment_->is_there(); }
 
   private:

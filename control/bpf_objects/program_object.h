@@ -29,12 +29,14 @@ enum class Program {
     bypass_cpu,
     interface_in,
     interface_out,
-    kernel_out
+    kernel_out,
+    kernel_losses
 };
-inline constexpr std::array kAllPrograms = {
-    Program::steer_unprotected, Program::steer_protected, Program::egress_route,
-    Program::egress_port,       Program::injector_queue,  Program::bypass_cpu,
-    Program::interface_in,      Program::interface_out,   Program::kernel_out};
+inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
+                                            Program::egress_route,      Program::egress_port,
+                                            Program::injector_queue,    Program::bypass_cpu,
+                                            Program::interface_in,      Program::interface_out,
+                                            Program::kernel_out,        Program::kernel_losses};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -56,6 +58,8 @@ constexpr const char* program_name(Program program) {
             return "interface_out";
         case Program::kernel_out:
             return "kernel_out";
+        case Program::kernel_losses:
+            return "kernel_losses";
     }
     return "";
 }

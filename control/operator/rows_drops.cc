@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -47,7 +49,23 @@ void add_socket_drops(Drops& drops, const io::SocketStatistics& sockets) {
 
 using Places = std::vector<std::pair<std::string, Drops>>;
 
-std::expected<Places, std::string> places_of(const Appliance& appliance) {
+std::string name_of(PortId port, const Appliance& appliance) {
+    if (port == bpf_objects::kInjectorPort) return appliance.config().device;
+    if (port == bpf_objects::kInterfacePort) return appliance.config().xfrm_interface;
+    return appliance.ports()[to_index(port)].config->name;
+}
+
+void add_kernel_losses(Places& places, std::span<const bpf_objects::KernelLoss> losses,
+                       const Appliance& appliance) {
+    for (const bpf_objects::KernelLoss& loss : losses) {
+        const auto place = std::ranges::find(places, "port " + name_of(loss.port, appliance),
+                                             &Places::value_type::first);
+        if (place != places.end()) place->second[static_cast<size_t>(loss.drop)] += loss.packets;
+    }
+}
+
+std::expected<Places, std::string> places_of(const Appliance& appliance,
+                                             std::span<const bpf_objects::KernelLoss> losses) {
     Places places;
     for (size_t i = 0; i < appliance.ports().size(); ++i) {
         const auto counters = appliance.bpf().counters(PortId{static_cast<uint16_t>(i)});
@@ -67,13 +85,15 @@ std::expected<Places, std::string> places_of(const Appliance& appliance) {
     for (const auto& worker : appliance.workers()) {
         places.emplace_back("worker " + std::to_string(to_index(worker->id())), drops_of(*worker));
     }
+    add_kernel_losses(places, losses, appliance);
     return places;
 }
 
 }  // namespace
 
 Rows drop_rows(const Appliance& appliance) {
-    const auto places = places_of(appliance);
+    const auto losses = appliance.bpf().kernel_losses();
+    const auto places = places_of(appliance, losses);
     if (!places) return std::unexpected(places.error());
     json::array out;
     for (size_t reason = 1; reason < kDropReasonCount; ++reason) {  // 0 is "not dropped"
@@ -84,9 +104,16 @@ Rows drop_rows(const Appliance& appliance) {
             total += drops[reason];
             where[place] = drops[reason];
         }
+        json::object kernel;
+        for (const bpf_objects::KernelLoss& loss : losses) {
+            if (static_cast<size_t>(loss.drop) != reason) continue;
+            json::value& count = kernel[loss.reason];
+            count = (count.is_null() ? 0 : count.to_number<uint64_t>()) + loss.packets;
+        }
         out.push_back(json::object{{"reason", text(kDropReasonLabels[reason])},
                                    {"count", total},
                                    {"where", std::move(where)},
+                                   {"kernel", std::move(kernel)},
                                    {"help", text(kDropReasonHelp[reason])}});
     }
     return out;

@@ -138,7 +138,7 @@ def send(lab, side, packets, gateway, reasons, delivered, to=None):
     """`to`: another MAC than the port's."""
     before = gateway.drops()
     wanted = {**dict.fromkeys(before, 0), **reasons}
-    del wanted["kernel_multicast"]
+    del wanted["kernel_multicast"], wanted["lost_in_kernel"]
     with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
         for packet in packets:
             if side == FROM_WAN:
@@ -150,8 +150,9 @@ def send(lab, side, packets, gateway, reasons, delivered, to=None):
 
         def moved():
             counts = {reason: count - before[reason] for reason, count in gateway.drops().items()}
-            # The kernel itself speaks on a new sp0 (multicast listener reports).
-            del counts["kernel_multicast"]
+            # The kernel itself speaks on a new sp0 (multicast listener reports), and gives up packets of
+            # earlier cases that waited for a host which does not answer.
+            del counts["kernel_multicast"], counts["lost_in_kernel"]
             return counts
 
         def named():
