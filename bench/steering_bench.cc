@@ -74,6 +74,11 @@ Packet packet(uint8_t protocol, std::vector<uint8_t> upper, uint32_t spi_offset)
     std::vector<uint8_t> bytes = {
         2,    0, 0, 0,     1, 1, 2, 0, 0,  0,        1, 2, 8,   0,  // Ethernet
         0x45, 0, 0, total, 0, 0, 0, 0, 64, protocol, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1};
+    uint32_t sum = 0;
+    for (size_t i = 14; i < bytes.size(); i += 2) sum += uint32_t{bytes[i]} << 8 | bytes[i + 1];
+    sum = (sum & 0xffff) + (sum >> 16);
+    bytes[24] = static_cast<uint8_t>(~sum >> 8);
+    bytes[25] = static_cast<uint8_t>(~sum);
     bytes.insert(bytes.end(), upper.begin(), upper.end());
     return {std::move(bytes), spi_offset};
 }

@@ -4,6 +4,7 @@
  *
  *   not IP, multicast, ND and link-local for this host -> kernel
  *   IP behind a priority tag, or to another MAC        -> dropped
+ *   IPv4 with a wrong header checksum                  -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
  *                none: in register mode left to the kernel's own out policies;
  *                none, and the policy has an if_id: the kernel, if it routes the packet into the
@@ -110,6 +111,7 @@ int steer_protected(struct xdp_md* ctx) {
     if (reason) return sp_drop(reason);
     if (packet.family == 0) return sp_pass();
     if (sp_is_for_other_station(ctx)) return sp_drop(SP_DROP_other_station);
+    if (!sp_header_checksum_is_right(ctx, &packet)) return sp_drop(SP_DROP_bad_ip_checksum);
     if (sp_is_host_scope(ctx, &packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);

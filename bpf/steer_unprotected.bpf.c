@@ -4,6 +4,7 @@
  *
  *   not IP, multicast                           -> kernel
  *   IP behind a priority tag, or to another MAC -> dropped
+ *   IPv4 with a wrong header checksum           -> dropped
  *   ESP, ESP in UDP 4500                        -> owner's socket | kernel | unknown_spi
  *   IKE, ND and link-local for this host        -> kernel
  *   other cleartext                             -> inbound SPD
@@ -114,6 +115,7 @@ int steer_unprotected(struct xdp_md* ctx) {
     if (reason) return sp_drop(reason);
     if (packet.family == 0) return sp_pass();
     if (sp_is_for_other_station(ctx)) return sp_drop(SP_DROP_other_station);
+    if (!sp_header_checksum_is_right(ctx, &packet)) return sp_drop(SP_DROP_bad_ip_checksum);
     if (sp_is_host_scope_address(&packet)) return sp_pass();
     reason = sp_parse_upper(ctx, &packet);
     if (reason) return sp_drop(reason);

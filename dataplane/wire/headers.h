@@ -107,6 +107,23 @@ inline uint16_t fold_checksum(uint32_t sum) {
     return static_cast<uint16_t>(~sum);
 }
 
+// A sum of any width as one 16-bit word, with the carries that came out of it.
+inline uint16_t fold_sum(uint64_t sum) {
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return static_cast<uint16_t>((sum & 0xffff) + (sum >> 16));
+}
+
+// Whether an IPv4 header and its checksum agree (RFC 1812 5.2.2). `bytes`: of the header, with its
+// options. The sum is the same in words of 32 bits, since 2^16 is 1 in this arithmetic.
+[[gnu::always_inline]] inline bool is_ipv4_checksum_right(const std::byte* header, size_t bytes) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < sizeof(Ipv4); i += 4) sum += read<uint32_t>(header + i);
+    for (size_t i = sizeof(Ipv4); i < bytes; i += 4) sum += read<uint32_t>(header + i);
+    return fold_sum(sum) == 0xffff;
+}
+
 // The checksum after one 16-bit word of the header changed (RFC 1624, equation 3).
 inline uint16_t update_checksum(uint16_t checksum, uint16_t before, uint16_t after) {
     return fold_checksum(static_cast<uint16_t>(~checksum) +

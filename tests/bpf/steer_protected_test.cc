@@ -541,6 +541,30 @@ TEST_F(SteerProtected, every_truncation_is_dropped) {
     }
 }
 
+// A12: every wrong bit of an IPv4 header, whatever the packet is.
+TEST_F(SteerProtected, wrong_header_checksums_are_dropped) {
+    const Instance program = load();
+    for (const auto& [name, frame] : std::initializer_list<std::pair<std::string, Bytes>>{
+             {"PROTECT", v4("10.2.0.9", tcp({.dst = 80}))},
+             {"PROTECT with options",
+              eth(ip4({.src = kHost4, .dst = "10.2.0.9", .option_words = 10}, icmp()))},
+             {"BYPASS", v4("192.0.2.2", udp({.dst = 80}))},
+             {"BYPASS with options",
+              eth(ip4({.src = kHost4, .dst = "192.0.2.2", .option_words = 1}, icmp()))},
+             {"to the gateway", v4("10.1.0.1", icmp())},
+             {"multicast", v4("224.0.0.5", icmp())}}) {
+        const size_t header = (frame[14] & 15u) * 4u;
+        EXPECT_NE(rig.verdict(program, frame), static_cast<uint32_t>(XDP_DROP)) << name;
+        // Checksum, addresses and options: so nothing else is wrong.
+        for (size_t bit = 80; bit < 8 * header; ++bit) {
+            Bytes wrong = frame;
+            wrong[14 + bit / 8] = static_cast<uint8_t>(wrong[14 + bit / 8] ^ 1 << bit % 8);
+            drop(program, (name + ", bit " + std::to_string(bit)).c_str(), wrong,
+                 SP_DROP_bad_ip_checksum);
+        }
+    }
+}
+
 // Every value the checksum can have before the TTL is decremented.
 TEST_F(SteerProtected, checksum_stays_valid) {
     const Instance program = load();

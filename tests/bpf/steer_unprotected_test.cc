@@ -403,6 +403,35 @@ TEST_P(SteerUnprotected, cleartext_meets_the_inbound_SPD) {
          SP_DROP_fragment_without_ports);
 }
 
+// A12: every wrong bit of an IPv4 header, whatever the packet is.
+TEST_P(SteerUnprotected, wrong_header_checksums_are_dropped) {
+    const Instance program = load();
+    std::vector<std::pair<std::string, Bytes>> frames = {
+        {"BYPASS", eth(ip4({.src = "10.4.0.9", .dst = "10.1.0.10"}, tcp({.dst = 80})))},
+        {"IKE", eth(ip4({.src = kPeer4, .dst = kUs4}, udp({.dst = 500})))},
+        {"later fragment",
+         eth(ip4({.src = "10.4.0.9", .dst = "10.1.0.10", .offset = 5}, raw(17, Bytes(16))))},
+    };
+    for (const auto& shape : shapes(kOnCpu0)) {
+        if (shape.first.starts_with("v4")) frames.push_back(shape);
+    }
+    for (auto& [name, frame] : frames) {
+        const size_t header = (frame[14] & 15u) * 4u;
+        // Checksum, addresses and options: so nothing else is wrong.
+        for (size_t bit = 80; bit < 8 * header; ++bit) {
+            Bytes wrong = frame;
+            wrong[14 + bit / 8] = static_cast<uint8_t>(wrong[14 + bit / 8] ^ 1 << bit % 8);
+            rig.check(program, {name + ", bit " + std::to_string(bit), wrong,
+                                dropped(kWan, wrong.size(), SP_DROP_bad_ip_checksum)});
+        }
+    }
+    const Bytes multicast = eth(ip4({.src = kPeer4, .dst = "224.0.0.5", .ttl = 1}, raw(89, {})));
+    Bytes wrong = multicast;
+    wrong[24] ^= 1;
+    rig.check(program, {"multicast", multicast, passed(kWan, multicast.size())});
+    rig.check(program, {"multicast", wrong, dropped(kWan, wrong.size(), SP_DROP_bad_ip_checksum)});
+}
+
 TEST_P(SteerUnprotected, martians_in_clear_are_not_forwarded) {
     const Instance program = load();
     rig.publish({},

@@ -56,6 +56,10 @@ inline void set_ipv6_ecn(std::byte* ip, uint8_t ecn) {
             return DropReason::bad_next_header;
     }
     if (!valid) return DropReason::malformed_inner;
+    if (packet.inner.family == Family::v4 &&
+        !wire::is_ipv4_checksum_right(text, packet.inner.header_bytes)) {
+        return DropReason::bad_ip_checksum;
+    }
     packet.ip = packet.job.text;
     const uint8_t inner_ecn = packet.inner.dscp_ecn & wire::kEcnMask;
     const uint8_t ecn = wire::kEcnDecapsulation[inner_ecn][packet.outer_dscp_ecn & wire::kEcnMask];

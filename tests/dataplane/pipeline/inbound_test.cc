@@ -29,6 +29,7 @@ bool counted_at_sa(DropReason reason) {
         case DropReason::dummy_packet:
         case DropReason::bad_next_header:
         case DropReason::malformed_inner:
+        case DropReason::bad_ip_checksum:
         case DropReason::selector_mismatch:
         case DropReason::ecn_not_capable:
             return true;
@@ -464,6 +465,12 @@ class Rows {
                 {one(frame_of(ipv4({.total_bytes = 19}, udp(1, 2))), R::malformed_inner)});
             add("InnerLengthBeyondText",
                 {one(frame_of(ipv4({.total_bytes = 1000}, udp(1, 2))), R::malformed_inner)});
+            const Bytes options = ipv4({.options = Bytes(8)}, udp(1, 2));
+            add("A12_InnerWithOptions", {one(frame_of(options), options)});
+            add("A12_InnerChecksum", {one(frame_of(flipped(packet_, 10)), R::bad_ip_checksum)});
+            add("A12_InnerTtl", {one(frame_of(flipped(packet_, 8)), R::bad_ip_checksum)});
+            add("A12_InnerDestination", {one(frame_of(flipped(packet_, 19)), R::bad_ip_checksum)});
+            add("A12_InnerOption", {one(frame_of(flipped(options, 27)), R::bad_ip_checksum)});
         } else {
             add("InnerLengthBeyondText",
                 {one(frame_of(ipv6({.payload_bytes = 1000}, udp(1, 2))), R::malformed_inner)});

@@ -30,6 +30,26 @@ TEST(Checksum, EqualsThePlainSum) {
     }
 }
 
+// Headers of every length, and every bit of them that may be wrong.
+TEST(Checksum, OfHeadersWithOptions) {
+    std::mt19937 random(14);
+    for (size_t options = 0; options <= 40; options += 4) {
+        for (int round = 0; round < 200; ++round) {
+            Bytes header = test::ipv4({.options = Bytes(options)}, test::raw(17, {}));
+            for (size_t at = 1; at < header.size(); ++at) {
+                const auto value = random() % 2 == 0 ? random() : 0u - random() % 2;
+                test::put8(header, at, static_cast<uint8_t>(value));
+            }
+            test::repair_ipv4_checksum(header);
+            ASSERT_TRUE(is_ipv4_checksum_right(header.data(), header.size()));
+            const size_t bit = random() % (8 * header.size());
+            header[bit / 8] ^= static_cast<std::byte>(1u << bit % 8);
+            ASSERT_FALSE(is_ipv4_checksum_right(header.data(), header.size()))
+                << test::to_hex(header);
+        }
+    }
+}
+
 TEST(Checksum, UpdateEqualsComputingAgain) {
     std::mt19937 random(11);
     for (int round = 0; round < 200000; ++round) {

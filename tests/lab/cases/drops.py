@@ -90,6 +90,25 @@ def short_esp(end):
     return [bytes(ip(end.tunnel.peer, end.tunnel.near, proto=50) / end.seal(good())[20:44])]
 
 
+def damaged(packet):
+    """Its IPv4 header checksum is wrong."""
+    packet = bytearray(bytes(packet))
+    packet[10] ^= 0x20
+    return bytes(packet)
+
+
+def wrong_outer_checksum(end):
+    return [damaged(end.seal(good()))]
+
+
+def wrong_inner_checksum(end):
+    return [end.seal(damaged(good()), next_header=4)]
+
+
+def wrong_checksum_to_protect(_end):
+    return [damaged(udp(INSIDE, OUTSIDE))]
+
+
 def to_discarded(_end):
     return [bytes(udp(INSIDE, "10.9.0.2"))]
 
@@ -118,6 +137,10 @@ TABLE = [
     ("decrypted bytes that are no IP packet", FROM_WAN, malformed_inner, {"malformed_inner": 1}, 0),
     ("E1 congestion marked, flow not capable", FROM_WAN, congestion, {"ecn_not_capable": 1}, 0),
     ("ESP too short", FROM_WAN, short_esp, {"malformed_esp": 1}, 0),
+    ("A12 wrong header checksum, outer", FROM_WAN, wrong_outer_checksum, {"bad_ip_checksum": 1}, 0),
+    ("A12 wrong header checksum, inner", FROM_WAN, wrong_inner_checksum, {"bad_ip_checksum": 1}, 0),
+    ("A12 wrong header checksum, to a tunnel", FROM_LAN, wrong_checksum_to_protect,
+     {"bad_ip_checksum": 1}, 0),
     ("A6 DISCARD policy", FROM_LAN, to_discarded, {"policy_discard": 1}, 0),
     ("A6 no policy", FROM_LAN, to_nowhere, {"no_policy": 1}, 0),
 ]
