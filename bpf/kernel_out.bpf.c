@@ -3,8 +3,8 @@
  * TC program of unprotected ports, egress: the last look at what the kernel itself sends there.
  *
  * Forwarded (it came in by a device)
- *   ESP; of a VLAN: by a device above the port    -> on its way
- *   from an address of this host: ESP in UDP,
+ *   of a VLAN: by a device above the port         -> on its way
+ *   from an address of this host: ESP, and
  *   what the kernel has translated                -> on its way
  *   BYPASS, and no rule of the port denies it     -> on its way
  *   PROTECT                                       -> protect_in_clear
@@ -155,8 +155,7 @@ static __always_inline enum sp_drop_reason sp_refuse_forwarded(struct __sk_buff*
     enum sp_drop_reason reason;
     struct sp_spd_entry* entry;
 
-    if (packet->protocol == IPPROTO_ESP || sp_is_own_address(packet, packet->src))
-        return SP_DROP_none;
+    if (sp_is_own_address(packet, packet->src)) return SP_DROP_none;
     sp_skb_read_ports(skb, packet);
     sp_hide_connection(packet);
     if (sp_egress_denied(packet, tune.port)) return SP_DROP_egress_denied;

@@ -5,9 +5,9 @@
  *   not IP, multicast                           -> kernel
  *   IP behind a priority tag, or to another MAC -> dropped
  *   IPv4 with a wrong header checksum           -> dropped
- *   ESP, ESP in UDP 4500                        -> owner's socket | kernel | unknown_spi
+ *   ESP, ESP in UDP 4500, that ends here        -> owner's socket | kernel | unknown_spi
  *   IKE, ND and link-local for this host        -> kernel
- *   other cleartext                             -> inbound SPD
+ *   all else, also ESP of others                -> inbound SPD
  */
 #include <linux/bpf.h>
 #include <linux/udp.h>
@@ -81,26 +81,39 @@ static __always_inline int sp_check_cleartext(struct xdp_md* ctx, struct sp_pack
     }
 }
 
-static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* packet, __u32 spi) {
+/* An address of this host, as most that is asked about here is, or what a route says is local. */
+static __always_inline int sp_ends_here(struct xdp_md* ctx, const struct sp_packet* packet) {
+    return sp_is_own_address(packet, packet->dst) || sp_is_local(ctx, packet);
+}
+
+/*
+ * ESP that ends here is an SA's. What others send to one another through this gateway (a VPN of a
+ * host behind it) is one protocol of many to the SPD, as to the kernel. Whose it is is asked only
+ * where no worker has the SA.
+ */
+static __always_inline int sp_steer_esp(struct xdp_md* ctx, struct sp_packet* packet,
+                                        enum sp_payload payload, __u32 spi) {
+    int no_whole_esp = packet->is_fragment || payload == SP_PAYLOAD_MALFORMED_ESP;
     __u32 owner;
 
     /* RFC 4303 3.4.1: reassembly comes before ESP, and workers do not reassemble. The kernel does,
        but its replay window knows little of what a worker has received: anybody could cut a
        recorded packet in two and have it accepted once more. */
-    if (packet->is_fragment) return sp_drop(SP_DROP_outer_fragment);
+    if (no_whole_esp && sp_ends_here(ctx, packet))
+        return sp_drop(packet->is_fragment ? SP_DROP_outer_fragment : SP_DROP_malformed_esp);
     /* Neither we nor the kernel, which would decrypt it: nobody sends to all what one has the key
-       of. */
+       of. Nor is it forwarded (RFC 1812 5.3.4). */
     if (sp_is_link_broadcast(ctx)) return sp_drop(SP_DROP_other_station);
+    if (no_whole_esp) return sp_check_cleartext(ctx, packet);
     owner = sp_find_owner(ctx, packet, spi);
-    if (owner == SP_OWNER_UNKNOWN_SA && !tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
     if (owner != SP_OWNER_UNKNOWN_SA && owner != SP_OWNER_KERNEL) {
         int verdict = sp_steer(ctx, owner);
 
         if (verdict != SP_NO_SOCKET) return verdict;
     }
-    /* The kernel may have ESP that ends here. What it would forward is one protocol of many to it,
-       and to the SPD. */
-    return sp_is_local(ctx, packet) ? sp_pass_esp() : sp_check_cleartext(ctx, packet);
+    if (!sp_ends_here(ctx, packet)) return sp_check_cleartext(ctx, packet);
+    if (owner == SP_OWNER_UNKNOWN_SA && !tune.punt_unknown_spi) return sp_drop(SP_DROP_unknown_spi);
+    return sp_pass_esp();
 }
 
 SEC("xdp")
@@ -121,8 +134,8 @@ int steer_unprotected(struct xdp_md* ctx) {
     if (reason) return sp_drop(reason);
 
     payload = sp_classify(ctx, &packet, &spi);
-    if (payload == SP_PAYLOAD_ESP) return sp_steer_esp(ctx, &packet, spi);
-    if (payload == SP_PAYLOAD_MALFORMED_ESP) return sp_drop(SP_DROP_malformed_esp);
+    if (payload == SP_PAYLOAD_ESP || payload == SP_PAYLOAD_MALFORMED_ESP)
+        return sp_steer_esp(ctx, &packet, payload, spi);
     if (sp_is_link_broadcast(ctx)) return sp_pass();
     /* Only what ends here: an exception for packets on their way through would be a hole in the
        SPD. */

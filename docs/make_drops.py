@@ -17,7 +17,7 @@ WHAT_TO_DO = {
     "truncated": "Single ones: nothing. Many: look for a broken sender or cable on the port that counts them.",
     "malformed_ip": "Find the sender with tcpdump in front of the port. Scans and attacks look like this too.",
     "malformed_esp": "Check that both ends use the same suite. Single ones from strangers: nothing.",
-    "unknown_spi": "Compare SPI and destination with the peer's outbound SA. If this host ends other tunnels itself: "
+    "unknown_spi": "It was for an address of this host: compare SPI and destination with the peer's outbound SA. If this host ends other tunnels itself: "
                    "`unknown_spi = \"punt\"`.",
     "outer_fragment": "Lower the tunnel MTU at the peer, so that its ESP packets fit the path in one piece.",
     "unexpected_encapsulation": "ESP in UDP is not supported yet: switch it off (NAT traversal) at the peer.",

@@ -306,13 +306,23 @@ TEST_F(KernelOutForwards, only_what_the_spd_lets_out_leaves) {
 
 TEST_F(KernelOutForwards, what_is_protected_or_this_hosts_leaves) {
     leaves("ESP", eth(ip4({.src = kGateway4, .dst = "192.0.2.2"}, esp(0x1001))));
-    leaves("ESP of hosts behind", eth(to4("198.51.100.9", esp(0x1001))));
-    leaves("ESP, v6", eth(to6("2001:db8:9::9", esp(0x1001))));
+    leaves("ESP, v6", eth(ip6({.src = kGateway6, .dst = "2001:db8:1::2"}, esp(0x1001))));
     leaves("ESP in UDP",
            eth(ip4({.src = kGateway4, .dst = "192.0.2.2"}, udp({.src = 4500, .dst = 4500}))));
     leaves("translated", eth(ip4({.src = kGateway4, .dst = kFar4}, tcp({.dst = 80}))));
     leaves("translated, v6", eth(ip6({.src = kGateway6, .dst = kFar6}, tcp({.dst = 80}))));
     leaves("ARP", eth(arp()));
+}
+
+// RFC 4301 5.1: whatever the packet looks like.
+TEST_F(KernelOutForwards, ESP_of_others_meets_the_spd) {
+    leaves("BYPASS", eth(to4("10.3.0.9", esp(0x1001))));
+    leaves("BYPASS, v6", eth(to6("2001:db8:4::9", esp(0x1001))));
+    stays(program, "PROTECT", eth(to4(kFar4, esp(0x1001))), "protect_in_clear");
+    stays(program, "PROTECT, v6", eth(to6(kFar6, esp(0x1001))), "protect_in_clear");
+    stays(program, "DISCARD", eth(to4("10.5.0.9", esp(0x1001))), "policy_discard");
+    stays(program, "no policy", eth(to4("198.51.100.9", esp(0x1001))), "no_policy");
+    stays(program, "no policy, v6", eth(to6("2001:db8:9::9", esp(0x1001))), "no_policy");
 }
 
 TEST_F(KernelOutForwards, ports_decide_where_they_are_known) {

@@ -49,6 +49,8 @@ std::vector<SpdEntry> inbound_entries() {
         entry(2, SpdAction::discard, "2001:db8:b:5::/64", "2001:db8:a::/64"),
         entry(3, SpdAction::bypass, "10.4.0.0/24", "10.1.0.0/24"),
         entry(3, SpdAction::bypass, "2001:db8:b:4::/64", "2001:db8:a::/64"),
+        entry(3, SpdAction::bypass, "10.6.0.0/24", "10.1.0.0/24"),
+        entry(3, SpdAction::bypass, "2001:db8:b:6::/64", "2001:db8:a::/64"),
         entry(4, SpdAction::bypass, "192.0.2.0/24", "0.0.0.0/0"),
         entry(4, SpdAction::protect, "10.2.0.0/24", "192.0.2.0/24"),
     };
@@ -185,20 +187,68 @@ TEST_P(SteerUnprotected, ESP_of_unknown_SA) {
         rig.check(drops, {name, frame, dropped(kWan, frame.size(), SP_DROP_unknown_spi)});
         rig.check(punts, {name + ", punted", frame, passed_esp(kWan, frame.size())});
     }
-    // Towards a protected host the kernel would forward it: that is for the SPD to allow.
-    const auto through = [&](const char* name, const char* source, sp_drop_reason reason) {
-        for (const Upper& upper : {esp(kUnknown), udp({.dst = 4500}, esp_bytes(kUnknown))}) {
-            const Bytes frame = eth(ip4({.src = source, .dst = "10.1.0.10"}, upper));
-            rig.check(punts, {name, frame, dropped(kWan, frame.size(), reason)});
-        }
-    };
-    through("punted, PROTECT", "10.2.0.9", SP_DROP_cleartext_for_protect);
-    through("punted, DISCARD", "10.5.0.9", SP_DROP_policy_discard);
-    through("punted, no policy", "198.51.100.9", SP_DROP_no_policy);
-    // The SA of one address is not that of another.
-    const Bytes elsewhere = eth(ip4({.src = kPeer4, .dst = "192.0.2.77"}, esp(kOnCpu0)));
-    rig.check(drops, {"other destination", elsewhere,
-                      dropped(kWan, elsewhere.size(), SP_DROP_unknown_spi)});
+}
+
+// RFC 4301 5.2: what does not end here is no SA's, whatever it looks like, and the SPD says what
+// becomes of it.
+TEST_P(SteerUnprotected, ESP_of_others_meets_the_inbound_SPD) {
+    const Link out{.dst = kLanHostMac, .src = kLanMac};
+    const auto whole = [](const Upper& upper) { return upper; };
+    const auto first = [](const Upper& upper) { return fragment({.more = true}, upper); };
+    Upper stump = esp(kUnknown);
+    stump.bytes.resize(7);
+    for (const bool punt : {false, true}) {
+        const Instance program = load({.punt_unknown_spi = punt});
+        const auto check = [&](const std::string& name, const Bytes& frame, auto&& forwarded,
+                               sp_drop_reason reason) {
+            rig.check(program, {name, frame,
+                                reason == SP_DROP_none ? redirected(kWan, frame.size(), forwarded)
+                                                       : dropped(kWan, frame.size(), reason)});
+        };
+        const auto through = [&](const std::string& name, const char* source4, const char* source6,
+                                 sp_drop_reason reason) {
+            for (const Upper& upper : {esp(kUnknown), esp(kOnCpu0), esp(kUnknown, 0), stump,
+                                       udp({.dst = 4500}, esp_bytes(kUnknown))}) {
+                const auto v4 = [&](Ip4 ip, uint8_t ttl, const Link& link) {
+                    ip.src = source4;
+                    ip.dst = "10.1.0.10";
+                    ip.ttl = ttl;
+                    return eth(ip4(ip, upper), link);
+                };
+                const auto v6 = [&](auto&& in, uint8_t ttl, const Link& link) {
+                    return eth(
+                        ip6({.src = source6, .dst = "2001:db8:a::10", .hop_limit = ttl}, in(upper)),
+                        link);
+                };
+                check(name, v4({}, 64, {}), v4({}, 63, out), reason);
+                check(name + ", fragment", v4({.more = true}, 64, {}), v4({.more = true}, 63, out),
+                      reason);
+                check(name + ", v6", v6(whole, 64, {}), v6(whole, 63, out), reason);
+                check(name + ", fragment, v6", v6(first, 64, {}), v6(first, 63, out), reason);
+            }
+            const auto later = [&](uint8_t ttl, const Link& link) {
+                return eth(ip4({.src = source4, .dst = "10.1.0.10", .ttl = ttl, .offset = 9},
+                               raw(50, Bytes(40))),
+                           link);
+            };
+            check(name + ", later fragment", later(64, {}), later(63, out), reason);
+        };
+        through("BYPASS", "10.6.0.9", "2001:db8:b:6::9", SP_DROP_none);
+        through("PROTECT", "10.2.0.9", "2001:db8:b::9", SP_DROP_cleartext_for_protect);
+        through("DISCARD", "10.5.0.9", "2001:db8:b:5::9", SP_DROP_policy_discard);
+        through("no policy", "198.51.100.9", "2001:db8:ffff::9", SP_DROP_no_policy);
+        const Bytes to_all = eth(ip4({.src = "10.6.0.9", .dst = "10.1.0.10"}, esp(kUnknown)),
+                                 {.dst = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}});
+        check("to all", to_all, Bytes{}, SP_DROP_other_station);
+        Bytes piece =
+            eth(ip4({.src = "10.6.0.9", .dst = "10.1.0.10", .offset = 9}, raw(50, Bytes(40))),
+                {.dst = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}});
+        check("piece to all", piece, Bytes{}, SP_DROP_other_station);
+        // The SA of one address is not that of another.
+        const Bytes elsewhere =
+            eth(ip4({.src = "198.51.100.9", .dst = "192.0.2.77"}, esp(kOnCpu0)));
+        check("other destination", elsewhere, Bytes{}, SP_DROP_no_policy);
+    }
 }
 
 TEST_P(SteerUnprotected, ESP_without_a_socket) {

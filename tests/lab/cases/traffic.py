@@ -5,6 +5,7 @@ import ipaddress
 
 from lab import traffic, wire
 from lab.runner import case, check, equal, eventually
+from lab.scapy_peer import vpn_packets
 
 GCM128 = "plain"   # AES-GCM-128, 32-bit sequence numbers, worker 0
 GCM256_ESN = "esn"  # AES-GCM-256 with ESN, worker 1
@@ -124,6 +125,46 @@ def bypass(bench):
     bench.peer()
     bench.gateway()
     equal(traffic.ping(bench.lab.lan, "10.1.0.2", "192.0.2.2", 3), 3, "echo replies")
+
+
+OUTSIDE4, OUTSIDE6 = "198.51.100.7", "2001:db8:9::7"
+
+
+def upper_of(packet):
+    return packet[40 if packet[0] >> 4 == 6 else 20:]
+
+
+@case("ESP of hosts behind the gateway: both ways in clear by BYPASS, in ESP by PROTECT")
+def transit_esp(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.gateway(policies=[
+        {"name": "vpns4", "action": "bypass", "local": "10.1.0.0/16", "remote": "198.51.100.0/24"},
+        {"name": "vpns6", "action": "bypass", "local": "fd01:0:0:3::/64", "remote": "2001:db8:9::/64"}])
+    end = bench.crafted("craft0")
+    drops = gateway.drops()
+
+    def cross(send, receive, device, mac, packets, opened=lambda frame: frame):
+        for packet in packets:
+            send.send(wire.ethernet(lab.gw.mac(device), mac, packet))
+
+        def missing():
+            seen = [opened(frame) or b"" for frame in list(receive.frames)]
+            return [p for p in packets if not any(upper_of(p) in frame for frame in seen)]
+        eventually(lambda: not missing(), lambda: f"{len(missing())} of {len(packets)} did not come")
+
+    with wire.Wire(lab.peer_ns, "wanp") as wan, wire.Wire(lab.lan, "eth0") as lan:
+        lan_mac = lab.lan.mac("eth0")
+        for inside, outside in (("10.1.0.2", OUTSIDE4), ("fd01:0:0:3::2", OUTSIDE6)):
+            cross(lan, wan, "lan0", lan_mac, vpn_packets(inside, outside))
+            cross(wan, lan, "wan0", "02:00:00:00:00:02", vpn_packets(outside, inside))
+        sealed = vpn_packets("10.1.0.2", "10.3.0.2")
+        cross(lan, wan, "lan0", lan_mac, sealed, lambda frame: bytes(end.open(frame) or b""))
+        check(not any(upper_of(p) in f for p in sealed for f in wan.frames),
+              "ESP that PROTECT covers left without another ESP around it")
+    after = gateway.drops()
+    moved = {r: n - drops[r] for r, n in after.items() if n != drops[r] and r != "kernel_multicast"}
+    equal(moved, {}, "drops")
 
 
 @case("egress = direct: ping and TCP both ways", seconds=90)

@@ -6,6 +6,7 @@ selectors. Its own checks (padding, next header, ICV) are what an opened packet 
 """
 
 import logging
+import secrets
 
 logging.getLogger("scapy").setLevel(logging.ERROR)
 
@@ -98,3 +99,15 @@ class EspEnd:
 
 def udp(source, destination, port=9, payload=b"sallyport lab"):
     return ip(source, destination) / UDP(sport=4000, dport=port) / Raw(payload)
+
+
+def vpn_packets(source, destination):
+    """What the VPN of a host is made of: ESP whole and in pieces, too short for any SA, and in UDP."""
+    protocol = "nh" if ":" in source else "proto"
+    esp = [ip(source, destination, **{protocol: 50}) / Raw(secrets.token_bytes(size))
+           for size in (64, 64, 1200, 7)]
+    pieces = [] if ":" in source else [
+        ip(source, destination, proto=50, **piece) / Raw(secrets.token_bytes(64))
+        for piece in ({"flags": "MF"}, {"frag": 8})]
+    in_udp = [ip(source, destination) / UDP(sport=4500, dport=4500) / Raw(secrets.token_bytes(64))]
+    return [bytes(packet) for packet in (*esp, *pieces, *in_udp)]
