@@ -132,6 +132,35 @@ std::vector<PolicySelector> errors_about(const config::Policy& policy, const IpP
     return out;
 }
 
+// Neighbour discovery (RFC 4861: solicitations and advertisements of routers and neighbours), by
+// types as above. Not redirects: they quote what they are about, and a router heeds none.
+constexpr PortMask kNeighbourDiscovery[] = {{133, 0xffff}, {134, 0xfffe}, {136, 0xffff}};
+
+// A wide PROTECT entry covers it too, and then no host of the LAN and no next hop towards the peer
+// would find this host. It goes from station to station on a link, so nothing of it is ever
+// forwarded: what would be so has only the looks of it.
+void let_neighbour_discovery_pass(RowList& rows, uint32_t priority) {
+    const IpPrefix any{{.family = Family::v6}, 0};
+    for (const PortMask& type : kNeighbourDiscovery) {
+        const PolicySelector selector{.source = any,
+                                      .destination = any,
+                                      .protocol = IPPROTO_ICMPV6,
+                                      .source_port = type.value,
+                                      .source_port_mask = type.mask};
+        rows.add(PolicyDirection::out, PolicyAction::allow, priority, selector);
+        rows.add(PolicyDirection::in, PolicyAction::allow, priority, selector);
+        rows.add(PolicyDirection::forward, PolicyAction::block, priority, selector);
+    }
+}
+
+bool has_ipv6_entry(std::span<const config::Policy> policies) {
+    return std::ranges::any_of(policies, [](const config::Policy& policy) {
+        return std::ranges::any_of(policy.local, [](const IpPrefix& prefix) {
+            return prefix.address.family == Family::v6;
+        });
+    });
+}
+
 bool is_ipv6_connection(const config::Policy& policy) {
     return policy.if_id != 0 && policy.local.front().address.family == Family::v6;
 }
@@ -197,6 +226,9 @@ std::expected<std::vector<PolicyRow>, std::string> guard_rows(
         const IpPrefix any{{.family = Family::v6}, 0};
         rows.add(PolicyDirection::out, PolicyAction::allow, priority,
                  {.source = any, .destination = any, .ifindex = interface_ifindex});
+    }
+    if (has_ipv6_entry(policies.first(mirrored_count))) {
+        let_neighbour_discovery_pass(rows, priority);
     }
     for (const config::Policy& policy : policies.first(mirrored_count)) {
         ++priority;

@@ -17,7 +17,8 @@
 // itself the kernel asks for the error's own policy alone, so a PROTECT of another protocol than
 // ICMP also blocks ICMP errors between its prefixes. A PROTECT with ports also blocks later
 // fragments, whose ports the kernel reads as 0. In front of all stand ALLOWs for the outer ESP
-// packets of our own SAs, which a wide PROTECT entry would cover.
+// packets of our own SAs and for neighbour discovery, which a wide PROTECT entry would cover.
+// Forwarded, the latter is blocked.
 //
 // What workers exchange with the kernel through sp0 is already checked by them: control sets
 // disable_policy and disable_xfrm on sp0 (IPv4) and disable_policy (IPv6). IPv6 has no

@@ -359,13 +359,52 @@ TEST_F(XfrmKernel, GuardHoldsBackIcmpErrorsAboutDecryptedPackets) {
                 const auto policy = decode_kernel_policy(message.payload);
                 ASSERT_TRUE(policy && *policy);
                 const PolicyRow& row = (*policy)->row;
-                EXPECT_EQ(row.icmp_errors, row.direction == PolicyDirection::out);
+                EXPECT_EQ(row.icmp_errors, row.direction == PolicyDirection::out &&
+                                               row.action == PolicyAction::block);
                 ++count;
             }));
-        EXPECT_EQ(count, 6u);
+        EXPECT_EQ(count, 6u + 9u) << "policies, neighbour discovery";
     });
     EXPECT_TRUE(answered("10.1.0.2")) << "the guard has gone";
     EXPECT_TRUE(answered("fd01::2"));
+}
+
+// It had blocked the advertisements by which the hosts of the LAN find the gateway.
+TEST_F(XfrmKernel, GuardLeavesNeighbourDiscoveryOnTheLinkAlone) {
+    const ForwardingLab lab;
+    ASSERT_TRUE(lab.ping_soon("n", "fd02::2"));
+    const std::vector<config::Policy> policies = {protect("fd01::/64", "::/0")};
+    const auto found = [&](const char* end, const char* address) {
+        static_cast<void>(output_of("ip -n " + lab.name(end) + " neigh flush dev eth0"));
+        for (int attempt = 0; attempt < 5; ++attempt) {
+            static_cast<void>(lab.ping(end, address));
+            const std::string entry =
+                output_of("ip -n " + lab.name(end) + " neigh show " + std::string(address));
+            if (entry.contains("lladdr")) return true;
+        }
+        return false;
+    };
+    // A router solicitation to a host behind the gateway.
+    const auto sent_through = [&] {
+        const auto received = [&] {
+            return output_of("ip netns exec " + lab.name("f") +
+                             " grep -w Icmp6InType133 /proc/net/snmp6");
+        };
+        const std::string before = received();
+        EXPECT_TRUE(succeeds("ip netns exec " + lab.name("n") +
+                             " /usr/bin/python3 -c 'import socket; socket.socket(10, 3, 58)"
+                             ".sendto(bytes([133]) + bytes(31), (\"fd02::2\", 0))'"));
+        usleep(300'000);
+        return received() != before;
+    };
+    EXPECT_TRUE(sent_through());
+    lab.in_gateway([&] {
+        const auto guard = PolicyGuard::install(*guard_rows(policies, {}));
+        ASSERT_TRUE(guard) << guard.error();
+        EXPECT_TRUE(found("n", "fd01::1"));
+        EXPECT_FALSE(lab.ping("n", "fd02::2"));
+        EXPECT_FALSE(sent_through());
+    });
 }
 
 TEST_F(XfrmKernel, GuardOfAKilledRunStaysAndIsReplacedWithoutAGap) {
@@ -604,7 +643,7 @@ TEST_F(XfrmKernel, GuardRowForTheInterfaceHasItsDevice) {
         for (int round = 0; round < 2; ++round) {
             auto guard = PolicyGuard::install(*guard_rows(policies, {}, index));
             ASSERT_TRUE(guard) << guard.error();
-            EXPECT_EQ(guard->row_count(), 4u);
+            EXPECT_EQ(guard->row_count(), 4u + 9u);  // neighbour discovery
             const std::string shown = output_of("ip xfrm policy");
             EXPECT_TRUE(shown.contains("src ::/0 dst ::/0 dev other0")) << shown;
             guard->at_end(round == 0 ? PolicyGuard::AtEnd::keep : PolicyGuard::AtEnd::remove);

@@ -248,6 +248,8 @@ config::Policy policy(const char* name, config::SpdAction action, const char* lo
     return out;
 }
 
+constexpr size_t kNeighbourRows = 9;  // three masks of types, three directions
+
 TEST(XfrmPolicyGuard, MirrorsTheSpdUpToItsLastProtect) {
     using enum config::SpdAction;
     const std::vector<config::Policy> policies = {
@@ -320,7 +322,8 @@ TEST(XfrmPolicyGuard, ErrorsAboutPacketsOfANarrowPolicyStay) {
         // What covers ICMP has rows of its own for it; what does not protect has none.
         for (const auto& protocol : {std::optional<uint8_t>{}, std::optional<uint8_t>{f.icmp}}) {
             narrow.protocol = protocol;
-            EXPECT_EQ(guard_rows(std::span(&narrow, 1), {})->size(), 3u);
+            const size_t neighbours = f.icmp == 58 ? kNeighbourRows : 0;
+            EXPECT_EQ(guard_rows(std::span(&narrow, 1), {})->size(), 3u + neighbours);
         }
     }
 }
@@ -339,25 +342,52 @@ TEST(XfrmPolicyGuard, OuterEspOfOurSasPassesAWideProtect) {
     EXPECT_LT(rows->front().priority, rows->back().priority);
 }
 
+// What the first row that matches says of an ICMPv6 message of this type.
+PolicyAction first_match(const std::vector<PolicyRow>& rows, PolicyDirection direction,
+                         uint16_t type) {
+    const auto found = std::ranges::find_if(rows, [&](const PolicyRow& row) {
+        const PolicySelector& s = row.selector;
+        return row.direction == direction && (s.protocol == 0 || s.protocol == 58) &&
+               ((type ^ s.source_port) & s.source_port_mask) == 0;
+    });
+    EXPECT_NE(found, rows.end());
+    return found->action;
+}
+
+TEST(XfrmPolicyGuard, NeighbourDiscoveryPassesAWideProtectOnTheLinkAlone) {
+    const config::Policy wide = policy("all", config::SpdAction::protect, "::/0", "::/0");
+    const auto rows = guard_rows(std::span(&wide, 1), {});
+    ASSERT_TRUE(rows);
+    for (uint16_t type = 0; type < 256; ++type) {
+        const auto expected =
+            type >= 133 && type <= 136 ? PolicyAction::allow : PolicyAction::block;
+        EXPECT_EQ(first_match(*rows, PolicyDirection::out, type), expected) << type;
+        EXPECT_EQ(first_match(*rows, PolicyDirection::in, type), expected) << type;
+        EXPECT_EQ(first_match(*rows, PolicyDirection::forward, type), PolicyAction::block) << type;
+    }
+    EXPECT_LT(rows->front().priority, rows->back().priority);
+}
+
 TEST(XfrmPolicyGuard, IPv6TowardsTheInterfaceOfAConnectionIsAllowed) {
     config::Policy v4 = policy("v4", config::SpdAction::protect, "10.1.0.0/24", "10.2.0.0/24");
     config::Policy v6 = policy("v6", config::SpdAction::protect, "fd00:1::/64", "fd00:9::/64");
     v4.if_id = 7;
     const std::vector<config::Policy> without = {v4, v6};
-    EXPECT_EQ(guard_rows(without, {}, 5)->size(), 6u) << "no IPv6 policy has an if_id";
+    EXPECT_EQ(guard_rows(without, {}, 5)->size(), 6u + kNeighbourRows)
+        << "no IPv6 policy has an if_id";
     v6.if_id = 8;
     const std::vector<config::Policy> policies = {v4, v6};
-    EXPECT_EQ(guard_rows(policies, {})->size(), 6u) << "there is no interface";
+    EXPECT_EQ(guard_rows(policies, {})->size(), 6u + kNeighbourRows) << "there is no interface";
     const auto rows = guard_rows(policies, {}, 5);
     ASSERT_TRUE(rows) << rows.error();
-    ASSERT_EQ(rows->size(), 7u);
+    ASSERT_EQ(rows->size(), 7u + kNeighbourRows);
     const PolicyRow& allow = rows->front();
     EXPECT_EQ(allow.action, PolicyAction::allow);
     EXPECT_EQ(allow.direction, PolicyDirection::out);
     EXPECT_EQ(allow.selector.ifindex, 5u);
     EXPECT_EQ(allow.selector.destination.bits, 0);
     EXPECT_EQ(allow.selector.destination.address.family, Family::v6);
-    for (const PolicyRow& row : std::span(*rows).subspan(1)) {
+    for (const PolicyRow& row : std::span(*rows).subspan(1 + kNeighbourRows)) {
         EXPECT_EQ(row.action, PolicyAction::block);
         EXPECT_EQ(row.selector.ifindex, 0u);
         EXPECT_GT(row.priority, allow.priority);

@@ -167,6 +167,18 @@ def transit_esp(bench):
     equal(moved, {}, "drops")
 
 
+@case("PROTECT to ::/0: hosts of the LAN find the gateway, and through it the far side")
+def wide_ipv6(bench):
+    lab = bench.lab
+    bench.peer()
+    gateway = bench.gateway(last_policies=[
+        {"name": "wide6", "action": "protect", "local": "fd01:0:0:3::/64", "remote": "::/0"}])
+    for ns, device in ((lab.lan, "eth0"), (lab.gw, "lan0")):
+        ns.ip(f"-6 neigh flush dev {device}")
+    ping_both_ways(bench, gateway, "6in4")
+    check("lladdr" in lab.lan.ip("-6 neigh show fd01:0:0:3::1"), "the LAN does not know the gateway's MAC")
+
+
 @case("egress = direct: ping and TCP both ways", seconds=90)
 def direct(bench):
     bench.peer()

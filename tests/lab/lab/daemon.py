@@ -41,11 +41,11 @@ def _port_tables(name, values):
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
                 at_stop=None, more_ports=None, lan_keys=None, outside_keys=None, policies=(),
-                crafted_keys=None, plain_out_keys=None, forward_to=None):
+                crafted_keys=None, plain_out_keys=None, forward_to=None, last_policies=()):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
-    policies: stand before the others. crafted_keys: more keys of the policies of crafted tunnels.
+    policies: stand before the others, last_policies behind them. crafted_keys: more keys of the policies of crafted tunnels.
     more_ports: their keys by name. plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
     """
     parts = [
@@ -81,6 +81,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                               "source": t.near, "destination": t.peer, "key": t.key_out.hex(),
                               **(plain_out_keys or {} if t.name == "plain" else {}), **common}),
         ]
+    parts += [_table("[[policy]]", policy) for policy in last_policies]
     return "\n".join(parts)
 
 
