@@ -5,6 +5,7 @@
 #ifndef SP_STEER_H
 #define SP_STEER_H
 
+#include "checksum.h"
 #include "spd.h"
 #include "spread.h"
 
@@ -86,6 +87,10 @@ static __always_inline int sp_bypass(struct xdp_md* ctx, struct sp_packet* packe
 
     if (tune.register_mode && (!sp_bypass_holds() || !bpf_map_lookup_elem(&xsks, &first)))
         return sp_forward_by_kernel(ctx, packet, origin);
+    if (sp_is_checksum_partial(ctx, packet)) {
+        sp_count_partial(tune.port);
+        return sp_forward_by_kernel(ctx, packet, origin);
+    }
     return sp_forward_spread(ctx, packet, origin);
 }
 

@@ -228,6 +228,15 @@ std::string spread_of(const json::value& port) {
            " waiting or lost\n";
 }
 
+// Of BYPASS; what workers complete is in `show workers`.
+std::string checksums_of(const json::value& port) {
+    const uint64_t count = get_number(port, "partial_checksums");
+    if (count == 0) return {};
+    return get(port, "name") + ": " + std::to_string(count) +
+           " BYPASS frames left to the kernel, which completes their TCP or UDP checksum ('ethtool "
+           "-K DEVICE tx off' at the sender)\n";
+}
+
 std::string format_ports(const json::value& result) {
     Table ports({{"PORT"},
                  {"DEVICE"},
@@ -250,7 +259,7 @@ std::string format_ports(const json::value& result) {
     std::string lost;
     std::string more;
     for (const json::value& port : rows_of(result)) {
-        more += connections_of(port) + spread_of(port);
+        more += connections_of(port) + spread_of(port) + checksums_of(port);
         ports.add({get(port, "name"), get(port, "device"), get(port, "role"), get(port, "queues"),
                    get(port, "mtu"), get(port, "xdp_mode") + ", " + get(port, "attached"),
                    get(port, "bind_mode"), get(port, "rx_frames"), get_bytes(port, "rx_bytes"),
@@ -292,6 +301,7 @@ std::string format_workers(const json::value& result) {
                  {"OUT BYTES", Align::right},
                  {"DELIVERED", Align::right},
                  {"FROM KERNEL", Align::right},
+                 {"CHECKSUMS", Align::right},
                  {"DROPPED", Align::right},
                  {"SLEEPS", Align::right},
                  {"CPU TIME ms", Align::right}});
@@ -300,8 +310,8 @@ std::string format_workers(const json::value& result) {
                    get(worker, "inbound.frames"), get_bytes(worker, "inbound.bytes"),
                    get(worker, "inbound.delivered"), get(worker, "outbound.frames"),
                    get_bytes(worker, "outbound.bytes"), get(worker, "outbound.delivered"),
-                   get(worker, "from_kernel"), get(worker, "dropped"), get(worker, "sleeps"),
-                   get(worker, "cpu_time_ms")});
+                   get(worker, "from_kernel"), get(worker, "checksums_completed"),
+                   get(worker, "dropped"), get(worker, "sleeps"), get(worker, "cpu_time_ms")});
     }
     return table.to_string();
 }

@@ -719,6 +719,7 @@ std::expected<PortCounters, std::string> BpfObjects::counters(PortId id) const {
         for (const uint64_t value : values) total += value;
         return total;
     };
+    result.partial_checksums = sum(impl_->maps.fd("partial_checksums"), port);
     for (uint32_t reason = 0; reason < SP_DROP_COUNT; ++reason) {
         result.drops[reason] = sum(impl_->maps.fd("drop_counters"), port * SP_DROP_COUNT + reason);
     }

@@ -152,6 +152,8 @@ struct PortCounters {
     sp_conntrack_counters conntrack{};
     sp_spread_counters spread{};
     std::vector<uint64_t> taken_by_cpu;  // in the order of bypass_cpus
+    // BYPASS packets whose TCP or UDP checksum a device was to complete: left to the kernel.
+    uint64_t partial_checksums = 0;
 };
 
 // What the kernel's SAs with an if_id have carried, for each that some policy names; summed over

@@ -17,13 +17,18 @@ Audits::Audits(const Appliance& appliance, Log& log)
 void Audits::look() {
     look_at_programs();
     look_at_workers();
+    look_at_checksums();
     look_at_commands();
 }
 
 void Audits::look_at_programs() {
+    by_bypass_ = 0;
     for (size_t port = 0; port < appliance_.ports().size(); ++port) {
         const auto counters = appliance_.bpf().counters(PortId{static_cast<uint16_t>(port)});
         if (!counters) continue;
+        // One right checksum of 65536 looks like one that is not complete.
+        const uint64_t partial = counters->partial_checksums;
+        if (partial >= 100 && partial > counters->totals.rx_frames / 1000) by_bypass_ += partial;
         for (Seen& audited : seen_) {
             const uint64_t now = counters->drops[static_cast<size_t>(audited.reason)];
             uint64_t& seen = audited.by_port[port];
@@ -55,6 +60,21 @@ void Audits::look_at_workers() {
         log_.audit("suppressed events=" + std::to_string(suppressed - suppressed_));
     }
     suppressed_ = suppressed;
+}
+
+// Once: it is how a host is set up, and works, but slowly where policies say BYPASS.
+void Audits::look_at_checksums() {
+    if (partial_checksums_seen_) return;
+    uint64_t count = by_bypass_;
+    for (const auto& worker : appliance_.workers()) {
+        count += worker->counters().checksums_completed.read();
+    }
+    if (count == 0) return;
+    partial_checksums_seen_ = true;
+    log_.warning(
+        "a host on this machine leaves the checksums of TCP and UDP to its device (a container or "
+        "virtual machine behind a veth or TAP): workers complete them, what BYPASS covers goes by "
+        "the kernel. There, 'ethtool -K DEVICE tx off' makes both quicker");
 }
 
 void Audits::look_at_commands() {

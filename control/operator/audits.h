@@ -28,6 +28,7 @@ class Audits {
     };
     void look_at_programs();
     void look_at_workers();
+    void look_at_checksums();
     void look_at_commands();
 
     const Appliance& appliance_;
@@ -35,6 +36,8 @@ class Audits {
     std::vector<Seen> seen_;
     uint64_t suppressed_ = 0;
     uint64_t events_lost_ = 0;
+    uint64_t by_bypass_ = 0;  // TCP and UDP checksums left to the kernel, of ports with many
+    bool partial_checksums_seen_ = false;
     std::vector<bool> stuck_;  // by worker: commands waited at the last look
 };
 

@@ -125,6 +125,7 @@ json::object port_object(const PortRow& row, const bpf_objects::PortCounters& co
                 {"steered_by_queue_worker", std::move(matrix)},
             {"conntrack", conntrack_object(row.config, counters.conntrack)},
             {"bypass", spread_object(row.config, counters)},
+            {"partial_checksums", counters.partial_checksums},
             {"sockets",
              {{"rx_dropped", row.sockets.rx_dropped},
               {"rx_ring_full", row.sockets.rx_ring_full},

@@ -27,6 +27,7 @@ Rows worker_rows(const Appliance& appliance) {
                                    {"dropped", sum(drops_of(*worker))},
                                    {"egress_frames", counters.egress_frames.read()},
                                    {"from_kernel", counters.from_kernel.read()},
+                                   {"checksums_completed", counters.checksums_completed.read()},
                                    {"loops", counters.loops.read()},
                                    {"sleeps", counters.sleeps.read()},
                                    {"busy_cycles", counters.busy_cycles.read()},

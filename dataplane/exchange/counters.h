@@ -22,8 +22,9 @@ struct alignas(64) WorkerCounters {
     DirectionCounters inbound;
     DirectionCounters outbound;
     std::array<Counter, kDropReasonCount> drops;
-    Counter egress_frames;  // handed to the egress, which counts its own drops
-    Counter from_kernel;    // frames read from sp0
+    Counter egress_frames;        // handed to the egress, which counts its own drops
+    Counter from_kernel;          // frames read from sp0
+    Counter checksums_completed;  // of TCP and UDP, which the sender had left to a device
     Counter loops;
     Counter sleeps;
     Counter busy_cycles;        // TSC cycles in loops that moved at least one frame

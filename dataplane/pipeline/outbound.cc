@@ -6,6 +6,7 @@
 #include "dataplane/pipeline/observer.h"
 #include "dataplane/pipeline/stages/assign_sequence.h"
 #include "dataplane/pipeline/stages/check_mtu.h"
+#include "dataplane/pipeline/stages/complete_checksum.h"
 #include "dataplane/pipeline/stages/encapsulate.h"
 #include "dataplane/pipeline/stages/encrypt.h"
 #include "dataplane/pipeline/stages/line_up.h"
@@ -29,11 +30,12 @@ inline void OutboundPipeline::run_stages(std::span<const Frame> frames, Outbound
     burst_.pass<parse_inner, lookup_policy>(  // asks for the SA; without one: on hold
         *this, [](const Packet& packet) { __builtin_prefetch(packet.frame.data); });
     observer.end_of_pass(0, burst_);
-    burst_.pass<check_mtu, assign_sequence, encapsulate, line_up>(*this, [](const Packet& packet) {
-        __builtin_prefetch(packet.ip, 1);
-        __builtin_prefetch(packet.ip - kHeadroomNeeded, 1);
-        __builtin_prefetch(packet.ip + packet.inner.total_bytes, 1);
-    });
+    burst_.pass<check_mtu, complete_checksum, assign_sequence, encapsulate, line_up>(
+        *this, [](const Packet& packet) {
+            __builtin_prefetch(packet.ip, 1);
+            __builtin_prefetch(packet.ip - kHeadroomNeeded, 1);
+            __builtin_prefetch(packet.ip + packet.inner.total_bytes, 1);
+        });
     observer.end_of_pass(1, burst_);
     encrypt(context_, burst_);
     context_.counters.outbound.delivered.add(context_.delivered.count());

@@ -383,7 +383,8 @@ Counters Rig::read_counters() const {
         std::vector<const char*> names;
     } more[] = {{"conntrack_counters",
                  {"connection established", "connection to_kernel", "connection refused"}},
-                {"spread_counters", {"handed_over", "taken"}}};
+                {"spread_counters", {"handed_over", "taken"}},
+                {"partial_checksums", {"partial_checksum"}}};
     for (const auto& [map, names] : more) {
         const auto values = read_all(maps_.fd(map), SP_PORTS_MAX, names.size());
         for (uint32_t i = 0; i < values.size(); ++i) {

@@ -383,6 +383,72 @@ TEST_F(SteerProtected, what_says_that_this_host_sent_it_is_not_forwarded) {
     rig.set_own_address("10.1.0.1", true);
 }
 
+// What a host hands out that leaves the checksum to its device (CHECKSUM_PARTIAL).
+Bytes with_partial_checksum(Bytes frame, size_t upper) {
+    const bool is_v4 = frame[12] == 8;
+    Bytes pseudo(frame.begin() + (is_v4 ? 26 : 22), frame.begin() + (is_v4 ? 34 : 54));
+    const uint8_t protocol = frame[is_v4 ? 23 : upper == 54 ? 20 : 54];
+    put32(pseudo, static_cast<uint32_t>(frame.size() - upper));
+    put32(pseudo, protocol);
+    const auto sum = static_cast<uint16_t>(~checksum(pseudo.data(), pseudo.size()));
+    const size_t at = upper + (protocol == 6 ? 16 : 6);
+    frame[at] = static_cast<uint8_t>(sum >> 8);
+    frame[at + 1] = static_cast<uint8_t>(sum);
+    return frame;
+}
+
+TEST_F(SteerProtected, BYPASS_leaves_checksums_to_the_kernel_that_are_not_complete) {
+    const Instance program = load();
+    const auto left = [&](const char* name, const Bytes& frame) {
+        Outcome outcome = passed(kLan, frame.size());
+        outcome.counters["port " + std::to_string(kLan) + " partial_checksum"] = 1;
+        rig.check(program, {name, frame, outcome});
+    };
+    const auto is_forwarded = [&](const char* name, const Bytes& frame) {
+        EXPECT_EQ(rig.verdict(program, frame), static_cast<uint32_t>(XDP_REDIRECT)) << name;
+    };
+    for (size_t bytes = 0; bytes < 9; ++bytes) {
+        for (const Upper& upper :
+             {tcp({.dst = 80}, Bytes(bytes)), udp({.dst = 53}, Bytes(bytes))}) {
+            left("v4", with_partial_checksum(v4("192.0.2.2", upper), 34));
+            left("v6", with_partial_checksum(v6("2001:db8:1::2", upper), 54));
+            left("v6 behind hop-by-hop",
+                 with_partial_checksum(v6("2001:db8:1::2", hop_by_hop(upper)), 62));
+        }
+    }
+    left("v4 with options",
+         with_partial_checksum(
+             eth(ip4({.src = kHost4, .dst = "192.0.2.2", .option_words = 3}, udp({.dst = 53}))),
+             46));
+    Bytes padded = with_partial_checksum(v4("192.0.2.2", udp({.dst = 53}, {})), 34);
+    padded.resize(60, 0xee);
+    left("Ethernet padding", padded);
+    const Bytes udp4 = v4("192.0.2.2", udp({.dst = 53}));
+    is_forwarded("no checksum", udp4);
+    for (size_t bit = 0; bit < 16; ++bit) {
+        Bytes other = with_partial_checksum(udp4, 34);
+        other[40 + bit / 8] = static_cast<uint8_t>(other[40 + bit / 8] ^ 1 << bit % 8);
+        is_forwarded("another checksum", other);
+    }
+    is_forwarded(
+        "a fragment",
+        with_partial_checksum(
+            eth(ip4({.src = kHost4, .dst = "192.0.2.2", .more = true}, udp({.dst = 53}))), 34));
+    const Bytes protect = with_partial_checksum(v4("10.2.0.9", udp({.dst = 53})), 34);
+    rig.check(program, {"PROTECT: a worker completes it", protect,
+                        steered(kLan, protect.size(), 0,
+                                flow_owner(kHost4, "10.2.0.9", AF_INET, 17, 40000, 53))});
+    sp_egress_rule rule{};
+    rule.family = AF_INET;
+    rule.protocol = 17;
+    rule.dst_port_lo = rule.dst_port_hi = 53;
+    rig.set_rules(kWan, {rule});
+    const Bytes denied = with_partial_checksum(udp4, 34);
+    Outcome outcome = dropped(kLan, denied.size(), SP_DROP_egress_denied);
+    outcome.counters["port " + std::to_string(kLan) + " partial_checksum"] = 1;
+    rig.check(program, {"the rules of the port hold", denied, outcome});
+}
+
 TEST_F(SteerProtected, BYPASS_that_the_kernel_finishes) {
     const Instance program = load();
     const Upper big = udp({.dst = 80}, Bytes(1300));

@@ -251,6 +251,20 @@ bool ipv4_checksum_right(std::span<const std::byte> packet) {
     return internet_checksum(packet.first((get8(packet, 0) & 15u) * 4)) == 0;
 }
 
+Bytes with_partial_checksum(Bytes packet) {
+    const bool is_v4 = get8(packet, 0) >> 4 == 4;
+    const size_t header = is_v4 ? (get8(packet, 0) & 15u) * 4 : 40;
+    const uint8_t protocol = get8(packet, is_v4 ? 9 : 6);
+    const auto addresses = std::span<const std::byte>(packet).subspan(is_v4 ? 12 : 8);
+    Bytes pseudo;
+    append(pseudo, addresses.first(is_v4 ? 8 : 32));
+    push32(pseudo, static_cast<uint32_t>(packet.size() - header));
+    push32(pseudo, protocol);
+    put16(packet, header + (protocol == 6 ? 16 : 6),
+          static_cast<uint16_t>(~internet_checksum(pseudo)));
+    return packet;
+}
+
 void repair_ipv4_checksum(Bytes& packet) {
     put16(packet, 10, 0);
     put16(packet, 10,

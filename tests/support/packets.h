@@ -88,6 +88,9 @@ Bytes ethernet(uint16_t type, const Bytes& payload);
 bool ipv4_checksum_right(std::span<const std::byte> packet);
 // Ones' complement checksum over bytes (RFC 1071), as the number that stands in the field.
 uint16_t internet_checksum(std::span<const std::byte> bytes);
+// The same packet as a host hands it out that leaves the checksum of TCP or UDP to its device: the
+// field holds the sum of the pseudo-header, not inverted. No extension headers.
+Bytes with_partial_checksum(Bytes packet);
 // Writes the right checksum after a test changed the header.
 void repair_ipv4_checksum(Bytes& packet);
 

@@ -230,6 +230,7 @@ std::map<std::string, uint64_t> TunnelWorld::counters() const {
     note_drops("", worker_counters.drops);
     note("egress_frames", worker_counters.egress_frames);
     note("from_kernel", worker_counters.from_kernel);
+    note("checksums_completed", worker_counters.checksums_completed);
     note("events_lost", worker_counters.events_lost);
     note("audits_suppressed", worker_counters.audits_suppressed);
     for (const auto& sa : inbound_) {

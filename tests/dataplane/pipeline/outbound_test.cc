@@ -18,6 +18,7 @@ struct OutboundRow {
     bool spd_published = true;
     OutboundSource source = OutboundSource::port;
     std::vector<StepBurst> bursts;
+    uint64_t checksums_completed = 0;  // in the first burst
 };
 
 void PrintTo(const OutboundRow& row, std::ostream* out) {
@@ -107,6 +108,9 @@ void check_row(const OutboundRow& row) {
                 }
             }
         }
+        if (n == 0 && row.checksums_completed > 0) {
+            expected["checksums_completed"] = row.checksums_completed;
+        }
         const Deltas before = world.counters();
         const auto outcomes = world.run_outbound(frames, row.source);
         EXPECT_EQ(moved(before, world.counters()), expected);
@@ -154,6 +158,7 @@ class Rows {
         packet_ = ip(inner, udp(1000, 2000));
         protect_ = protect_entry(inner, sa_.policy);
         add_shapes();
+        add_checksums();
         add_malformed();
         add_policies();
         add_sequences();
@@ -217,6 +222,59 @@ class Rows {
         }
         add("FullBursts", {full, full});
         add_good("IvMask", packet_).sa->iv_mask = 0x0123456789abcdef;
+    }
+
+    // What a host has left to its device arrives complete, and nothing else is touched.
+    void add_checksums() {
+        StepBurst burst;
+        for (size_t data_bytes = 0; data_bytes < 40; ++data_bytes) {
+            for (const Payload& payload : {tcp(1, 2, data_bytes), udp(1, 2, data_bytes)}) {
+                const Bytes packet = ip(inner_, payload);
+                if (burst.size() < kBurstMax) {
+                    burst.push_back({ethernet(with_partial_checksum(packet)), one_hop_on(packet)});
+                }
+            }
+        }
+        const size_t count = burst.size();
+        add("PartialChecksums", {std::move(burst)}).checksums_completed = count;
+        const Bytes long_one = ip(inner_, tcp(1, 2, 1301));
+        add("PartialChecksumOfALongPacket",
+            {one(ethernet(with_partial_checksum(long_one)), one_hop_on(long_one))})
+            .checksums_completed = 1;
+        Bytes padded = ethernet(with_partial_checksum(packet_));
+        append(padded, repeated(11, 0xff));
+        add("PartialChecksumAndEthernetPadding", {one(padded, one_hop_on(packet_))})
+            .checksums_completed = 1;
+        const size_t header = inner_ == Family::v4 ? 20 : 40;
+        Bytes none = packet_;
+        put16(none, header + 6, 0);
+        add_good("UdpWithoutChecksum", none);
+        Bytes wrong = packet_;
+        put16(wrong, header + 6, get16(wrong, header + 6) ^ 1u);
+        add_good("WrongChecksumStaysWrong", wrong);
+        add("PartialChecksumFromTheKernel",
+            {one(ethernet(with_partial_checksum(packet_)), with_partial_checksum(packet_))})
+            .source = OutboundSource::kernel;
+        Bytes stump = ip(inner_, raw(6, repeated(19, 0)));
+        add_good("TcpTooShortForAChecksum", stump);
+        if (inner_ == Family::v4) {
+            const auto piece = [](const Ipv4Fields& fields) {
+                return with_partial_checksum(ipv4(fields, udp(1, 2)));
+            };
+            add_good("PartialChecksumFirstFragment", piece({.more_fragments = true}));
+            add_good("PartialChecksumLaterFragment", piece({.fragment_offset = 9}));
+        }
+        // A right checksum that happens to be the sum of the pseudo-header.
+        for (uint32_t value = 0; value <= 0xffff; ++value) {
+            Payload payload = udp(1, 2, 4);
+            put16(payload.bytes, 8, static_cast<uint16_t>(value));
+            const Bytes right = ip(inner_, payload);
+            if (with_partial_checksum(right) == right) {
+                add_good("RightChecksumThatLooksPartial", right);
+                return;
+            }
+        }
+        ADD_FAILURE() << "no such packet";
     }
 
     void add_malformed() {

@@ -2,10 +2,14 @@
 """Traffic of real hosts through the tunnel between Sallyport and Linux, both ways."""
 
 import ipaddress
+import secrets
+import socket
+import struct
 
 from lab import traffic, wire
 from lab.runner import case, check, equal, eventually
 from lab.scapy_peer import vpn_packets
+from lab.topology import PEER4, PEER6
 
 GCM128 = "plain"   # AES-GCM-128, 32-bit sequence numbers, worker 0
 GCM256_ESN = "esn"  # AES-GCM-256 with ESN, worker 1
@@ -177,6 +181,55 @@ def wide_ipv6(bench):
         ns.ip(f"-6 neigh flush dev {device}")
     ping_both_ways(bench, gateway, "6in4")
     check("lladdr" in lab.lan.ip("-6 neigh show fd01:0:0:3::1"), "the LAN does not know the gateway's MAC")
+
+
+def checksum_is_right(frame):
+    """Of UDP without IP options or extension headers."""
+    is_v6 = frame[12:14] == b"\x86\xdd"
+    addresses, upper = (frame[22:54], frame[54:]) if is_v6 else (frame[26:34], frame[34:])
+    upper = upper[:struct.unpack_from("!H", upper, 4)[0]]
+    data = addresses + struct.pack("!IHH", len(upper), 0, 17) + upper + b"\0" * (len(upper) % 2)
+    return sum(struct.unpack(f"!{len(data) // 2}H", data)) % 0xFFFF == 0
+
+
+@case("hosts that leave checksums to their device: TCP through tunnels, UDP by BYPASS", seconds=180)
+def partial_checksums(bench):
+    lab = bench.lab
+    bench.peer()
+    notes = []
+    try:
+        lab.lan.sh("ethtool", "-K", "eth0", "tx", "on")
+        for mode in ("auto", "generic"):
+            gateway = bench.gateway(xdp_mode=mode, policies=[
+                {"name": "open6", "action": "bypass", "local": "fd01:0:0:3::/64",
+                 "remote": "2001:db8::/64"}])
+            notes += [f"{mode}: {tcp_both_ways(bench, gateway, name, 1)}"
+                      for name in (GCM128, "6in4")]
+            check(sum(w["checksums_completed"] for w in gateway.show("workers")) > 1000,
+                  f"{mode}: workers have completed no checksums")
+            eventually(lambda g=gateway: "leaves the checksums of TCP and UDP" in g.log(),
+                       lambda: "the log does not say it")
+            before = gateway.ports()["lan0"]["partial_checksums"]
+            count = 10
+            payloads = [secrets.token_bytes(30 + i) for i in range(2 * count)]
+            with wire.Wire(lab.peer_ns, "wanp") as w:
+                for family, peer, own in ((socket.AF_INET, PEER4, payloads[:count]),
+                                          (socket.AF_INET6, PEER6, payloads[count:])):
+                    with lab.lan.run_inside(lambda f=family: socket.socket(f, socket.SOCK_DGRAM)) as s:
+                        for payload in own:
+                            s.sendto(payload, (peer, 9))
+
+                def arrived():
+                    return [f for f in list(w.frames) if any(p in f for p in payloads)]
+                eventually(lambda: len(arrived()) == len(payloads),
+                           lambda: f"{mode}: {len(arrived())} of {len(payloads)} came by BYPASS")
+                wrong = sum(not checksum_is_right(f) for f in arrived())
+            equal(wrong, 0, f"{mode}: wrong checksums by BYPASS")
+            equal(gateway.ports()["lan0"]["partial_checksums"] - before, len(payloads),
+                  f"{mode}: partial_checksums")
+    finally:
+        lab.lan.sh("ethtool", "-K", "eth0", "tx", "off")
+    return "; ".join(notes)
 
 
 @case("egress = direct: ping and TCP both ways", seconds=90)
