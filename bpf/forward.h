@@ -13,6 +13,7 @@
 #include "filter.h"
 #include "own_address.h"
 #include "spd.h"
+#include "unresolved.h"
 #include "verdict.h"
 
 /* Writer: control. Reader: forwarding programs. Key: ifindex of each port and of each device beside
@@ -259,6 +260,9 @@ static __always_inline int sp_forward(struct xdp_md* ctx, struct sp_packet* pack
     verdict = sp_connection_verdict(ctx, packet, port, origin);
     if (verdict == SP_CT_REFUSED) return sp_drop(SP_DROP_not_established);
     if (!port) return sp_pass();
+    /* Own ESP has to_neighbour behind it. */
+    if (result == BPF_FIB_LKUP_RET_NO_NEIGH && origin != SP_ORIGIN_ORIGINATED)
+        sp_note_unresolved(&fib);
     if (!resolved || by_kernel || verdict == SP_CT_TO_KERNEL)
         return sp_egress_denied(packet, *port) ? sp_drop(SP_DROP_egress_denied) : sp_pass();
     if (!sp_rewrite(ctx, &fib, packet->family, origin)) return sp_drop(SP_DROP_truncated);

@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 
+#include "bpf/next_hop.h"
 #include "control/bpf_objects/attachment.h"
 #include "control/bpf_objects/interface_programs.h"
 #include "control/bpf_objects/kernel_losses.h"
@@ -96,7 +97,14 @@ struct Port {
 struct Injector {
     InjectorSetup setup;
     DeviceLock lock;
+    ProgramObject to_neighbour;
+    std::optional<TcAttachment> to_neighbour_on_it;  // goes before the program
     std::unique_ptr<XdpAttachment> attachment;
+
+    [[nodiscard]] bool has_route() const { return attachment && attachment->is_there(); }
+    [[nodiscard]] bool has_neighbour() const {
+        return to_neighbour_on_it && to_neighbour_on_it->is_there();
+    }
 };
 
 }  // namespace
@@ -463,7 +471,12 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     if (auto let = impl_->let_forward_to(setup.ifindex); !let) {
         return std::unexpected(let.error());
     }
-    impl_->injector = std::make_unique<Injector>(setup, std::move(*lock), nullptr);
+    auto to_neighbour =
+        ProgramObject::open(Program::to_neighbour, impl_->tunables(kInjectorPort), impl_->maps);
+    if (!to_neighbour) return std::unexpected(to_neighbour.error());
+    if (auto loaded = to_neighbour->load(); !loaded) return std::unexpected(loaded.error());
+    impl_->injector = std::make_unique<Injector>(setup, std::move(*lock), std::move(*to_neighbour),
+                                                 std::nullopt, nullptr);
     if (auto attached = attach_injector(); !attached) {
         impl_->injector.reset();
         return std::unexpected(attached.error());
@@ -472,14 +485,23 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
 }
 
 std::expected<void, std::string> BpfObjects::attach_injector() {
-    const InjectorSetup& setup = impl_->injector->setup;
+    Injector& injector = *impl_->injector;
+    const InjectorSetup& setup = injector.setup;
+    if (!injector.has_neighbour()) {
+        auto behind = TcAttachment::attach(setup.device, setup.ifindex,
+                                           {.ingress_fd = injector.to_neighbour.fd()});
+        if (!behind) return std::unexpected(behind.error());
+        if (injector.to_neighbour_on_it) injector.to_neighbour_on_it->release();
+        injector.to_neighbour_on_it.emplace(std::move(*behind));
+    }
+    if (injector.has_route()) return {};
     auto attachment =
         XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
             return ProgramObject::open(Program::egress_route, impl_->tunables(kInjectorPort),
                                        impl_->maps);
         });
     if (!attachment) return std::unexpected(attachment.error());
-    impl_->injector->attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
+    injector.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
     return {};
 }
 
@@ -489,7 +511,7 @@ bool BpfObjects::is_port_attached(PortId id) const {
 }
 
 bool BpfObjects::is_injector_attached() const {
-    return impl_->injector && impl_->injector->attachment->is_there();
+    return impl_->injector && impl_->injector->has_route() && impl_->injector->has_neighbour();
 }
 
 bool BpfObjects::is_interface_attached() const {
@@ -597,6 +619,32 @@ std::expected<void, std::string> BpfObjects::set_egress_deny(
         rows.push_back(*row);
     }
     return impl_->write_rules(to_index(id), rows);
+}
+
+std::vector<UnresolvedHop> BpfObjects::unresolved_hops() const {
+    const int fd = impl_->maps.fd("unresolved_hops");
+    std::vector<UnresolvedHop> found;
+    sp_next_hop key{};
+    // A key that goes meanwhile makes it begin again: then no more than there is room for.
+    for (const void* last = nullptr;
+         found.size() < SP_UNRESOLVED_MAX && bpf_map_get_next_key(fd, last, &key) == 0;
+         last = &key) {
+        sp_unresolved value{};
+        if (bpf_map_lookup_elem(fd, &key, &value) != 0) continue;
+        UnresolvedHop hop{.ifindex = key.ifindex, .waited_for = value.waiting != 0};
+        hop.address.family = key.family == AF_INET ? Family::v4 : Family::v6;
+        std::ranges::copy(key.address, hop.address.bytes.begin());
+        found.push_back(hop);
+    }
+    return found;
+}
+
+void BpfObjects::forget_unresolved(uint32_t ifindex, const IpAddress& address) const {
+    sp_next_hop key{};
+    key.ifindex = ifindex;
+    key.family = address.family == Family::v4 ? AF_INET : AF_INET6;
+    std::ranges::copy(address.bytes, key.address);
+    bpf_map_delete_elem(impl_->maps.fd("unresolved_hops"), &key);
 }
 
 std::expected<void, std::string> BpfObjects::set_cpu_worker(uint32_t cpu,

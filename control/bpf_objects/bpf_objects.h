@@ -8,7 +8,7 @@
 //   set_socket()        AF_XDP sockets into the port's XSKMAP
 //   attach_kernel_out()  what judges the kernel's own sending onto the device
 //   attach_port()       the steering program onto the device
-//   add_injector()      egress_route onto sp0
+//   add_injector()      egress_route and to_neighbour onto sp0
 //   publish_spd()       from now on packets are forwarded
 //
 // Add every port before the first is attached or an SPD is published: a frame that leaves through
@@ -173,6 +173,13 @@ struct KernelLoss {
     friend auto operator<=>(const KernelLoss&, const KernelLoss&) = default;
 };
 
+// A next hop that a packet has found without a MAC.
+struct UnresolvedHop {
+    uint32_t ifindex = 0;
+    IpAddress address;
+    bool waited_for = false;  // the kernel keeps packets of ours for it
+};
+
 // A deny rule as the egress programs (and direct egress) read it.
 std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressRule& rule);
 
@@ -203,9 +210,10 @@ class BpfObjects {
     void detach_ports();
     // kernel_out stays on its ports when this object ends, with the SPD as it is now.
     void leave_kernel_out();
-    // Loads and attaches egress_route. A TAP has native XDP on every kernel we support.
+    // Loads and attaches egress_route, and behind it to_neighbour by TC. A TAP has native XDP on
+    // every kernel we support.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
-    // Attaches egress_route again where somebody has removed it.
+    // Attaches them again where somebody has removed them.
     std::expected<void, std::string> attach_injector();
     // Loads the program that chooses the worker for what the kernel routes into sp0, for
     // io::Tap::choose_queues_by(). The descriptor stays ours.
@@ -229,6 +237,12 @@ class BpfObjects {
     // Replaces the port's egress filter. The old one holds until the new one is complete.
     std::expected<void, std::string> set_egress_deny(PortId port,
                                                      std::span<const config::EgressRule> rules);
+
+    // --- next hops without a MAC ---
+    // Those that packets have found since they were forgotten. An error counts as none.
+    [[nodiscard]] std::vector<UnresolvedHop> unresolved_hops() const;
+    // It is resolved, or need not be told again until the next packet.
+    void forget_unresolved(uint32_t ifindex, const IpAddress& address) const;
 
     // --- ownership of inbound SAs ---
     // SAs whose pcpu_num is `cpu` belong to `worker`; nullopt: that CPU runs no worker.

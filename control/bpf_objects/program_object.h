@@ -30,13 +30,14 @@ enum class Program {
     interface_in,
     interface_out,
     kernel_out,
-    kernel_losses
+    kernel_losses,
+    to_neighbour
 };
-inline constexpr std::array kAllPrograms = {Program::steer_unprotected, Program::steer_protected,
-                                            Program::egress_route,      Program::egress_port,
-                                            Program::injector_queue,    Program::bypass_cpu,
-                                            Program::interface_in,      Program::interface_out,
-                                            Program::kernel_out,        Program::kernel_losses};
+inline constexpr std::array kAllPrograms = {
+    Program::steer_unprotected, Program::steer_protected, Program::egress_route,
+    Program::egress_port,       Program::injector_queue,  Program::bypass_cpu,
+    Program::interface_in,      Program::interface_out,   Program::kernel_out,
+    Program::kernel_losses,     Program::to_neighbour};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -60,6 +61,8 @@ constexpr const char* program_name(Program program) {
             return "kernel_out";
         case Program::kernel_losses:
             return "kernel_losses";
+        case Program::to_neighbour:
+            return "to_neighbour";
     }
     return "";
 }

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "bpf/abi.h"
+#include "bpf/next_hop.h"
 #include "control/bpf_objects/program_object.h"
 
 namespace sallyport::bpf_objects {
@@ -101,6 +102,13 @@ const Member kMembers[] = {
     SP_MEMBER(sp_tunables, ct_refresh),
     SP_MEMBER(sp_tunables, bypass_cpu_count),
     SP_MEMBER(sp_tunables, bypass_cpus),
+    SP_MEMBER(sp_next_hop, ifindex),
+    SP_MEMBER(sp_next_hop, family),
+    SP_MEMBER(sp_next_hop, pad),
+    SP_MEMBER(sp_next_hop, address),
+    SP_MEMBER(sp_unresolved, since_ns),
+    SP_MEMBER(sp_unresolved, waiting),
+    SP_MEMBER(sp_unresolved, waiting_bytes),
 };
 
 const std::pair<const char*, size_t> kSizes[] = {
@@ -119,6 +127,8 @@ const std::pair<const char*, size_t> kSizes[] = {
     {"sp_port_info", sizeof(sp_port_info)},
     {"sp_own_address", sizeof(sp_own_address)},
     {"sp_tunables", sizeof(sp_tunables)},
+    {"sp_next_hop", sizeof(sp_next_hop)},
+    {"sp_unresolved", sizeof(sp_unresolved)},
 };
 
 TEST(Abi, layouts_agree) {
@@ -171,6 +181,7 @@ TEST(Abi, maps_hold_the_structures) {
         {"spd_active", {4, sizeof(sp_spd_active)}},
         {"port_by_ifindex", {4, 4}},
         {"own_addresses", {sizeof(sp_own_address), 1}},
+        {"unresolved_hops", {sizeof(sp_next_hop), sizeof(sp_unresolved)}},
         {"if_id_counters", {4, sizeof(sp_if_id_counters)}},
         {"tx_ports", {4, sizeof(bpf_devmap_val)}},
         {"xsks", {4, 4}},

@@ -323,6 +323,14 @@ TEST_F(Loader, knows_when_a_program_was_taken_off_and_attaches_it_again) {
     ASSERT_TRUE(objects.attach_injector());
     EXPECT_TRUE(objects.is_port_attached(kWan));
     EXPECT_TRUE(objects.is_injector_attached());
+    // On sp0 two belong together; the one that is left stays.
+    const uint32_t route = attached_id("sp0");
+    run("tc qdisc del dev sp0 clsact");
+    EXPECT_FALSE(objects.is_injector_attached());
+    ASSERT_TRUE(objects.attach_injector());
+    EXPECT_TRUE(objects.is_injector_attached());
+    EXPECT_EQ(attached_id("sp0"), route);
+    EXPECT_TRUE(objects.unresolved_hops().empty());
 
     // What others put there instead is not taken for ours, and not touched.
     run("ip link set dev wan0 xdp off");

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TC program of sp0, ingress: ESP of workers whose next hop is not resolved.
+ *
+ * egress_route has passed it. The kernel would forward it, and on that way it can die without a
+ * word to us: in a forward chain that drops (Docker's default), or by rp_filter. So it is handed to
+ * the kernel's entry of the neighbour itself, which asks for the MAC and keeps some packets until
+ * it knows.
+ *
+ *   no ESP of workers (decrypted, for this host)  -> the kernel's stack
+ *   no way out by a port                          -> the kernel's stack
+ *   few wait for this next hop                    -> to the neighbour
+ *   more                                          -> no_neighbour
+ *
+ * Those that waited in vain the kernel has dropped. They are counted as no_neighbour when the next
+ * packet finds it still unresolved; what is counted here was counted as passed before.
+ *
+ * Decrypted packets stay with the kernel's stack: it may have to track their connection, to
+ * translate or to refuse them. kernel_out lets ESP pass.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "skb.h"
+#include "unresolved.h"
+
+/* The same map as in forward.h, of which nothing else is for programs that are not XDP. Writer:
+   control. Key: ifindex of each port and of each device beside them. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, SP_PORTS_MAX + SP_FORWARD_TO_MAX);
+    __type(key, __u32);
+    __type(value, __u32);
+} port_by_ifindex SEC(".maps");
+
+/* The same lookup as in XDP, which has applied the egress filter of the port by its result. */
+static __always_inline long sp_skb_fib_lookup(struct __sk_buff* skb, const struct sp_packet* packet,
+                                              struct bpf_fib_lookup* fib) {
+    __builtin_memset(fib, 0, sizeof(*fib));
+    fib->family = packet->family;
+    fib->l4_protocol = packet->protocol;
+    fib->sport = bpf_htons(packet->src_port);
+    fib->dport = bpf_htons(packet->dst_port);
+    fib->ifindex = skb->ingress_ifindex;
+    if (packet->family == SP_AF_INET) {
+        __u8 tos = 0;
+
+        sp_skb_read(skb, ETH_HLEN + 1, &tos, sizeof(tos));
+        fib->tos = tos;
+        fib->ipv4_src = packet->src[0];
+        fib->ipv4_dst = packet->dst[0];
+    } else {
+        __be32 first = 0;
+
+        sp_skb_read(skb, ETH_HLEN, &first, sizeof(first));
+        fib->flowinfo = first & bpf_htonl(0x0fffffff);
+        __builtin_memcpy(fib->ipv6_src, packet->src, sizeof(fib->ipv6_src));
+        __builtin_memcpy(fib->ipv6_dst, packet->dst, sizeof(fib->ipv6_dst));
+    }
+    return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+}
+
+static __always_inline void sp_count_lost(__u32 packets) {
+    __u32 key = tune.port * SP_DROP_COUNT + SP_DROP_no_neighbour;
+    __u64* count = bpf_map_lookup_elem(&drop_counters, &key);
+
+    if (count) *count += packets;
+}
+
+/* Whether the kernel may keep one more packet for it. */
+static __always_inline int sp_may_wait(const struct sp_next_hop* hop, __u32 bytes) {
+    struct sp_unresolved first = {
+        .since_ns = bpf_ktime_get_ns(), .waiting = 1, .waiting_bytes = bytes};
+    struct sp_unresolved* now = bpf_map_lookup_elem(&unresolved_hops, hop);
+
+    if (!now || now->waiting == 0) {
+        bpf_map_update_elem(&unresolved_hops, hop, &first, BPF_ANY);
+        return 1;
+    }
+    if (first.since_ns > now->since_ns + SP_WAITING_NS) {
+        sp_count_lost(now->waiting);
+        *now = first;
+        return 1;
+    }
+    if (now->waiting_bytes + bytes > SP_WAITING_BYTES_MAX) return 0;
+    __sync_fetch_and_add(&now->waiting, 1);
+    __sync_fetch_and_add(&now->waiting_bytes, bytes);
+    return 1;
+}
+
+SEC("tc")
+int to_neighbour(struct __sk_buff* skb) {
+    struct bpf_redir_neigh neighbour = {};
+    struct sp_packet packet = {};
+    struct bpf_fib_lookup fib;
+    struct sp_next_hop hop;
+    __u8 source[ETH_ALEN];
+    __u32* port;
+    long result;
+
+    if (!sp_skb_read(skb, ETH_ALEN, source, sizeof(source)) ||
+        sp_kind_of_mac(source) != SP_KIND_ORIGINATED || sp_skb_parse(skb, ETH_HLEN, &packet))
+        return TC_ACT_UNSPEC;
+    result = sp_skb_fib_lookup(skb, &packet, &fib);
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+        return TC_ACT_UNSPEC;
+    port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
+    if (!port || *port == SP_PORT_NONE) return TC_ACT_UNSPEC;
+
+    if (result == BPF_FIB_LKUP_RET_NO_NEIGH) {
+        sp_next_hop_of(&fib, &hop);
+        if (!sp_may_wait(&hop, skb->len + SP_WAITING_BYTES_EACH)) {
+            sp_count_lost(1);
+            return TC_ACT_SHOT;
+        }
+    }
+    neighbour.nh_family = fib.family;
+    if (fib.family == SP_AF_INET)
+        neighbour.ipv4_nh = fib.ipv4_dst;
+    else
+        __builtin_memcpy(neighbour.ipv6_nh, fib.ipv6_dst, sizeof(neighbour.ipv6_nh));
+    return (int)bpf_redirect_neigh(fib.ifindex, &neighbour, sizeof(neighbour), 0);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
