@@ -80,6 +80,7 @@ std::expected<bool, std::string> Daemon::run() {
     tell_service_manager("STOPPING=1");
     rpc_.reset();
     if (next_hops_) next_hops_->stop();
+    if (neighbours_) neighbours_->stop();
     // Descriptors live until the workers have stopped.
     return appliance_->stop();
 }
@@ -97,6 +98,7 @@ std::expected<void, std::string> Daemon::start() {
     if (config_.egress == config::EgressMode::direct) {
         if (auto followed = follow_routes(); !followed) return followed;
     }
+    if (auto kept = keep_neighbours(); !kept) return kept;
     report_.emplace(*appliance_, log_);
     auto server = rpc::Server::listen(
         context_, config_.control_socket,
@@ -119,6 +121,31 @@ std::expected<void, std::string> Daemon::follow_routes() {
         });
     if (!next_hops) return std::unexpected(next_hops.error());
     next_hops_ = std::move(*next_hops);
+    return {};
+}
+
+std::expected<void, std::string> Daemon::keep_neighbours() {
+    std::vector<uint32_t> ifindexes;
+    for (const RunningPort& port : appliance_->ports()) ifindexes.push_back(port.ifindex);
+    NeighbourKeeper::Traffic traffic;
+    traffic.far_end_after = [source = &appliance_->source()](const auto& last) {
+        return source->far_end_after(last);
+    };
+    const bpf_objects::BpfObjects* bpf = &appliance_->bpf();
+    traffic.unresolved = [bpf] {
+        std::vector<NeighbourKeeper::Unresolved> out;
+        for (const auto& hop : bpf->unresolved_hops()) {
+            out.push_back({.name = {.ifindex = hop.ifindex, .address = hop.address},
+                           .waited_for = hop.waited_for});
+        }
+        return out;
+    };
+    traffic.forget = [bpf](const route::NeighbourName& name) {
+        bpf->forget_unresolved(name.ifindex, name.address);
+    };
+    auto keeper = NeighbourKeeper::start(context_, log_, std::move(ifindexes), std::move(traffic));
+    if (!keeper) return std::unexpected(keeper.error());
+    neighbours_ = std::move(*keeper);
     return {};
 }
 

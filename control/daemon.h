@@ -20,6 +20,7 @@
 #include "control/operator/audits.h"
 #include "control/operator/report.h"
 #include "control/operator/server.h"
+#include "control/route/keeper.h"
 #include "control/route/publisher.h"
 #include "control/startup/watchdog.h"
 
@@ -38,6 +39,7 @@ class Daemon {
   private:
     std::expected<void, std::string> start();
     std::expected<void, std::string> follow_routes();
+    std::expected<void, std::string> keep_neighbours();
     void wait_for_signal();
     void watch_worker(size_t index);
     void take_events(Worker& worker);
@@ -54,6 +56,7 @@ class Daemon {
     std::optional<Report> report_;
     std::vector<boost::asio::posix::stream_descriptor> worker_events_;
     std::unique_ptr<NextHopControl> next_hops_;
+    std::unique_ptr<NeighbourKeeper> neighbours_;
     std::optional<rpc::Server> rpc_;
     std::optional<Audits> audits_;
     Watchdog watchdog_;

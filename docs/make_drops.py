@@ -80,7 +80,8 @@ WHAT_TO_DO = {
                        "what XDP gives it.",
     "fill_ring_empty": "Its worker was too late to give frames back: a burst longer than the ring, or a worker or CPU at its limit. More frames in "
                        "`memory.frames` do not help.",
-    "no_neighbour": "`ip neigh` on the gateway: the host or router is down, or its address is wrong.",
+    "no_neighbour": "`ip neigh` on the gateway: the router towards the peer, or the peer on the link, is down, or its address is wrong. Only packets of tunnels are counted, "
+                    "at sp0: some wait for the answer, and are counted when the next packet finds that none came. [How neighbours are kept](operation.md#neighbours).",
     "lost_in_kernel": "The kernel's own rules: a forward chain of the firewall, rp_filter, a route that blocks. `show drops` says how the kernel calls it.",
     "lost_in_device": "`ip -s -s link show` of the device: its transmit ring was full, or it is down.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "

@@ -227,6 +227,27 @@ std::expected<Message, std::string> parse_route(bool removed, bool replaces, Byt
 
 }  // namespace
 
+std::expected<std::optional<NeighbourName>, std::string> parse_next_hop(
+    const netlink::Message& message, const IpAddress& destination) {
+    rtmsg header{};
+    Attributes attributes;
+    if (!split(message.payload, header, attributes)) return Error("a route message is cut off");
+    const auto family = family_of(header.rtm_family);
+    if (message.type != RTM_NEWROUTE || family != destination.family) {
+        return Error("an answer is about something else");
+    }
+    NeighbourName name{.address = destination};
+    std::optional<IpAddress> gateway;
+    if (!attributes.exact(RTA_OIF, name.ifindex) || !read_gateway(*family, attributes, gateway)) {
+        return Error("a route is malformed");
+    }
+    if (header.rtm_type != RTN_UNICAST || name.ifindex == 0 || attributes.has(RTA_ENCAP)) {
+        return std::nullopt;
+    }
+    if (gateway) name.address = *gateway;
+    return name;
+}
+
 std::expected<Message, std::string> parse_message(const netlink::Message& message) {
     switch (message.type) {
         case RTM_NEWLINK:

@@ -91,9 +91,20 @@ struct RuleChange {
     bool removed = false;
     Rule rule;
 };
+// One entry of the kernel's tables of neighbours.
+struct NeighbourName {
+    uint32_t ifindex = 0;
+    IpAddress address;
+    friend auto operator<=>(const NeighbourName&, const NeighbourName&) = default;
+};
 using Message =
     std::variant<Ignored, LinkChange, RouteChange, NeighbourChange, AddressChange, RuleChange>;
 
 std::expected<Message, std::string> parse_message(const netlink::Message& message);
+
+// The answer to a question for the way to `destination` (RTM_GETROUTE): the neighbour that packets
+// to it are handed to. None: it is this host's own, unreachable, or behind an encapsulation.
+std::expected<std::optional<NeighbourName>, std::string> parse_next_hop(
+    const netlink::Message& message, const IpAddress& destination);
 
 }  // namespace sallyport::route

@@ -4,7 +4,6 @@
 #include <linux/rtnetlink.h>
 
 #include <algorithm>
-#include <set>
 #include <tuple>
 
 namespace sallyport::route {
@@ -208,12 +207,12 @@ Effect RouteMirror::apply(const NeighbourChange& change) {
     if (!is_port(now.ifindex)) return Effect::none;
     const NeighbourKey key = key_of(now.ifindex, now.address);
     const auto at = neighbours_.find(key);
-    const bool was_usable = at != neighbours_.end() && at->second.usable;
-    if (change.removed || (!now.usable && now.may_be_refreshed())) {
-        if (at != neighbours_.end()) neighbours_.erase(at);
-        return was_usable ? Effect::changed : Effect::none;
+    if (change.removed || !now.usable) {
+        if (at == neighbours_.end()) return Effect::none;
+        neighbours_.erase(at);
+        return Effect::changed;
     }
-    const bool same = was_usable == now.usable && (!now.usable || at->second.mac == now.mac);
+    const bool same = at != neighbours_.end() && at->second.mac == now.mac;
     neighbours_[key] = now;
     return same ? Effect::none : Effect::changed;
 }
@@ -278,7 +277,6 @@ std::unique_ptr<const NextHops> RouteMirror::build(
     const PrefixTable routes(builder.entries());
     const std::vector<NextHop> link_hops = builder.hops();
     for (const auto& [key, neighbour] : neighbours_) {
-        if (!neighbour.usable) continue;
         const IpAddress& address = neighbour.address;
         const auto* bytes = reinterpret_cast<const std::byte*>(address.bytes.data());
         const uint32_t hop = routes.lookup(address.family, bytes);
@@ -302,28 +300,6 @@ std::unique_ptr<const NextHops> RouteMirror::build(
     });
     filters_by_port.resize(ports_.size());
     return std::make_unique<const NextHops>(entries, builder.hops(), std::move(filters_by_port));
-}
-
-std::vector<NeighbourName> RouteMirror::to_refresh() const {
-    std::set<NeighbourKey> seen;
-    std::vector<NeighbourName> names;
-    const auto add = [&](uint32_t ifindex, const IpAddress& address) {
-        const NeighbourKey key = key_of(ifindex, address);
-        const auto known = neighbours_.find(key);
-        if (known != neighbours_.end() && !known->second.may_be_refreshed()) return;
-        if (!seen.insert(key).second) return;
-        names.push_back({.ifindex = ifindex, .address = address});
-    };
-    for (const auto& [key, stored] : main_) {
-        const Route& route = stored.route;
-        if (route.plain && route.gateway && is_port(route.ifindex)) {
-            add(route.ifindex, *route.gateway);
-        }
-    }
-    for (const auto& [key, neighbour] : neighbours_) {
-        if (neighbour.stale) add(neighbour.ifindex, neighbour.address);
-    }
-    return names;
 }
 
 }  // namespace sallyport::route

@@ -39,12 +39,6 @@ enum class Effect : uint8_t {
     resync,   // dump everything again
 };
 
-// Who is asked to be refreshed (RouteSocket::refresh_used).
-struct NeighbourName {
-    uint32_t ifindex = 0;
-    IpAddress address;
-};
-
 class RouteMirror {
   public:
     // `port_ifindexes`: by PortId.
@@ -59,18 +53,6 @@ class RouteMirror {
 
     [[nodiscard]] std::unique_ptr<const NextHops> build(
         std::vector<EgressFilter> filters_by_port) const;
-
-    // With direct egress the kernel does not see our traffic: it lets neighbours go stale and
-    // never notices when they change. These need a nudge from time to time: the gateways of all
-    // routes through ports, and stale neighbours on the ports' links.
-    //
-    // Only those that are purely the kernel's, because a nudge (NTF_USE) changes the entry: it
-    // takes NUD_PERMANENT away, after which an operator's static entry ages and can be spoofed; it
-    // takes NTF_EXT_LEARNED and the extended flags (NTF_EXT_MANAGED) away, by which the kernel
-    // knows that another control plane looks after the entry; and it makes the kernel probe, and
-    // give up, a neighbour that may not answer. The rest it leaves: NTF_ROUTER and what drivers
-    // set, the MAC, NDA_PROTOCOL. What is not nudged is used while the kernel says it is valid.
-    [[nodiscard]] std::vector<NeighbourName> to_refresh() const;
 
   private:
     struct RouteKey {
@@ -109,7 +91,7 @@ class RouteMirror {
     std::map<uint32_t, Link> links_;  // ports only
     Routes local_;
     Routes main_;
-    // On ports only. Those that are not usable are kept where they must not be refreshed.
+    // On ports only, and usable.
     std::map<NeighbourKey, Neighbour> neighbours_;
     std::vector<Rule> rules_;
 };

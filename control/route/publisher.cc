@@ -19,7 +19,6 @@ std::expected<std::unique_ptr<NextHopControl>, std::string> NextHopControl::star
                            std::move(publish)));
     control->publish_(control->mirror_.build(control->filters_));
     control->wait_for_changes();
-    control->refresh_later();
     return control;
 }
 
@@ -33,13 +32,13 @@ NextHopControl::NextHopControl(boost::asio::io_context& context, Log& log,
       publish_(std::move(publish)),
       readable_(context, dup(socket_.fd())),
       coalesce_(context),
-      refresh_(context) {}
+      read_again_(context) {}
 
 void NextHopControl::stop() {
     ErrorCode ignored;
     readable_.close(ignored);
     coalesce_.cancel();
-    refresh_.cancel();
+    read_again_.cancel();
 }
 
 void NextHopControl::wait_for_changes() {
@@ -60,12 +59,14 @@ void NextHopControl::on_readable() {
 
 void NextHopControl::read_again() {
     const auto dumped = socket_.dump(mirror_);
-    if (!dumped) {
-        log_.error("routes for direct egress may be out of date, they are read again in " +
-                   std::to_string(kRefreshSeconds) + " s: " + dumped.error());
-    }
-    read_again_due_ = !dumped.has_value();
-    if (dumped) publish_soon();
+    if (dumped) return publish_soon();
+    // The picture has a hole until then.
+    log_.error("routes for direct egress may be out of date, they are read again in " +
+               std::to_string(kReadAgainSeconds) + " s: " + dumped.error());
+    read_again_.expires_after(std::chrono::seconds(kReadAgainSeconds));
+    read_again_.async_wait([this](ErrorCode error) {
+        if (!error) read_again();
+    });
 }
 
 void NextHopControl::publish_soon() {
@@ -76,18 +77,6 @@ void NextHopControl::publish_soon() {
         if (error) return;
         publish_due_ = false;
         publish_(mirror_.build(filters_));
-    });
-}
-
-void NextHopControl::refresh_later() {
-    refresh_.expires_after(std::chrono::seconds(kRefreshSeconds));
-    refresh_.async_wait([this](ErrorCode error) {
-        if (error) return;
-        if (read_again_due_) read_again();
-        if (const auto refreshed = socket_.refresh_used(mirror_); !refreshed) {
-            log_.warning("neighbours are not refreshed: " + refreshed.error());
-        }
-        refresh_later();
     });
 }
 

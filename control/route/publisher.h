@@ -30,9 +30,8 @@ class NextHopControl {
     // many at once: shorter, and each makes a snapshot of all; longer, and packets take the old
     // way (or the kernel's) that much longer.
     static constexpr int kCoalesceMs = 50;
-    // How often neighbours in use are refreshed. The kernel lets one go stale after some 30 s, so
-    // less often it would not be noticed that a MAC has moved; more often costs messages.
-    static constexpr int kRefreshSeconds = 5;
+    // After this the tables are read again where that has failed.
+    static constexpr int kReadAgainSeconds = 5;
 
     // Called with each new snapshot, the last until the next.
     using Publish = std::function<void(std::unique_ptr<const NextHops>)>;
@@ -54,7 +53,6 @@ class NextHopControl {
     void on_readable();
     void read_again();
     void publish_soon();
-    void refresh_later();
 
     Log& log_;
     route::RouteSocket socket_;
@@ -63,9 +61,8 @@ class NextHopControl {
     Publish publish_;
     boost::asio::posix::stream_descriptor readable_;
     boost::asio::steady_timer coalesce_;
-    boost::asio::steady_timer refresh_;
+    boost::asio::steady_timer read_again_;
     bool publish_due_ = false;
-    bool read_again_due_ = false;  // the picture has a hole until a dump succeeds
 };
 
 }  // namespace sallyport::control

@@ -19,30 +19,6 @@ constexpr std::array<int, 8> kGroups = {
     RTNLGRP_LINK,       RTNLGRP_NEIGH,      RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR,
     RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE,   RTNLGRP_IPV6_RULE};
 
-netlink::RequestBuffer encode_neighbour(uint16_t type, unsigned flags, uint8_t neighbour_flags,
-                                        const NeighbourName& name, uint32_t sequence) {
-    netlink::Writer writer(type, NLM_F_ACK | flags, sequence);
-    ndmsg body{};
-    body.ndm_family = name.address.family == Family::v4 ? AF_INET : AF_INET6;
-    body.ndm_ifindex = static_cast<int>(name.ifindex);
-    body.ndm_flags = neighbour_flags;
-    writer.put(body);
-    const auto address = std::as_bytes(std::span(name.address.bytes));
-    writer.bytes(NDA_DST, address.first(name.address.bit_count() / 8));
-    return writer.take();
-}
-
-netlink::RequestBuffer encode_get(const NeighbourName& name, uint32_t sequence) {
-    return encode_neighbour(RTM_GETNEIGH, 0, 0, name, sequence);
-}
-
-// Makes the kernel look after an entry as if it had sent to it. One that is not there is made, but
-// not if somebody else was faster.
-netlink::RequestBuffer encode_use(const NeighbourName& name, bool exists, uint32_t sequence) {
-    const unsigned flags = exists ? 0 : NLM_F_CREATE | NLM_F_EXCL;
-    return encode_neighbour(RTM_NEWNEIGH, flags, NTF_USE, name, sequence);
-}
-
 }  // namespace
 
 std::expected<RouteSocket, std::string> RouteSocket::open() {
@@ -120,30 +96,6 @@ std::expected<Effect, std::string> RouteSocket::receive(RouteMirror& mirror) {
         [&] { strongest = Effect::resync; });
     if (!received) return std::unexpected(received.error());
     return strongest;
-}
-
-std::expected<void, std::string> RouteSocket::refresh_used(const RouteMirror& mirror) {
-    const auto failed = [](const netlink::Error& error) {
-        return std::unexpected("cannot refresh neighbours: " + error.text);
-    };
-    for (const NeighbourName& name : mirror.to_refresh()) {
-        // Asked again, because the mirror may not know that another control plane has the entry:
-        // the notification still waits, or there was none (for one that is made without a MAC).
-        bool may_be_refreshed = false;
-        const auto asked = requests_.exchange(
-            encode_get(name, requests_.next_sequence()), [&](const netlink::Message& each) {
-                const auto message = parse_message(each);
-                const auto* now = message ? std::get_if<NeighbourChange>(&*message) : nullptr;
-                may_be_refreshed = now != nullptr && now->neighbour.may_be_refreshed();
-            });
-        // An entry that cannot be refreshed (its device went) is reported as a change.
-        if (!asked && asked.error().number == ETIMEDOUT) return failed(asked.error());
-        const bool absent = !asked && asked.error().number == ENOENT;
-        if (!may_be_refreshed && !absent) continue;
-        const auto used = requests_.exchange(encode_use(name, !absent, requests_.next_sequence()));
-        if (!used && used.error().number == ETIMEDOUT) return failed(used.error());
-    }
-    return {};
 }
 
 }  // namespace sallyport::route

@@ -33,10 +33,6 @@ class RouteSocket {
     // Takes all notifications that wait; the strongest effect counts. Never blocks.
     std::expected<Effect, std::string> receive(RouteMirror& mirror);
 
-    // Makes the kernel check the neighbours of RouteMirror::to_refresh(), as if it had sent to them
-    // (NTF_USE). Call every few seconds, more often than half of gc_stale_time.
-    std::expected<void, std::string> refresh_used(const RouteMirror& mirror);
-
   private:
     RouteSocket(netlink::Notifications notifications, netlink::Socket requests)
         : notifications_(std::move(notifications)), requests_(std::move(requests)) {}

@@ -132,6 +132,10 @@ class SaSource {
     [[nodiscard]] virtual size_t served_by(WorkerId worker) const = 0;
     // "2 policies, 4 SAs", for the log.
     [[nodiscard]] virtual std::string inventory() const = 0;
+    // Outer destinations of outbound SAs that workers have, each once, in order: the one after
+    // `last`, or the first of all. None: `last` was the last.
+    [[nodiscard]] virtual std::optional<IpAddress> far_end_after(
+        const std::optional<IpAddress>& last) const = 0;
 };
 
 }  // namespace sallyport::control

@@ -55,6 +55,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             if (hop != nullptr && to_index(hop->port) >= 3) std::abort();
         }
     }
-    static_cast<void>(mirror.to_refresh());
     return 0;
 }

@@ -28,7 +28,8 @@ def main():
 
     # Imported here: scapy takes a second, and the cases register themselves.
     from cases import (  # noqa: F401
-        oracles, traffic, steering, drops, egress, connections, life, closed, losses, unprivileged)
+        oracles, traffic, steering, drops, egress, neighbours, connections, life, closed, losses,
+        unprivileged)
 
     if args.list:
         print("\n".join(name for name, _, _ in runner.CASES))

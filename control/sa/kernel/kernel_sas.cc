@@ -374,6 +374,10 @@ SaRow KernelSas::row_of_one(const xfrm::KernelSa& state) const {
     return row;
 }
 
+std::optional<IpAddress> KernelSas::far_end_after(const std::optional<IpAddress>& last) const {
+    return rounds_.far_end_after(last);
+}
+
 std::vector<SaRow> KernelSas::sas() const {
     std::vector<SaRow> out;
     for (const auto& [name, state] : register_.mirror().states()) out.push_back(row_of_one(state));

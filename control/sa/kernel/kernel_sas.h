@@ -90,6 +90,8 @@ class KernelSas final : public SaSource {
     // Exact counters to the kernel, which goes on with the SAs.
     void give_back() override;
 
+    [[nodiscard]] std::optional<IpAddress> far_end_after(
+        const std::optional<IpAddress>& last) const override;
     [[nodiscard]] std::vector<SaRow> sas() const override;
     [[nodiscard]] std::vector<PolicyRow> policies() const override;
     [[nodiscard]] SourceCounts counts() const override;

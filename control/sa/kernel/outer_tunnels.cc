@@ -60,4 +60,14 @@ void OuterTunnels::roll_back() {
     changed_.clear();
 }
 
+std::optional<IpAddress> OuterTunnels::far_end_after(const std::optional<IpAddress>& last) const {
+    auto next = pairs_.begin();
+    if (last) {
+        IpAddress greatest{.family = Family::v6};
+        greatest.bytes.fill(0xff);
+        next = pairs_.upper_bound({.destination = *last, .source = greatest});
+    }
+    return next == pairs_.end() ? std::nullopt : std::optional(next->first.destination);
+}
+
 }  // namespace sallyport::control

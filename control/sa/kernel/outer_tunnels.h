@@ -36,6 +36,9 @@ class OuterTunnels {
     void roll_back();
 
     [[nodiscard]] const std::map<OuterPair, uint32_t>& pairs() const { return pairs_; }
+    // Of their destinations the one after `last`, or the first; none: `last` was the last.
+    [[nodiscard]] std::optional<IpAddress> far_end_after(
+        const std::optional<IpAddress>& last) const;
     // That came or went in the last update.
     [[nodiscard]] const std::set<OuterPair>& changed() const { return changed_; }
 

@@ -77,6 +77,11 @@ class Rounds {
     // `waiting`: heard, and not yet of a round.
     void in_step(const xfrm::RegisterChanges& waiting);
 
+    // SaSource's.
+    [[nodiscard]] std::optional<IpAddress> far_end_after(
+        const std::optional<IpAddress>& last) const {
+        return outer_.far_end_after(last);
+    }
     // Why earlier policies are in force than the register has; empty: they are not.
     [[nodiscard]] const std::string& not_published() const { return not_published_; }
 

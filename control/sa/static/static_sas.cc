@@ -57,6 +57,7 @@ StaticSas::StaticSas(Log& log, const config::Config& config, Setup setup, const 
         managed.owner = owner_of(sa, static_cast<uint16_t>(setup_.cpus.size()));
         const auto policy = std::ranges::find(config.policies, sa.policy, &config::Policy::name);
         managed.policy = PolicyId{static_cast<uint32_t>(policy - config.policies.begin())};
+        if (managed.is_outbound()) far_ends_.insert(sa.destination);
         sas_.push_back(std::move(managed));
     }
 }
@@ -386,6 +387,11 @@ std::vector<std::vector<WorkerId>> StaticSas::owners_by_policy() const {
         if (std::ranges::find(list, sa.owner) == list.end()) list.push_back(sa.owner);
     }
     return owners;
+}
+
+std::optional<IpAddress> StaticSas::far_end_after(const std::optional<IpAddress>& last) const {
+    const auto next = last ? far_ends_.upper_bound(*last) : far_ends_.begin();
+    return next == far_ends_.end() ? std::nullopt : std::optional(*next);
 }
 
 std::vector<SaRow> StaticSas::sas() const {

@@ -18,6 +18,7 @@
 #include <expected>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -81,6 +82,8 @@ class StaticSas final : public SaSource {
     // Writes the exact next numbers, and the last that were received.
     void give_back() override;
 
+    [[nodiscard]] std::optional<IpAddress> far_end_after(
+        const std::optional<IpAddress>& last) const override;
     [[nodiscard]] std::vector<SaRow> sas() const override;
     [[nodiscard]] std::vector<PolicyRow> policies() const override { return {}; }
     [[nodiscard]] SourceCounts counts() const override { return {.sas = sas_.size()}; }
@@ -122,6 +125,7 @@ class StaticSas final : public SaSource {
     std::vector<ManagedSa> sas_;
     ReplayTops tops_;
     std::string tops_error_;  // why they are not written: said once
+    std::set<IpAddress> far_ends_;
 };
 
 }  // namespace sallyport::control

@@ -10,6 +10,7 @@
 
 #include "control/netlink/socket.h"
 #include "control/route/mirror.h"
+#include "control/route/neighbours.h"
 #include "control/route/socket.h"
 #include "tests/dataplane/io/support.h"
 #include "tests/support/own_address.h"
@@ -271,9 +272,9 @@ TEST(RouteMessages, EveryTruncationIsRefused) {
 
 // ---- what the mirror decides --------------------------------------------------------------------
 
-// A gateway's entry in any condition: refreshed when it is the kernel's own or not there, used when
+// A gateway's entry in any condition: asked for when it is the kernel's own or not there, used when
 // the kernel says it is valid, whoever owns it.
-TEST(RouteMirror, WhoIsRefreshedAndWhoIsUsed) {
+TEST(RouteMirror, WhoIsAskedForAndWhoIsUsed) {
     const IpAddress gateway = parse_ip_address("10.1.0.9").value();
     for (unsigned bits = 0; bits < 32; ++bits) {
         Neighbour neighbour{.ifindex = 7, .address = gateway, .mac = {2, 0, 0, 0, 0, 9}};
@@ -314,8 +315,13 @@ TEST(RouteMirror, WhoIsRefreshedAndWhoIsUsed) {
             EXPECT_EQ(apply(NeighbourChange{.removed = true, .neighbour = neighbour}),
                       neighbour.usable ? Effect::changed : Effect::none);
         }
-        EXPECT_EQ(mirror.to_refresh().size(),
-                  removed || (!neighbour.fixed && !neighbour.foreign) ? 1u : 0u);
+        const std::vector<Neighbour> known(removed ? 0 : 1, neighbour);
+        const bool own = !neighbour.fixed && !neighbour.foreign;
+        EXPECT_EQ(to_ask(known, {}, 9).size(), !removed && neighbour.stale && own ? 1u : 0u);
+        EXPECT_EQ(to_ask(known, {{7, gateway}}, 9).size(),
+                  removed || (own && (neighbour.stale || !neighbour.usable)) ? 1u : 0u);
+        EXPECT_EQ(to_ask(known, {{8, gateway}}, 9).size(),
+                  !removed && neighbour.stale && own ? 2u : 1u);
         EXPECT_EQ(resolved("10.2.3.4"), neighbour.usable && !removed);
         EXPECT_EQ(resolved("10.1.0.9"), neighbour.usable && !removed);
 
@@ -352,11 +358,27 @@ class RouteMirrorTest : public test::NamespaceTest {
         auto socket = RouteSocket::open();
         ASSERT_TRUE(socket) << socket.error();
         socket_.emplace(std::move(*socket));
+        auto neighbours = NeighbourSocket::open();
+        ASSERT_TRUE(neighbours) << neighbours.error();
+        neighbours_.emplace(std::move(*neighbours));
         dump();
     }
     void dump() {
         const auto dumped = socket_->dump(*mirror_);
         ASSERT_TRUE(dumped) << dumped.error();
+    }
+    // What the keeper of neighbours does in one look, with these far ends of tunnels.
+    std::vector<NeighbourName> to_ask_for(const std::vector<std::string>& far_ends) {
+        const uint32_t va = if_nametoindex("va");
+        std::set<NeighbourName> needed;
+        for (const std::string& text : far_ends) {
+            const auto hop = neighbours_->next_hop(parse_ip_address(text).value());
+            EXPECT_TRUE(hop) << hop.error();
+            if (hop && *hop && (*hop)->ifindex == va) needed.insert(**hop);
+        }
+        const auto known = neighbours_->dump(std::array{va});
+        EXPECT_TRUE(known) << known.error();
+        return to_ask(known.value_or(std::vector<Neighbour>{}), needed, 1000);
     }
     // Notifications are queued before the command that causes them returns.
     Effect update() {
@@ -379,6 +401,7 @@ class RouteMirrorTest : public test::NamespaceTest {
     }
     std::optional<RouteMirror> mirror_;
     std::optional<RouteSocket> socket_;
+    std::optional<NeighbourSocket> neighbours_;
 };
 
 TEST_F(RouteMirrorTest, LocalAddressesAreTheKernels) {
@@ -553,18 +576,60 @@ TEST_F(RouteMirrorTest, LostNotificationsAskForAResync) {
     EXPECT_EQ(update(), Effect::none);
 }
 
-// The kernel asks a stale gateway, and one it does not know yet.
-TEST_F(RouteMirrorTest, RefreshMakesTheKernelAsk) {
+// The way to an address as the kernel knows it: by a gateway of either family, on the link, or
+// none.
+TEST_F(RouteMirrorTest, NextHopsOfFarEnds) {
+    const auto hop = [&](const char* text) -> std::string {
+        const auto found = neighbours_->next_hop(parse_ip_address(text).value());
+        if (!found) return found.error();
+        return *found ? to_string((*found)->address) + " " + std::to_string((*found)->ifindex)
+                      : "none";
+    };
+    const std::string va = " " + std::to_string(if_nametoindex("va"));
+    const std::string vc = " " + std::to_string(if_nametoindex("vc"));
+    run("ip route add 10.2.0.0/16 via 10.1.0.20");
+    run("ip route add 10.4.0.0/16 via inet6 fe80::9 dev va");
+    run("ip route add 10.5.0.0/16 dev va");
+    run("ip route add blackhole 10.6.0.0/16");
+    run("ip route add unreachable 10.7.0.0/16");
+    run("ip nexthop add id 5 via 10.1.0.21 dev va; ip route add 10.8.0.0/16 nhid 5");
+    run("ip route add 2001:db8:2::/48 via 2001:db8:1::20");
+    run("ip route add 2001:db8:3::/48 via fe80::7 dev va");
+    EXPECT_EQ(hop("10.1.0.9"), "10.1.0.9" + va);
+    EXPECT_EQ(hop("10.2.3.4"), "10.1.0.20" + va);
+    EXPECT_EQ(hop("10.3.0.9"), "10.3.0.9" + vc);
+    EXPECT_EQ(hop("10.4.0.9"), "fe80::9" + va);
+    EXPECT_EQ(hop("10.5.0.9"), "10.5.0.9" + va);
+    EXPECT_EQ(hop("10.6.0.9"), "none");
+    EXPECT_EQ(hop("10.7.0.9"), "none");
+    EXPECT_EQ(hop("10.8.0.9"), "10.1.0.21" + va);
+    EXPECT_EQ(hop("10.1.0.1"), "none") << "this host";
+    EXPECT_EQ(hop("198.51.100.1"), "none") << "no route";
+    EXPECT_EQ(hop("2001:db8:1::9"), "2001:db8:1::9" + va);
+    EXPECT_EQ(hop("2001:db8:2::9"), "2001:db8:1::20" + va);
+    EXPECT_EQ(hop("2001:db8:3::9"), "fe80::7" + va);
+    EXPECT_EQ(hop("2001:db8:9::9"), "none");
+
+    run("ip route replace 10.2.0.0/16 via 10.1.0.22");
+    EXPECT_EQ(hop("10.2.3.4"), "10.1.0.22" + va);
+}
+
+// The kernel asks a stale neighbour, and a next hop that it does not know or has given up.
+TEST_F(RouteMirrorTest, WhatIsAskedForTheKernelAsks) {
     run("ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 nud stale dev va");
     run("ip neigh add 10.1.0.10 lladdr 02:00:00:00:00:0a nud stale dev vc");
+    run("ip neigh add 10.1.0.11 lladdr 02:00:00:00:00:0b nud stale dev va");
+    run("ip neigh change 10.1.0.11 nud failed dev va");
     run("ip route add 10.2.0.0/16 via 10.1.0.20");
-    run("ip route add 10.6.0.0/16 dev va");
-    update();
-    ASSERT_EQ(mirror_->to_refresh().size(), 2u);
-    const auto refreshed = socket_->refresh_used(*mirror_);
-    ASSERT_TRUE(refreshed) << refreshed.error();
+    run("ip route add 2001:db8:2::/48 via 2001:db8:1::20");
+    const auto names = to_ask_for({"10.2.0.1", "10.2.0.2", "10.1.0.11", "2001:db8:2::1"});
+    ASSERT_EQ(names.size(), 4u);
+    const auto asked = neighbours_->ask(names);
+    ASSERT_TRUE(asked) << asked.error();
     run("ip neigh show 10.1.0.9 dev va | grep -Eq 'DELAY|PROBE'");
-    run("ip neigh show 10.1.0.20 dev va | grep -Eq 'INCOMPLETE'");
+    run("ip neigh show 10.1.0.11 dev va | grep -q INCOMPLETE");
+    run("ip neigh show 10.1.0.20 dev va | grep -q INCOMPLETE");
+    run("ip neigh show 2001:db8:1::20 dev va | grep -q INCOMPLETE");
     run("ip neigh show 10.1.0.10 dev vc | grep -q STALE");  // no port of ours
 }
 
@@ -592,14 +657,14 @@ TEST_F(RouteMirrorTest, RefreshLeavesStaticNeighboursAlone) {
     std::ranges::for_each(kAsked, add);
     update();
 
+    const std::vector<std::string> far_ends = {"10.2.0.1",      "10.3.9.1",      "10.4.0.1",
+                                               "10.5.0.1",      "2001:db8:2::1", "2001:db8:3::1",
+                                               "2001:db8:4::1", "2001:db8:5::1"};
     std::vector<std::string> names;
-    for (const NeighbourName& name : mirror_->to_refresh())
-        names.push_back(to_string(name.address));
+    for (const NeighbourName& name : to_ask_for(far_ends)) names.push_back(to_string(name.address));
     std::ranges::sort(names);
-    EXPECT_EQ(names, (std::vector<std::string>{"10.1.0.11", "10.1.0.12", "2001:db8:1::b",
-                                               "2001:db8:1::c"}));
-    const auto refreshed = socket_->refresh_used(*mirror_);
-    ASSERT_TRUE(refreshed) << refreshed.error();
+    EXPECT_EQ(names, (std::vector<std::string>{"10.1.0.11", "2001:db8:1::b"}));
+    ASSERT_TRUE(neighbours_->ask(to_ask_for(far_ends)));
     const auto show = [](const char* address, const char* states) {
         run(std::string("ip neigh show ") + address + " dev va nud all | grep -Eq '" + states +
             "'");
@@ -610,8 +675,16 @@ TEST_F(RouteMirrorTest, RefreshLeavesStaticNeighboursAlone) {
 
     // One that the operator makes static later is left alone from then on.
     run("ip neigh change 10.1.0.12 lladdr 02:00:00:00:00:09 nud permanent dev va");
-    update();
-    ASSERT_TRUE(socket_->refresh_used(*mirror_));
+    ASSERT_TRUE(neighbours_->ask(to_ask_for(far_ends)));
+    show("10.1.0.12", "PERMANENT");
+    // So is one that he makes static between the look and the request.
+    run("ip neigh change 10.1.0.12 lladdr 02:00:00:00:00:09 nud stale dev va");
+    const auto seen_stale = to_ask_for(far_ends);
+    ASSERT_TRUE(std::ranges::any_of(seen_stale, [](const NeighbourName& name) {
+        return to_string(name.address) == "10.1.0.12";
+    }));
+    run("ip neigh change 10.1.0.12 lladdr 02:00:00:00:00:09 nud permanent dev va");
+    ASSERT_TRUE(neighbours_->ask(seen_stale));
     show("10.1.0.12", "PERMANENT");
 }
 
@@ -719,37 +792,34 @@ TEST_F(RouteMirrorTest, RefreshLeavesForeignNeighboursAlone) {
     EXPECT_EQ(before["2001:db8:1::23"], "flags 144 extended 0 protocol 0 state 4 MAC 2 0 0 0 0 9");
     EXPECT_EQ(before["2001:db8:1::32"], "flags 144 extended 1 protocol 0");
 
-    // The mirror does not know all: these get their owner after it was asked, and an entry that is
-    // made without a MAC is not announced at all. It believes that they are the kernel's to ask.
+    std::vector<std::string> far_ends;
+    for (const auto& [gateway, destination] : destinations) far_ends.push_back(destination);
+    // What was decided may be out of date when it is done: these get their owner in between.
+    std::vector<NeighbourName> names = to_ask_for(far_ends);
     const std::vector<std::string> late = {"10.1.0.50", "2001:db8:1::50"};
+    const auto asks = [&](const std::string& gateway) {
+        return std::ranges::any_of(
+            names, [&](const NeighbourName& name) { return to_string(name.address) == gateway; });
+    };
     for (const std::string& gateway : late) {
+        EXPECT_TRUE(asks(gateway)) << gateway;
         add({gateway, "lladdr 02:00:00:00:00:09 nud stale extern_learn"});
         before[gateway] = raw(gateway, true);
     }
-    const auto refreshes = [&](const std::string& gateway) {
-        return std::ranges::any_of(mirror_->to_refresh(), [&](const NeighbourName& name) {
-            return to_string(name.address) == gateway;
-        });
-    };
-    for (const std::string& gateway : late) EXPECT_TRUE(refreshes(gateway)) << gateway;
-    EXPECT_TRUE(refreshes("10.1.0.22"));
-    EXPECT_TRUE(refreshes("10.1.0.30"));
+    EXPECT_EQ(names.size(), own.size() + late.size());
     const auto compare = [&] {
         for (const auto& [gateway, text] : before) {
             EXPECT_EQ(raw(gateway, text.contains("state")), text) << gateway;
         }
     };
     for (int round = 0; round < 3; ++round) {
-        const auto refreshed = socket_->refresh_used(*mirror_);
-        ASSERT_TRUE(refreshed) << refreshed.error();
+        const auto asked = neighbours_->ask(names);
+        ASSERT_TRUE(asked) << asked.error();
         compare();
-        update();
-        for (const Row& row : foreign) {
-            const bool announced = row.text.contains("lladdr");
-            EXPECT_FALSE(announced && refreshes(row.gateway)) << row.gateway;
-        }
-        for (const std::string& gateway : late) EXPECT_FALSE(refreshes(gateway)) << gateway;
+        names = to_ask_for(far_ends);
+        EXPECT_TRUE(names.empty()) << names.size();
     }
+    update();
     for (const Row& row : own) {
         run("ip neigh show " + row.gateway + " dev va nud all | grep -Eq 'DELAY|PROBE'");
     }
@@ -762,9 +832,6 @@ TEST_F(RouteMirrorTest, RefreshLeavesForeignNeighboursAlone) {
 
     // The same from a dump instead of notifications, which misses none.
     dump();
-    EXPECT_EQ(mirror_->to_refresh().size(), own.size());
-    ASSERT_TRUE(socket_->refresh_used(*mirror_));
-    compare();
     std::ranges::for_each(foreign, use);
 }
 
