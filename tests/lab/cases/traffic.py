@@ -144,7 +144,8 @@ def transit_esp(bench):
     bench.peer()
     gateway = bench.gateway(policies=[
         {"name": "vpns4", "action": "bypass", "local": "10.1.0.0/16", "remote": "198.51.100.0/24"},
-        {"name": "vpns6", "action": "bypass", "local": "fd01:0:0:3::/64", "remote": "2001:db8:9::/64"}])
+        # The guest too, which has no route for it and says so.
+        {"name": "vpns6", "action": "bypass", "local": "fd01:0:0:3::/64", "remote": "2001:db8::/32"}])
     end = bench.crafted("craft0")
     drops = gateway.drops()
 
@@ -213,9 +214,11 @@ def partial_checksums(bench):
             count = 10
             payloads = [secrets.token_bytes(30 + i) for i in range(2 * count)]
             with wire.Wire(lab.peer_ns, "wanp") as w:
-                for family, peer, own in ((socket.AF_INET, PEER4, payloads[:count]),
-                                          (socket.AF_INET6, PEER6, payloads[count:])):
+                for family, host, peer, own in (
+                        (socket.AF_INET, "10.1.0.2", PEER4, payloads[:count]),
+                        (socket.AF_INET6, "fd01:0:0:3::2", PEER6, payloads[count:])):
                     with lab.lan.run_inside(lambda f=family: socket.socket(f, socket.SOCK_DGRAM)) as s:
+                        s.bind((host, 0))
                         for payload in own:
                             s.sendto(payload, (peer, 9))
 
