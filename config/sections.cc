@@ -223,6 +223,31 @@ PortDraft read_port(const Entry& entry, Diagnostics& diagnostics) {
     return draft;
 }
 
+// Why no packet in transit is to or from an address of `prefix`: XDP leaves these to the host
+// itself (bpf/parse.h), so that PROTECT would never protect them.
+std::string host_scope_problem(const IpPrefix& prefix) {
+    static const IpPrefix kBroadcast = *parse_ip_prefix("255.255.255.255/32");
+    static const IpPrefix kMulticast = *parse_ip_prefix("224.0.0.0/4");
+    static const IpPrefix kMulticastV6 = *parse_ip_prefix("ff00::/8");
+    static const IpPrefix kLinkLocalV6 = *parse_ip_prefix("fe80::/10");
+    if (kBroadcast.contains(prefix)) return "is the broadcast address";
+    if (kMulticast.contains(prefix) || kMulticastV6.contains(prefix)) return "is multicast";
+    if (kLinkLocalV6.contains(prefix)) return "is link-local";
+    return {};
+}
+
+void check_can_be_protected(TableReader& table, std::string_view key,
+                            const std::vector<IpPrefix>& prefixes) {
+    for (const IpPrefix& prefix : prefixes) {
+        const std::string problem = host_scope_problem(prefix);
+        if (problem.empty()) continue;
+        table.report(key, shown(to_string(prefix)) + " " + problem +
+                              ": tunnels carry packets between single hosts that are routed; take "
+                              "it out of this policy");
+        return;
+    }
+}
+
 PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
     PolicyDraft draft;
     Policy& policy = draft.policy;
@@ -256,6 +281,10 @@ PolicyDraft read_policy(const Node& node, Diagnostics& diagnostics) {
     assign(policy.if_id, table.integer("if_id", 1, UINT32_MAX));
     if (policy.if_id != 0 && draft.action_known && policy.action != SpdAction::protect) {
         table.report("if_id", "is for action = \"protect\": nothing else has a connection");
+    }
+    if (policy.action == SpdAction::protect) {
+        check_can_be_protected(table, "local", policy.local);
+        check_can_be_protected(table, "remote", policy.remote);
     }
     if (!policy.local.empty() && !policy.remote.empty()) {
         if (policy.local[0].address.family != policy.remote[0].address.family) {

@@ -53,6 +53,9 @@ std::string outer_problem(const IpAddress& address) {
         return {};
     }
     if (bytes[0] == 0xff) return "is a multicast address";
+    if (bytes[0] == 0xfe && (bytes[1] & 0xc0) == 0x80) {
+        return "is a link-local address, which means nothing without a device";
+    }
     if (address == *parse_ip_address("::1")) return "is a loopback address";
     static const IpPrefix kMapped = *parse_ip_prefix("::ffff:0:0/96");
     if (kMapped.contains(address)) return "is an IPv4-mapped address, which no packet carries";

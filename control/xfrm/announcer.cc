@@ -153,8 +153,21 @@ std::expected<void, netlink::Error> SaRegistry::try_larval(const NewState& state
     return socket_.exchange(encode_allocate_spi(state, attributes_, socket_.next_sequence()));
 }
 
-std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
-    if (auto free = refuse_foreign(state.id); !free) return free;
+std::expected<void, std::string> SaRegistry::learn_spis() {
+    if (spis_) return {};
+    std::set<Spi> spis;
+    const auto dumped =
+        socket_.exchange(encode_dump_states(socket_.next_sequence()), [&](const Message& message) {
+            const auto state = decode_kernel_sa(message.payload);
+            if (state && state->name.protocol == kProtocolEsp) spis.insert(state->name.spi);
+        });
+    if (!dumped) return std::unexpected("cannot list xfrm states: " + dumped.error().text);
+    spis_ = std::move(spis);
+    return {};
+}
+
+std::expected<SaRegistry::Registered, std::string> SaRegistry::add_one(const NewState& state) {
+    if (auto free = refuse_foreign(state.id); !free) return std::unexpected(free.error());
     // An unknown attribute is EINVAL (or EOPNOTSUPP from a strict kernel): try with fewer. Only the
     // first SA meets this; what worked is kept.
     std::expected<void, netlink::Error> result;
@@ -170,7 +183,9 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
             }
         }
         if (method_ == Method::larval) {
-            if (state.direction == StateDirection::outbound) return {};
+            if (state.direction == StateDirection::outbound) return Registered::nothing_to_do;
+            if (auto known = learn_spis(); !known) return std::unexpected(known.error());
+            if (spis_->contains(state.id.spi)) return Registered::beside_another;
             if (!raised_) {
                 auto raised = RaisedAcquireExpiry::raise(note_);
                 if (!raised) return std::unexpected(raised.error());
@@ -193,11 +208,13 @@ std::expected<void, std::string> SaRegistry::add_one(const NewState& state) {
         reason_ = "the kernel has ESP with " + std::string(state.suite->family);
     }
     registered_.push_back(state.id);
-    return {};
+    if (spis_) spis_->insert(state.id.spi);
+    return Registered::in_xfrm;
 }
 
-std::vector<std::expected<void, std::string>> SaRegistry::add(std::span<NewState> states) {
-    std::vector<std::expected<void, std::string>> results;
+std::vector<std::expected<SaRegistry::Registered, std::string>> SaRegistry::add(
+    std::span<NewState> states) {
+    std::vector<std::expected<Registered, std::string>> results;
     results.reserve(states.size());
     for (NewState& state : states) {
         // ALLOCSPI looks for a larval state of the same reqid first, so each gets its own.
@@ -212,6 +229,7 @@ void SaRegistry::remove(const StateId& id) {
     const auto found = std::ranges::find(registered_, id);
     if (found == registered_.end()) return;
     registered_.erase(found);
+    if (spis_) spis_->erase(id.spi);
     const auto removed = delete_state(id);
     static_cast<void>(removed);
 }

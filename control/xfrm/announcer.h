@@ -11,6 +11,11 @@
 //   larval  XFRM_MSG_ALLOCSPI, where it has not (NEWSA: EPROTONOSUPPORT without ESP, ENOSYS or
 //           ENOENT without the cipher). Only inbound SAs; they need no key.
 //
+// ALLOCSPI takes an SPI once in a network namespace since Linux 6.17, whatever the destinations,
+// and leaves a state without SPI behind where it refuses, which nothing can remove. So it is asked
+// only for an SPI that no state of ESP has; other SAs are not registered, and XDP finds them in the
+// owner map alone. NEWSA takes an SPI once for each destination.
+//
 // A larval state lives net.core.xfrm_acq_expires seconds, counted from its creation with the value
 // of that moment. The value is therefore raised only while states are being made and put back at
 // once: acquires of an IKE daemon in the same namespace keep their usual short life. Should the
@@ -26,6 +31,7 @@
 #include <expected>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -74,9 +80,12 @@ class SaRegistry {
     SaRegistry& operator=(SaRegistry&&) = delete;
     ~SaRegistry();  // removes all states
 
-    // Registers SAs; one result for each. `reqid` is chosen here. An outbound SA on a kernel
-    // without ESP is silently fine: there is nothing to register.
-    std::vector<std::expected<void, std::string>> add(std::span<NewState> states);
+    // beside_another: its SPI is another SA's too, and this kernel would not take it twice. Nobody
+    // but us knows the SA.
+    enum class Registered : uint8_t { in_xfrm, nothing_to_do, beside_another };
+    // Registers SAs; one result for each. `reqid` is chosen here. For an outbound SA on a kernel
+    // without ESP there is nothing to do.
+    std::vector<std::expected<Registered, std::string>> add(std::span<NewState> states);
     void remove(const StateId& id);
 
     [[nodiscard]] Method method() const { return method_; }
@@ -89,7 +98,8 @@ class SaRegistry {
 
     std::expected<void, std::string> remove_stale();
     std::expected<void, std::string> refuse_foreign(const StateId& id);
-    std::expected<void, std::string> add_one(const NewState& state);
+    std::expected<void, std::string> learn_spis();
+    std::expected<Registered, std::string> add_one(const NewState& state);
     std::expected<void, netlink::Error> try_full(const NewState& state);
     std::expected<void, netlink::Error> try_larval(const NewState& state);
     std::expected<void, netlink::Error> delete_state(const StateId& id);
@@ -102,6 +112,8 @@ class SaRegistry {
     std::optional<RaisedAcquireExpiry> raised_;
     uint32_t reqids_used_ = 0;
     std::vector<StateId> registered_;
+    // Of all states of ESP, ours and others': larval only, from the first SA on.
+    std::optional<std::set<Spi>> spis_;
 };
 
 }  // namespace sallyport::xfrm

@@ -256,6 +256,11 @@ void StaticSas::announce(bpf_objects::BpfObjects& bpf) {
             refuse(sa, results[i].error());
             continue;
         }
+        if (*results[i] == xfrm::SaRegistry::Registered::beside_another) {
+            log_.note("SA '" + sa.config->name +
+                      "' is not in xfrm, which takes an SPI once on this kernel, and another SA " +
+                      "has " + xfrm::to_text(sa.config->spi) + " too: it works all the same");
+        }
         const auto inserted = bpf.insert_owner(sa.config->spi, sa.config->destination, sa.owner);
         if (!inserted) refuse(sa, inserted.error());
     }

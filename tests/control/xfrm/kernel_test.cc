@@ -117,6 +117,35 @@ TEST_F(XfrmKernel, StatesAreThereWithTheirCpuAndGoWithTheRegistry) {
     });
 }
 
+// SPIs are unique for each destination (RFC 4301 4.1); Linux 6.17 and later allocate each once.
+TEST_F(XfrmKernel, OneSpiOnTwoAddressesIsNoError) {
+    using enum SaRegistry::Registered;
+    in_new_namespace([&] {
+        ASSERT_TRUE(
+            succeeds("ip xfrm state allocspi src 192.0.2.9 dst 198.51.100.7 proto esp "
+                     "reqid 7 mode tunnel min 0x2001 max 0x2001"));
+        {
+            auto registry = SaRegistry::open(dir_);
+            ASSERT_TRUE(registry) << registry.error();
+            std::vector<NewState> states = {
+                inbound(0x1001, "192.0.2.1", 0), inbound(0x1001, "198.51.100.1", 1),
+                inbound(0x1001, "2001:db8::1", 1), inbound(0x2001, "192.0.2.1", 0)};
+            const auto results = registry->add(states);
+            for (const auto& result : results) ASSERT_TRUE(result) << result.error();
+            EXPECT_EQ(*results[0], in_xfrm);
+            const bool larval = registry->method() == SaRegistry::Method::larval;
+            for (size_t i = 1; i < results.size(); ++i) {
+                EXPECT_EQ(*results[i], larval ? beside_another : in_xfrm) << i;
+            }
+            // One that was left without an SPI would stay for years.
+            EXPECT_FALSE(output_of("ip xfrm state").contains("spi 0x00000000"));
+        }
+        const std::string shown = output_of("ip xfrm state");
+        EXPECT_TRUE(shown.contains("reqid 7")) << shown;
+        EXPECT_FALSE(shown.contains("reqid 1397")) << "ours are gone:\n" << shown;
+    });
+}
+
 TEST_F(XfrmKernel, OutboundSaIsNeverUsableByTheKernel) {
     in_new_namespace([&] {
         auto registry = SaRegistry::open(dir_);
