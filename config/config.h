@@ -169,9 +169,13 @@ inline constexpr uint32_t kHoldFrames = 256;
 
 // One thing that is wrong, as the operator reads it: "file:line: what is wrong, what is allowed".
 struct Error {
+    // not_yet: the file is right, and the system may be so later (a device that is made at boot).
+    enum class Kind : uint8_t { wrong, not_yet };
+
     std::filesystem::path file;
     uint32_t line = 0;  // 0: concerns the whole file
     std::string text;
+    Kind kind = Kind::wrong;
 
     [[nodiscard]] std::string to_string() const;
 };

@@ -60,12 +60,12 @@ std::string Error::to_string() const {
     return result + ": " + text;
 }
 
-void Diagnostics::add(uint32_t line, std::string text) {
+void Diagnostics::add(uint32_t line, std::string text, Error::Kind kind) {
     if (errors_.size() == kErrorsMax) {
         ++withheld_;
         return;
     }
-    errors_.push_back({.file = file_, .line = line, .text = std::move(text)});
+    errors_.push_back({.file = file_, .line = line, .text = std::move(text), .kind = kind});
 }
 
 std::vector<Error> Diagnostics::take() {

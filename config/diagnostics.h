@@ -26,7 +26,7 @@ class Diagnostics {
     explicit Diagnostics(std::filesystem::path file) : file_(std::move(file)) {}
 
     // `line` 0: the whole file.
-    void add(uint32_t line, std::string text);
+    void add(uint32_t line, std::string text, Error::Kind kind = Error::Kind::wrong);
     [[nodiscard]] bool empty() const { return errors_.empty(); }
     // Everything so far in the order of lines.
     [[nodiscard]] std::vector<Error> take();

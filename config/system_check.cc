@@ -88,10 +88,13 @@ uint64_t check_ports(const Config& config, Diagnostics& diagnostics) {
         const auto report = [&](const std::string& text) {
             diagnostics.add(port.location.line, label + text);
         };
+        const auto report_for_now = [&](const std::string& text) {
+            diagnostics.add(port.location.line, label + text, Error::Kind::not_yet);
+        };
         const unsigned index = if_nametoindex(port.device.c_str());
         if (index == 0) {
-            report("there is no network device " + shown(port.device) +
-                   ": 'ip link' lists those there are");
+            report_for_now("there is no network device " + shown(port.device) +
+                           ": 'ip link' lists those there are");
             continue;
         }
         // An alternative name leads to a device that another port has by its first name.
@@ -110,26 +113,28 @@ uint64_t check_ports(const Config& config, Diagnostics& diagnostics) {
         }
         const auto queues = device_queue_count(port.device);
         if (!queues) {
-            report(queues.error());
+            report_for_now(queues.error());
             continue;
         }
         if (port.queues && *port.queues > *queues) {
-            report("queues: device " + shown(port.device) + " has " + std::to_string(*queues) +
-                   ", not " + std::to_string(*port.queues) + ": allowed are 1 to " +
-                   std::to_string(*queues) + " or \"auto\" ('ethtool -L' changes what it has)");
+            report_for_now("queues: device " + shown(port.device) + " has " +
+                           std::to_string(*queues) + ", not " + std::to_string(*port.queues) +
+                           ": allowed are 1 to " + std::to_string(*queues) +
+                           " or \"auto\" ('ethtool -L' changes what it has)");
             continue;
         }
         // Frames that arrive on a queue without our sockets would pass the gateway by.
         if (port.queues && *port.queues < *queues) {
-            report("queues: device " + shown(port.device) + " spreads frames over " +
-                   std::to_string(*queues) + " queues, of which " + std::to_string(*port.queues) +
-                   " would be served: write \"auto\" or reduce them with 'ethtool -L'");
+            report_for_now("queues: device " + shown(port.device) + " spreads frames over " +
+                           std::to_string(*queues) + " queues, of which " +
+                           std::to_string(*port.queues) +
+                           " would be served: write \"auto\" or reduce them with 'ethtool -L'");
             continue;
         }
         if (*queues > SP_QUEUES_MAX) {
-            report("device " + shown(port.device) + " has " + std::to_string(*queues) +
-                   " queues: allowed are at most " + std::to_string(SP_QUEUES_MAX) +
-                   ", reduce them with 'ethtool -L'");
+            report_for_now("device " + shown(port.device) + " has " + std::to_string(*queues) +
+                           " queues: allowed are at most " + std::to_string(SP_QUEUES_MAX) +
+                           ", reduce them with 'ethtool -L'");
             continue;
         }
         queues_total += *queues;

@@ -23,6 +23,7 @@
 #include "control/open_path.h"
 #include "control/sa/static/accept_key.h"
 #include "control/startup/policy_check.h"
+#include "control/startup/ready_system.h"
 
 namespace {
 
@@ -31,6 +32,9 @@ using namespace sallyport;
 constexpr int kStopped = 0;
 constexpr int kFailed = 1;
 constexpr int kUsage = 2;
+// The file is right, the system is not ready for it: EX_TEMPFAIL of sysexits, which the unit does
+// not count among the mistakes that stay.
+constexpr int kNotYet = 75;
 
 constexpr char kUsageText[] =
     "usage: sallyportd -c FILE [--check] [--open] [--accept-key NAME[=SEQUENCE]]\n"
@@ -45,7 +49,13 @@ constexpr char kUsageText[] =
     "                      used, at 1, and end; with =SEQUENCE at that number, which must be "
     "above\n"
     "                      everything ever sent with the key. May be given more than once.\n"
-    "  --version\n";
+    "  --version\n"
+    "\n"
+    "Exit status: 0 done or stopped, 1 failed, 2 the file or the command line is wrong, 75 the "
+    "file\n"
+    "is right and the system is not ready for it: a device or a queue is missing. A start waits 30 "
+    "s\n"
+    "for these.\n";
 
 struct Arguments {
     std::string config;
@@ -124,11 +134,16 @@ int run(const Arguments& arguments, control::Log& log) {
         return kStopped;
     }
     if (arguments.accept_keys.empty()) {
-        auto wrong = config::check_against_system(*config);
-        std::ranges::move(control::check_policies(*config), std::back_inserter(wrong));
+        const auto unfit = control::check_policies(*config);
+        const auto check = [&] {
+            auto wrong = config::check_against_system(*config);
+            std::ranges::copy(unfit, std::back_inserter(wrong));
+            return wrong;
+        };
+        const auto wrong = arguments.check ? check() : control::wait_for_system(check, log);
         if (!wrong.empty()) {
             report_errors(wrong);
-            return kUsage;
+            return control::may_heal(wrong) ? kNotYet : kUsage;
         }
     }
     if (arguments.check) return kStopped;
