@@ -223,7 +223,8 @@ Appliance::Step Appliance::open_sockets() {
                       ": VLAN tags stay in its frames while sallyportd runs (rxvlan was on)");
         }
     }
-    return control::open_sockets(ports_, config_, static_cast<uint16_t>(cpus_.size()), *memory_);
+    return control::open_sockets(ports_, config_, static_cast<uint16_t>(cpus_.size()), *memory_,
+                                 log_);
 }
 
 Appliance::Step Appliance::load_programs() {

@@ -27,7 +27,27 @@ constexpr int kAnswerBuffer = 1 << 20;         // of Socket::kAtOnce requests: s
 constexpr timeval kPatience{.tv_sec = 10, .tv_usec = 0};
 
 const char* name_of(Protocol protocol) {
-    return protocol == Protocol::xfrm ? "NETLINK_XFRM" : "NETLINK_ROUTE";
+    switch (protocol) {
+        case Protocol::xfrm:
+            return "NETLINK_XFRM";
+        case Protocol::route:
+            return "NETLINK_ROUTE";
+        case Protocol::sock_diag:
+            return "NETLINK_SOCK_DIAG";
+    }
+    return "";
+}
+
+int number_of(Protocol protocol) {
+    switch (protocol) {
+        case Protocol::xfrm:
+            return NETLINK_XFRM;
+        case Protocol::route:
+            return NETLINK_ROUTE;
+        case Protocol::sock_diag:
+            return NETLINK_SOCK_DIAG;
+    }
+    return -1;
 }
 
 Error system_error(const std::string& what) {
@@ -186,8 +206,7 @@ void set_receive_buffer(int fd, int bytes) {
 }
 
 std::expected<UniqueFd, std::string> open_and_bind(Protocol protocol, int flags) {
-    UniqueFd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags,
-                       protocol == Protocol::xfrm ? NETLINK_XFRM : NETLINK_ROUTE));
+    UniqueFd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, number_of(protocol)));
     if (!fd) {
         return std::unexpected(
             system_error(std::string("cannot open ") + name_of(protocol)).text +

@@ -27,7 +27,7 @@
 
 namespace sallyport::netlink {
 
-enum class Protocol : uint8_t { xfrm, route };
+enum class Protocol : uint8_t { xfrm, route, sock_diag };
 
 struct Error {
     int number = 0;  // errno

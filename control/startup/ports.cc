@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "config/system.h"
+#include "control/startup/busy_queue.h"
 #include "dataplane/esp/overhead.h"
 #include "dataplane/io/tap.h"
 
@@ -92,22 +93,27 @@ uint32_t tunnel_mtu(std::span<const RunningPort> ports) {
 
 std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
                                               const config::Config& config, uint16_t workers,
-                                              io::PacketMemory& memory) {
+                                              io::PacketMemory& memory, Log& log) {
+    BusyQueues busy(log);
     for (RunningPort& port : ports) {
         // Generic XDP takes its frames after the driver has made packets of them.
         const io::Bind bind = port.config->xdp_mode == config::XdpMode::generic
                                   ? io::Bind::copy
                                   : port.config->bind_mode;
-        auto sockets =
-            io::PortSockets::create({.device = port.config->device,
-                                     .ifindex = port.ifindex,
-                                     .queues = port.queues,
-                                     .workers = workers,
-                                     .bind = bind,
-                                     .tx_entries = config.egress == config::EgressMode::direct
-                                                       ? io::PortSocketsSetup{}.tx_entries
-                                                       : 0},
-                                    memory);
+        auto sockets = io::PortSockets::create(
+            {.device = port.config->device,
+             .ifindex = port.ifindex,
+             .queues = port.queues,
+             .workers = workers,
+             .bind = bind,
+             .tx_entries = config.egress == config::EgressMode::direct
+                               ? io::PortSocketsSetup{}.tx_entries
+                               : 0,
+             .when_busy =
+                 [&](uint16_t queue, std::chrono::milliseconds waited) {
+                     return busy.look(port.config->device, port.ifindex, queue, waited);
+                 }},
+            memory);
         if (!sockets) return std::unexpected(sockets.error());
         port.sockets = std::move(*sockets);
     }

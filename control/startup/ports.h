@@ -13,6 +13,7 @@
 
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
+#include "control/log.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 
@@ -45,10 +46,11 @@ uint32_t largest_outer_mtu(std::span<const RunningPort> ports);
 // Room for the tunnel, so that the kernel fragments (or refuses) what it routes into one.
 uint32_t tunnel_mtu(std::span<const RunningPort> ports);
 
-// AF_XDP sockets for each port, queue and worker. `memory` outlives them.
+// AF_XDP sockets for each port, queue and worker. `memory` outlives them. Queues that a dead
+// process still holds are waited for (busy_queue.h).
 std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
                                               const config::Config& config, uint16_t workers,
-                                              io::PacketMemory& memory);
+                                              io::PacketMemory& memory, Log& log);
 
 // Where every frame of packet memory is. Exact when the workers stand still.
 struct FrameCensus {

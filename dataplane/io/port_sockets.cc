@@ -27,9 +27,15 @@ namespace {
 constexpr uint32_t kUmemHeadroom = kFrameDataOffset - XDP_PACKET_HEADROOM;
 
 // The kernel frees a closed socket's queue a moment after close(): a daemon that was killed may
-// still hold it when the next one starts.
-constexpr int kBusyRetries = 100;
+// still hold it when the next one starts. Where nobody says how long that may take:
+constexpr std::chrono::milliseconds kBusyMax{1000};
 constexpr std::chrono::milliseconds kBusyPause{10};
+
+std::expected<void, std::string> wait_a_second(uint16_t /*queue*/,
+                                               std::chrono::milliseconds waited) {
+    if (waited < kBusyMax) return {};
+    return std::unexpected("");
+}
 
 // A ring shared with the kernel.
 class RingMapping {
@@ -264,14 +270,21 @@ std::expected<void, Failure> PortSockets::Impl::open_socket(uint16_t queue, uint
         // queues that follow.
         address.sxdp_flags = static_cast<uint16_t>(XDP_USE_NEED_WAKEUP | mode_flag);
     }
-    int error = 0;
-    for (int attempt = 0; attempt <= kBusyRetries; ++attempt) {
-        error =
-            bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
-        if (error != EBUSY) break;
+    const WhenBusy when_busy = setup.when_busy ? setup.when_busy : wait_a_second;
+    const auto began = std::chrono::steady_clock::now();
+    while (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+        const int error = errno;
+        if (error != EBUSY) {
+            return std::unexpected(Failure{explain_bind(setup, queue, error), error});
+        }
+        const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(
+            std::chrono::steady_clock::now() - began);
+        if (const auto go_on = when_busy(queue, waited); !go_on) {
+            return std::unexpected(Failure{
+                go_on.error().empty() ? explain_bind(setup, queue, error) : go_on.error(), error});
+        }
         std::this_thread::sleep_for(kBusyPause);
     }
-    if (error != 0) return std::unexpected(Failure{explain_bind(setup, queue, error), error});
     return {};
 }
 

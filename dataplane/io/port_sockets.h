@@ -28,8 +28,10 @@
 // Frames the kernel holds when the sockets close do not come back by themselves: see
 // PacketMemory::recover().
 
+#include <chrono>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,6 +43,11 @@
 
 namespace sallyport::io {
 
+// Asked every few milliseconds while the kernel says that a queue is taken. The error ends the wait
+// and says whose the queue is.
+using WhenBusy = std::function<std::expected<void, std::string>(uint16_t queue,
+                                                                std::chrono::milliseconds waited)>;
+
 struct PortSocketsSetup {
     std::string device;
     uint32_t ifindex = 0;
@@ -50,6 +57,7 @@ struct PortSocketsSetup {
     uint32_t fill_entries = 2048;  // of each queue; powers of two
     uint32_t rx_entries = 1024;    // of each socket
     uint32_t tx_entries = 512;     // of each socket; only used by direct egress, 0: no TX
+    WhenBusy when_busy;            // none: after a second somebody else has it
 };
 
 // What the kernel counted for one socket (XDP_STATISTICS).

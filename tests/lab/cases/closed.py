@@ -8,7 +8,7 @@ import threading
 import time
 
 from cases.life import foreign_program
-from lab import daemon, netns, scapy_peer, topology, traffic, wire
+from lab import netns, scapy_peer, topology, traffic, wire
 from lab.runner import case, check, equal, eventually
 
 # Lives of the gateway in each case; SALLYPORT_CYCLES=20 for a long look.
@@ -142,21 +142,9 @@ def host_forwarding(lab, value):
             netns.sh("ip", "-netns", gw.name, "neigh", "del", *words.split(), check=False)
 
 
-def start(gateway):
-    """Starts it; the kernel closes the sockets of one that was killed on its own time."""
-    def started():
-        try:
-            return gateway.start()
-        except daemon.DaemonFailed as e:
-            if "another program has AF_XDP sockets" not in str(e):
-                raise
-            return None
-    eventually(started, "the sockets of the killed one are still there", 30)
-
-
 def live(gateway, flood, end):
     """One life under the flood, with an end by `end`; nothing forbidden leaves in it."""
-    start(gateway)
+    gateway.start()
     flood.passes()
     end()
 
@@ -180,13 +168,13 @@ def starts_and_stops(bench, forwarding, at_stop, **options):
             for life in range(CYCLES):
                 live(gateway, flood, gateway.kill)
                 judge(flood, f"start and kill -9 {life}")
-            start(gateway)
+            gateway.start()
             gateway.kill()
             eventually(lambda: not lab.gw.exists("sp0"), "sp0 of the killed one is there", 20)
             for life in range(CYCLES):
                 fail_to_start(lab, gateway)
                 judge(flood, f"failing start {life}")
-            start(gateway)
+            gateway.start()
             equal(gateway.stop(), 0, "exit status")
             judge(flood, "the last stop")
             gateway.run("--open")
@@ -360,7 +348,7 @@ def tc_program_removed(bench):
         try:
             gateway.kill()
             check("kernel_out" in filters(), f"gone with the process: {filters()}")
-            start(gateway)
+            gateway.start()
             errors.stay(gateway, "after a kill")
             equal(gateway.stop(), 0, "exit status")
             check("kernel_out" in filters(), f"after a stop with closed ports: {filters()}")
@@ -699,6 +687,6 @@ def opened_after_a_kill(bench):
                     judge(flood, "after --open of a host that does not forward")
                     check(not any(flood.out().values()), f"left by wan0: {flood.out()}")
             # Nothing is in the way of the next start.
-            start(gateway)
+            gateway.start()
             bench.stop_gateway()
             gateway.run("--open")
