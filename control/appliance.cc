@@ -194,7 +194,13 @@ Appliance::Step Appliance::set_up_host() {
         return done;
     }
     note_obstacles(log_);
-    return {};
+    const std::vector<Setting> routers = router_settings(config_);
+    if (!routers.empty()) {
+        log_.note(
+            "net/ipv6/conf/*/accept_ra was 1 and is 2 while sallyportd runs: the host forwards "
+            "IPv6 and goes on to believe its routers");
+    }
+    return apply(routers, sysctls_, log_);
 }
 
 Appliance::Step Appliance::create_tap() {
@@ -204,10 +210,10 @@ Appliance::Step Appliance::create_tap() {
     if (!tap) return std::unexpected(tap.error());
     tap_.emplace(std::move(*tap));
     if (auto up = set_up_tap(); !up) return up;
-    if (auto done = apply(tap_settings(config_.device), sysctls_, log_); !done) return done;
+    if (auto done = apply(tap_settings(config_), sysctls_, log_); !done) return done;
     if (auto done = host_traffic_.open(tap_->ifindex()); !done) return done;
     if (!interface_) return {};
-    return apply(interface_settings(config_.xfrm_interface), sysctls_, log_);
+    return apply(interface_settings(config_), sysctls_, log_);
 }
 
 Appliance::Step Appliance::set_up_tap() {
@@ -296,7 +302,7 @@ Appliance::Step Appliance::attach_all() {
 }
 
 Appliance::Step Appliance::enable_forwarding() {
-    if (auto done = apply(forwarding_settings(config_.ports), sysctls_, log_); !done) return done;
+    if (auto done = apply(forwarding_settings(config_), sysctls_, log_); !done) return done;
     return gate_->open_all();
 }
 
@@ -404,7 +410,7 @@ bool Appliance::stop() {
     for (const auto& worker : workers_) worker->stop();
     if (source_) source_->give_back();
     host_traffic_.close();
-    for (const Setting& setting : forwarding_settings(config_.ports)) {
+    for (const Setting& setting : forwarding_settings(config_)) {
         sysctls_.put_back(setting.name);
     }
     if (stays_closed_) {

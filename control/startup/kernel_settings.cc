@@ -1,13 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/startup/kernel_settings.h"
 
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
 namespace sallyport::control {
 
-std::vector<Setting> forwarding_settings(std::span<const config::Port> ports) {
-    std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true},
-                             {.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true}};
-    for (const config::Port& port : ports) {
+bool forwards_ipv6(const config::Config& config) {
+    return config.follows_xfrm() ||
+           std::ranges::any_of(config.policies,
+                               [](const config::Policy& policy) {
+                                   return policy.local.front().address.family == Family::v6;
+                               }) ||
+           std::ranges::any_of(config.sas, [](const config::StaticSa& sa) {
+               return sa.source.family == Family::v6;
+           });
+}
+
+std::vector<Setting> router_settings(const config::Config& config) {
+    std::vector<Setting> out;
+    if (!forwards_ipv6(config)) return out;
+    std::error_code error;
+    std::filesystem::directory_iterator devices("/proc/sys/net/ipv6/conf", error);
+    for (; !error && devices != std::filesystem::directory_iterator(); devices.increment(error)) {
+        const std::string device = devices->path().filename().string();
+        // `default` is for devices that come later; nobody reads the one of `all`.
+        if (device == "all" || device == "lo") continue;
+        const std::string folder = "net/ipv6/conf/" + device + "/";
+        // 1: where it does not forward. What forwards already believes nobody, or has 2.
+        if (Sysctls::get(folder + "accept_ra") != "1") continue;
+        if (Sysctls::get(folder + "forwarding") != "0") continue;
+        out.push_back({.name = folder + "accept_ra", .value = "2"});
+    }
+    return out;
+}
+
+std::vector<Setting> forwarding_settings(const config::Config& config) {
+    const bool has_ipv6 = forwards_ipv6(config);
+    std::vector<Setting> out{{.name = "net/ipv4/ip_forward", .value = "1", .noted = true}};
+    if (has_ipv6) {
+        out.push_back({.name = "net/ipv6/conf/all/forwarding", .value = "1", .noted = true});
+    }
+    for (const config::Port& port : config.ports) {
         out.push_back({.name = "net/ipv4/conf/" + port.device + "/forwarding", .value = "1"});
+        if (!has_ipv6) continue;
         out.push_back({.name = "net/ipv6/conf/" + port.device + "/forwarding", .value = "1"});
     }
     return out;
@@ -27,30 +64,38 @@ std::vector<Setting> host_settings(const config::Config& config, bool asks_connt
     return out;
 }
 
-std::vector<Setting> tap_settings(const std::string& device) {
-    const std::string v4 = "net/ipv4/conf/" + device + "/";
-    const std::string v6 = "net/ipv6/conf/" + device + "/";
-    return {
+std::vector<Setting> tap_settings(const config::Config& config) {
+    const std::string v4 = "net/ipv4/conf/" + config.device + "/";
+    const std::string v6 = "net/ipv6/conf/" + config.device + "/";
+    std::vector<Setting> out{
         {.name = v4 + "forwarding", .value = "1"},    // also where the default for new ones is off
         {.name = v4 + "rp_filter", .value = "0"},     // decrypted packets come from remote networks
         {.name = v4 + "accept_local", .value = "1"},  // outer packets: a source of this host
         {.name = v4 + "send_redirects", .value = "0"},
         {.name = v4 + "disable_policy", .value = "1"},  // checked by workers: not again by the
         {.name = v4 + "disable_xfrm", .value = "1"},    // policy guard, in neither direction
-        {.name = v6 + "forwarding", .value = "1"},
         {.name = v6 + "disable_policy", .value = "1"},
+        {.name = v6 + "accept_ra",
+         .value = "0"},  // whoever is behind a tunnel is no router of ours
     };
+    if (forwards_ipv6(config)) out.push_back({.name = v6 + "forwarding", .value = "1"});
+    return out;
 }
 
-std::vector<Setting> interface_settings(const std::string& device) {
+std::vector<Setting> interface_settings(const config::Config& config) {
+    const std::string& device = config.xfrm_interface;
     const std::string v4 = "net/ipv4/conf/" + device + "/";
     // The interface itself looks for policies, by if_id, in both directions: disable_policy stays
     // off, and disable_xfrm is about the way towards the interface only.
-    return {{.name = v4 + "forwarding", .value = "1"},
-            {.name = v4 + "rp_filter", .value = "0"},
-            {.name = v4 + "send_redirects", .value = "0"},
-            {.name = v4 + "disable_xfrm", .value = "1"},
-            {.name = "net/ipv6/conf/" + device + "/forwarding", .value = "1"}};
+    std::vector<Setting> out{{.name = v4 + "forwarding", .value = "1"},
+                             {.name = v4 + "rp_filter", .value = "0"},
+                             {.name = v4 + "send_redirects", .value = "0"},
+                             {.name = v4 + "disable_xfrm", .value = "1"},
+                             {.name = "net/ipv6/conf/" + device + "/accept_ra", .value = "0"}};
+    if (forwards_ipv6(config)) {
+        out.push_back({.name = "net/ipv6/conf/" + device + "/forwarding", .value = "1"});
+    }
+    return out;
 }
 
 std::expected<void, std::string> apply(std::span<const Setting> settings, Sysctls& sysctls,

@@ -24,13 +24,23 @@ struct Setting {
 // them and the programs on the ports the kernel would forward what the SPD never saw. Of each port
 // too: its FIB lookup for programs finds no route for what comes in by a device that does not
 // forward, also for IPv6, which the kernel itself forwards wherever `all` says so.
-std::vector<Setting> forwarding_settings(std::span<const config::Port> ports);
+std::vector<Setting> forwarding_settings(const config::Config& config);
+
+// Whether IPv6 may pass at all: a policy or an SA has it, or an IKE daemon may bring some at any
+// time. Else the host's IPv6 stays as it is: switching forwarding on makes a host a router, which
+// believes no other router any more.
+bool forwards_ipv6(const config::Config& config);
+// Where this host believes routers (accept_ra), it goes on although it forwards, and keeps the
+// default routes that it has from them; the kernel would remove those, also of other devices, the
+// moment one device begins to forward. Set before any of the others. By what the host has now.
+std::vector<Setting> router_settings(const config::Config& config);
+
 // Others of the host. `asks_conntrack`: XDP looks up the kernel's connections.
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack);
 // Of the TAP.
-std::vector<Setting> tap_settings(const std::string& device);
+std::vector<Setting> tap_settings(const config::Config& config);
 // Of the xfrm interface.
-std::vector<Setting> interface_settings(const std::string& device);
+std::vector<Setting> interface_settings(const config::Config& config);
 
 // What this kernel has no setting for is left out (a kernel without IPv6, for one).
 std::expected<void, std::string> apply(std::span<const Setting> settings, Sysctls& sysctls,

@@ -18,9 +18,17 @@ std::string value_of(const std::vector<Setting>& settings, const std::string& na
     return found == settings.end() ? "" : found->value;
 }
 
+config::Policy protect(const char* local, const char* remote) {
+    return {.name = "web",
+            .action = SpdAction::protect,
+            .local = {*parse_ip_prefix(local)},
+            .remote = {*parse_ip_prefix(remote)}};
+}
+
 TEST(KernelSettings, ForwardingIsOnAndSaidAndApartFromWhatIsSetBeforeTheProgramsAreThere) {
-    const std::vector<config::Port> ports{{.name = "inside", .device = "lan0"}};
-    const auto settings = forwarding_settings(ports);
+    config::Config config;  // follows xfrm
+    config.ports.push_back({.name = "inside", .device = "lan0"});
+    const auto settings = forwarding_settings(config);
     EXPECT_EQ(value_of(settings, "net/ipv4/ip_forward"), "1");
     EXPECT_EQ(value_of(settings, "net/ipv6/conf/all/forwarding"), "1");
     EXPECT_EQ(value_of(settings, "net/ipv4/conf/lan0/forwarding"), "1");
@@ -36,7 +44,7 @@ TEST(KernelSettings, PacketsWaitForAnSaWhereTheKernelAsksForIt) {
     const std::string name = "net/core/xfrm_larval_drop";
     config::Config config;
     EXPECT_EQ(value_of(host_settings(config, false), name), "0");
-    config.policies.push_back({.name = "web", .action = SpdAction::protect});
+    config.policies.push_back(protect("10.1.0.0/24", "10.2.0.0/24"));
     EXPECT_EQ(value_of(host_settings(config, false), name), "");
 }
 
@@ -46,11 +54,41 @@ TEST(KernelSettings, ConnectionsThatPassTheKernelAreNoReasonToDropTheirEnd) {
     EXPECT_EQ(value_of(host_settings({}, true), name), "1");
 }
 
+bool mentions_ipv6_forwarding(const std::vector<Setting>& settings) {
+    return std::ranges::any_of(settings, [](const Setting& setting) {
+        return setting.name.starts_with("net/ipv6") && setting.name.ends_with("/forwarding");
+    });
+}
+
+// Else the host would be a router, and forget the default route that it has from one.
+TEST(KernelSettings, WithoutIpv6InTheFileTheHostsIpv6StaysAsItIs) {
+    config::Config config;
+    config.xfrm_interface = "spx0";
+    config.ports.push_back({.name = "inside", .device = "lan0"});
+    config.policies.push_back(protect("10.1.0.0/24", "10.2.0.0/24"));
+    const auto mentioned = [&] {
+        return std::vector<bool>{mentions_ipv6_forwarding(forwarding_settings(config)),
+                                 mentions_ipv6_forwarding(tap_settings(config)),
+                                 mentions_ipv6_forwarding(interface_settings(config))};
+    };
+    EXPECT_EQ(mentioned(), std::vector<bool>(3, false));
+    EXPECT_TRUE(router_settings(config).empty());
+    config.policies.push_back(protect("2001:db8:1::/48", "2001:db8:2::/48"));
+    EXPECT_EQ(mentioned(), std::vector<bool>(3, true));
+    config.policies.pop_back();
+    config::StaticSa outer;
+    outer.source = *parse_ip_address("2001:db8::1");
+    config.sas.push_back(std::move(outer));
+    EXPECT_EQ(mentioned(), std::vector<bool>(3, true)) << "the outer packets are IPv6";
+}
+
 // The TAP carries packets that workers have judged; the xfrm interface asks for policies itself.
 TEST(KernelSettings, PoliciesAreNotAskedTwiceOnTheTapAndOnceOnTheInterface) {
-    EXPECT_EQ(value_of(tap_settings("sp0"), "net/ipv4/conf/sp0/disable_policy"), "1");
-    EXPECT_EQ(value_of(interface_settings("spx0"), "net/ipv4/conf/spx0/disable_policy"), "");
-    EXPECT_EQ(value_of(interface_settings("spx0"), "net/ipv4/conf/spx0/disable_xfrm"), "1");
+    config::Config config;
+    config.xfrm_interface = "spx0";
+    EXPECT_EQ(value_of(tap_settings(config), "net/ipv4/conf/sp0/disable_policy"), "1");
+    EXPECT_EQ(value_of(interface_settings(config), "net/ipv4/conf/spx0/disable_policy"), "");
+    EXPECT_EQ(value_of(interface_settings(config), "net/ipv4/conf/spx0/disable_xfrm"), "1");
 }
 
 }  // namespace

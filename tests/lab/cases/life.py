@@ -120,6 +120,54 @@ def forwarding_put_back(bench):
             lab.gw.sysctl(name, 1)
 
 
+def router_of(ns, device):
+    """The default route that a host has learnt from a router there; "": none."""
+    shown = ns.ip(f"-6 route show default dev {device} proto ra")
+    return shown.split(" expires")[0].strip()
+
+
+@case("a default route from a router advertisement stays, and IPv6 alone where the file has none",
+      seconds=120)
+def router_advertisements(bench):
+    lab = bench.lab
+    settings = ("net.ipv6.conf.all.forwarding", "net.ipv6.conf.wan0.accept_ra")
+
+    def values():
+        return [lab.gw.sh("sysctl", "-n", name).strip() for name in settings]
+
+    advertisement = wire.ethernet("33:33:00:00:00:01", "02:00:00:00:00:09",
+                                  bytes(scapy_peer.router_advertisement("fe80::9")))
+    gateway = bench.prepare(at_stop="open", families=(4,))
+    try:
+        lab.gw.sysctl(settings[0], 0)
+        equal(values(), ["0", "1"], "settings before the start")
+        with wire.Wire(lab.peer_ns, "wanp") as wan:
+            eventually(lambda: wan.send(advertisement) or router_of(lab.gw, "wan0"),
+                       "the host learns a default route")
+        learnt = router_of(lab.gw, "wan0")
+        gateway.start()
+        equal(values(), ["0", "1"], "settings with a file without IPv6")
+        equal(router_of(lab.gw, "wan0"), learnt, "the learnt route with a file without IPv6")
+        equal(gateway.stop(), 0, "exit status")
+        gateway.options.pop("families")
+        gateway.write_config()
+        gateway.accept_keys()
+        gateway.start()
+        equal(values(), ["1", "2"], "settings while it forwards IPv6")
+        equal(router_of(lab.gw, "wan0"), learnt, "the learnt route while it forwards IPv6")
+        check("accept_ra was 1 and is 2" in gateway.log(), "the log says so")
+        gateway.kill()
+        gateway.start()
+        equal(values(), ["1", "2"], "settings after a crash")
+        equal(gateway.stop(), 0, "exit status")
+        equal(values(), ["0", "1"], "settings after the end")
+        equal(router_of(lab.gw, "wan0"), learnt, "the learnt route after the end")
+    finally:
+        bench.discard_gateway()
+        lab.gw.sysctl(settings[0], 1)
+        lab.gw.sh("ip", "-6", "route", "flush", "proto", "ra", "dev", "wan0", check=False)
+
+
 @case("A2 a start that fails after kill -9 opens nothing")
 def closed_after_failed_restart(bench):
     lab = bench.lab

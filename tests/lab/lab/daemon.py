@@ -39,14 +39,21 @@ def _port_tables(name, values):
             *(_table(f"[[port.{name}.deny]]", rule) for rule in deny)]
 
 
+def tunnels_of(lab, families=(4, 6)):
+    """Those that have no address of another family, inside or outside."""
+    return [t for t in lab.tunnels.values()
+            if t.outer in families and (6 if ":" in t.local else 4) in families]
+
+
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
                 at_stop=None, more_ports=None, lan_keys=None, outside_keys=None, policies=(),
-                crafted_keys=None, plain_out_keys=None, forward_to=None, last_policies=()):
+                crafted_keys=None, plain_out_keys=None, forward_to=None, last_policies=(), families=(4, 6)):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
     policies: stand before the others, last_policies behind them. crafted_keys: more keys of the policies of crafted tunnels.
-    more_ports: their keys by name. plain_out_keys: more keys of the outbound SA of the tunnel `plain`.
+    families: of the tunnels that are in the file. more_ports: their keys by name. plain_out_keys: more keys of the outbound
+    SA of the tunnel `plain`.
     """
     parts = [
         _table("[gateway]", {"egress": egress, "state_dir": f"{folder}/state", "forward_to": forward_to,
@@ -68,7 +75,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
         _table("[[policy]]", {"name": "closed", "action": "discard", "local": "10.1.0.0/16",
                               "remote": "10.9.0.0/16"}),
     ]
-    for t in lab.tunnels.values():
+    for t in tunnels_of(lab, families):
         common = {"suite": f"aes-gcm-16-{t.bits}", "esn": t.esn, "policy": t.name,
                   "worker": t.worker}
         parts += [
@@ -129,7 +136,7 @@ class Daemon:
 
     def accept_keys(self):
         """Starts the sequence state of every outbound SA whose key has none yet."""
-        for t in self._lab.tunnels.values():
+        for t in tunnels_of(self._lab, self.options.get("families", (4, 6))):
             mark = os.path.join(self.folder, f"accepted-{t.spi_out:08x}")
             if not os.path.exists(mark):
                 self.run("--accept-key", f"{t.name}-out")

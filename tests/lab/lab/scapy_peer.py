@@ -11,7 +11,7 @@ import secrets
 logging.getLogger("scapy").setLevel(logging.ERROR)
 
 from scapy.layers.inet import ICMP, IP, UDP  # noqa: E402
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6TimeExceeded, IPv6  # noqa: E402
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_RA, ICMPv6TimeExceeded, IPv6  # noqa: E402
 from scapy.layers.ipsec import ESP, SecurityAssociation, _ESPPlain  # noqa: E402
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.packet import Raw  # noqa: E402
@@ -36,6 +36,11 @@ def time_exceeded(source, packet):
     """What `source` tells the sender of a packet: an ICMP error that quotes it."""
     header = ip(source, packet.src)
     return header / (ICMPv6TimeExceeded() if header.version == 6 else ICMP(type=11)) / bytes(packet)
+
+
+def router_advertisement(router):
+    """What a router that is a default route for half an hour says to all hosts of its link."""
+    return IPv6(src=router, dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
 
 
 def is_echo_reply(packet, source, destination, number):
