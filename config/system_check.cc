@@ -35,7 +35,7 @@ bool ask_device(const std::string& device, unsigned long question, ifreq& reques
         return false;
     }
     std::memcpy(request.ifr_name, device.c_str(), device.size() + 1);
-    const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return false;
     const bool answered = ioctl(fd, question, &request) == 0;
     const int error = errno;

@@ -12,6 +12,7 @@
 #include "control/policy/compile.h"
 #include "control/sa/kernel/kernel_sas.h"
 #include "control/sa/static/static_sas.h"
+#include "control/startup/confinement.h"
 #include "control/startup/interface.h"
 #include "control/startup/kernel_settings.h"
 #include "control/startup/programs.h"
@@ -270,13 +271,16 @@ Appliance::Step Appliance::start_workers() {
     } catch (const std::system_error& error) {
         return std::unexpected(std::string("cannot make an event descriptor: ") + error.what());
     }
+    const auto confined = confinement::confine_calls();
+    if (!confined) log_.note("system calls are not limited: " + confined.error());
     auto workers = control::start_workers({.config = config_,
                                            .cpus = cpus_,
                                            .needs = source_->needs(),
                                            .ports = ports_,
                                            .tap = *tap_,
                                            .memory = *memory_,
-                                           .wake_board = *wake_board_});
+                                           .wake_board = *wake_board_,
+                                           .confined = confined.has_value()});
     if (!workers) return std::unexpected(workers.error());
     workers_ = std::move(*workers);
     return {};
@@ -332,11 +336,13 @@ Appliance::Step Appliance::start_watch() {
 }
 
 bool Appliance::is_attached(size_t port, Hook hook) const {
+    const confinement::AsAdministrator administrator;  // programs are known by their ids
     const PortId id{static_cast<uint16_t>(port)};
     return hook == Hook::in ? bpf_->is_port_attached(id) : bpf_->is_kernel_out_attached(id);
 }
 
 Appliance::Step Appliance::attach(size_t port, Hook hook) {
+    const confinement::AsAdministrator administrator;
     if (hook == Hook::out) return bpf_->attach_kernel_out(PortId{static_cast<uint16_t>(port)});
     auto attachment = bpf_->attach_port(PortId{static_cast<uint16_t>(port)});
     if (!attachment) return std::unexpected(attachment.error());
@@ -361,10 +367,12 @@ bool Appliance::set_mac(size_t port, const netlink::MacAddress& mac) {
 }
 
 bool Appliance::is_attached(Inner device) const {
+    const confinement::AsAdministrator administrator;
     return device == Inner::tap ? bpf_->is_injector_attached() : bpf_->is_interface_attached();
 }
 
 Appliance::Step Appliance::attach(Inner device) {
+    const confinement::AsAdministrator administrator;
     if (device == Inner::tap) return bpf_->attach_injector();
     const auto attached = bpf_->attach_interface();
     if (!attached) return std::unexpected(attached.error());
@@ -400,6 +408,7 @@ void Appliance::follow_forward_to() {
 bool Appliance::stop() {
     if (stopped_) return true;
     stopped_ = true;
+    const confinement::AsAdministrator administrator;  // programs are taken off
     if (watch_) watch_->stop();
     // The last numbers are written when nobody uses them any more, and before the kernel, which may
     // go on with the SAs, sees a packet. Until the programs are detached, what they steer to a

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "control/sa/audit.h"
+#include "control/startup/confinement.h"
 #include "control/startup/deadline.h"
 #include "control/startup/service_manager.h"
 
@@ -56,6 +57,9 @@ std::expected<bool, std::string> Daemon::run() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) signals_.add(number);
     wait_for_signal();
     if (auto started = start(); !started) return std::unexpected(started.error());
+    if (const auto dropped = confinement::drop_capabilities(); !dropped) {
+        log_.note(dropped.error());
+    }
     // From here on only a signal opens the kernel path again.
     appliance_->ends(Appliance::End::unasked);
 

@@ -22,6 +22,7 @@
 #include "control/log.h"
 #include "control/open_path.h"
 #include "control/sa/static/accept_key.h"
+#include "control/startup/confinement.h"
 #include "control/startup/policy_check.h"
 #include "control/startup/ready_system.h"
 
@@ -119,6 +120,15 @@ void report_errors(const std::vector<config::Error>& errors) {
 }
 
 int run(const Arguments& arguments, control::Log& log) {
+    const bool starts = !arguments.check && !arguments.open && arguments.accept_keys.empty();
+    if (starts) {
+        // Packet memory is locked in RAM; where we may not raise the limit, the kernel says so.
+        const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
+        setrlimit(RLIMIT_MEMLOCK, &unlimited);
+        if (const std::string why = control::confinement::keep_memory(); !why.empty()) {
+            log.note("keys may be swapped out with the memory of this process: " + why);
+        }
+    }
     auto config = config::load(arguments.config);
     if (!config) {
         report_errors(config.error());
@@ -157,9 +167,6 @@ int run(const Arguments& arguments, control::Log& log) {
     }
     if (!arguments.accept_keys.empty()) return kStopped;
 
-    // Packet memory is locked in RAM; where we may not raise the limit, the kernel says so.
-    const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
-    setrlimit(RLIMIT_MEMLOCK, &unlimited);
     control::Daemon daemon(std::move(*config), log);
     const auto ended = daemon.run();
     if (!ended) {

@@ -77,6 +77,7 @@ DOORS = [
     (r"boost/", ("bench/", "control/", "ctl/", "tests/")),
     (r"toml(\+\+|plusplus|\.hpp)", ("config/", "tests/")),
     (r"rte_\w+\.h$", ("dataplane/io/", "tests/")),
+    (r"seccomp\.h$", ("control/startup/confinement.cc", "tests/")),
     (r"openssl/", ("control/sa/key_digest.cc", "tests/")),
 ]
 

@@ -27,6 +27,7 @@ struct WorkerParts {
     io::Tap& tap;
     io::PacketMemory& memory;
     WakeBoard& wake_board;
+    bool confined = true;  // they give away what they do not need
 };
 
 // Workers by WorkerId, all running.

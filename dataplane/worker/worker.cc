@@ -373,6 +373,7 @@ std::expected<void, std::string> Worker::start() {
             result = std::unexpected("worker " + std::to_string(to_index(impl->setup.id)) +
                                      ": DPDK takes no more threads");
         }
+        if (result && impl->setup.confine) result = impl->setup.confine();
         const bool go = result.has_value();
         ready.release();  // `ready` and `result` are gone after this
         if (go) impl->loop();

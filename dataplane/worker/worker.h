@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +53,9 @@ struct WorkerSetup {
     std::vector<PortInput> ports;
     io::TapQueue* tap = nullptr;  // this worker's queue of sp0
     std::unique_ptr<egress::Egress> egress;
+    // Called on the worker's thread before its loop: gives away what the loop does not need. May be
+    // empty.
+    std::function<std::expected<void, std::string>()> confine;
 };
 
 class Worker {
