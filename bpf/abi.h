@@ -173,8 +173,8 @@ struct sp_conntrack_counters {
 SP_STATIC_ASSERT(sizeof(struct sp_conntrack_counters) == 24, "abi");
 
 /* PERCPU_ARRAY drop_counters, key: port id * SP_DROP_COUNT + reason. Value: __u64 frames. Their sum
-   for a port is dropped + egress_frames - egress_sent, and what kernel_out drops, which is about
-   what the kernel sends and no other counter has. */
+   for a port is dropped + egress_frames - egress_sent, what kernel_out drops, which is about what
+   the kernel sends and no other counter has, and what redirect_watch saw lost after a verdict. */
 /* PERCPU_ARRAY steer_counters, key: (port id * SP_QUEUES_MAX + queue) * SP_WORKERS_MAX + worker. */
 
 /* ---- SA ownership ------------------------------------------------------------------------- */

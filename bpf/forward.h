@@ -16,15 +16,6 @@
 #include "unresolved.h"
 #include "verdict.h"
 
-/* Writer: control. Reader: forwarding programs. Key: ifindex of each port and of each device beside
-   them that packets may be routed to, for its lifetime. */
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, SP_PORTS_MAX + SP_FORWARD_TO_MAX);
-    __type(key, __u32);
-    __type(value, __u32);
-} port_by_ifindex SEC(".maps");
-
 /* Writer: control. Reader: forwarding programs. Key: port id, for the port's lifetime. */
 struct {
     __uint(type, BPF_MAP_TYPE_DEVMAP);

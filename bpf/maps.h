@@ -44,4 +44,22 @@ struct {
     __type(value, struct sp_egress_rule);
 } egress_rules SEC(".maps");
 
+/* Writer: control. Reader: programs that forward, and redirect_watch. Key: ifindex of each port and
+   of each device beside them that packets may be routed to, for its lifetime. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, SP_PORTS_MAX + SP_FORWARD_TO_MAX);
+    __type(key, __u32);
+    __type(value, __u32);
+} port_by_ifindex SEC(".maps");
+
+/* Key: port id. Value: what the port's devmap program did with the last 64 frames on this CPU, the
+   last one in bit 0; 1: dropped. Writer: that program. Reader: redirect_watch, behind it. */
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, SP_PORTS_MAX);
+    __type(key, __u32);
+    __type(value, __u64);
+} egress_verdicts SEC(".maps");
+
 #endif /* SP_MAPS_H */

@@ -26,15 +26,6 @@
 #include "skb.h"
 #include "unresolved.h"
 
-/* The same map as in forward.h, of which nothing else is for programs that are not XDP. Writer:
-   control. Key: ifindex of each port and of each device beside them. */
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, SP_PORTS_MAX + SP_FORWARD_TO_MAX);
-    __type(key, __u32);
-    __type(value, __u32);
-} port_by_ifindex SEC(".maps");
-
 /* The same lookup as in XDP, which has applied the egress filter of the port by its result. */
 static __always_inline long sp_skb_fib_lookup(struct __sk_buff* skb, const struct sp_packet* packet,
                                               struct bpf_fib_lookup* fib) {

@@ -78,17 +78,27 @@ static __always_inline void sp_egress_begin(const struct xdp_md* ctx) {
     }
 }
 
+/* For redirect_watch, which is told only how many of a bulk were not sent. */
+static __always_inline void sp_egress_note(__u64 dropped) {
+    __u32 port = tune.port;
+    __u64* verdicts = bpf_map_lookup_elem(&egress_verdicts, &port);
+
+    if (verdicts) *verdicts = *verdicts << 1 | dropped;
+}
+
 /* In a devmap program XDP_PASS lets the frame out. */
 static __always_inline int sp_egress_send(void) {
     struct sp_port_counters* counters = sp_counters();
 
     if (counters) ++counters->egress_sent;
+    sp_egress_note(0);
     return XDP_PASS;
 }
 
 /* What was not sent was dropped: port_counters.dropped belongs to the receiving side. */
 static __always_inline int sp_egress_drop(enum sp_drop_reason reason) {
     sp_count_drop(reason);
+    sp_egress_note(1);
     return XDP_DROP;
 }
 

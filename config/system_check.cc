@@ -224,6 +224,13 @@ std::expected<uint16_t, std::string> device_queue_count(const std::string& devic
     return static_cast<uint16_t>(std::min<uint32_t>(*count, UINT16_MAX));
 }
 
+uint32_t receive_ring_slots(const std::string& device) {
+    ethtool_ringparam rings{.cmd = ETHTOOL_GRINGPARAM};
+    ifreq request{};
+    request.ifr_data = reinterpret_cast<char*>(&rings);
+    return ask_device(device, SIOCETHTOOL, request) ? rings.rx_pending : 0;
+}
+
 uint64_t frames_needed(uint64_t queues, uint64_t workers, bool follows_xfrm) {
     // A FILL ring is kept full, so each queue holds as many frames as that ring has slots. A worker
     // holds its mempool cache (512, which DPDK lets grow to half as much again) and up to four

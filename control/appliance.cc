@@ -15,6 +15,7 @@
 #include "control/startup/confinement.h"
 #include "control/startup/interface.h"
 #include "control/startup/kernel_settings.h"
+#include "control/startup/port_modes.h"
 #include "control/startup/programs.h"
 #include "control/startup/workers.h"
 #include "control/watch/look.h"
@@ -71,6 +72,9 @@ Appliance::Step Appliance::find_devices() {
     auto ports = find_ports(config_);
     if (!ports) return std::unexpected(ports.error());
     ports_ = std::move(*ports);
+    auto redirection = choose_modes(ports_);
+    if (!redirection) return std::unexpected(redirection.error());
+    redirection_ = std::move(*redirection);
     return {};
 }
 
@@ -138,7 +142,7 @@ Appliance::Step Appliance::close_unseen_ports() {
     if (!closed) return std::unexpected(closed.error());
     std::vector<bpf_objects::Leftover> leftovers;
     for (const RunningPort& port : ports_) {
-        leftovers.push_back(bpf_objects::leftover_on(port.ifindex, port.config->xdp_mode));
+        leftovers.push_back(bpf_objects::leftover_on(port.ifindex, port.xdp_mode));
     }
     // Without PROTECT in the file a killed run leaves no policies of xfrm, but its programs.
     const bool has_programs = std::ranges::any_of(leftovers, [](bpf_objects::Leftover leftover) {
@@ -230,8 +234,24 @@ Appliance::Step Appliance::open_sockets() {
                       ": VLAN tags stay in its frames while sallyportd runs (rxvlan was on)");
         }
     }
+    if (auto done = stop_merging(); !done) return done;
     return control::open_sockets(ports_, config_, static_cast<uint16_t>(cpus_.size()), *memory_,
                                  log_);
+}
+
+// What merges below one port merges for another too: each device is named once.
+Appliance::Step Appliance::stop_merging() {
+    for (const RunningPort& port : ports_) {
+        for (const std::string& device : port.below) {
+            const auto change = features_.stop_merging(device);
+            if (!change)
+                return std::unexpected("port " + port.config->name + ": " + change.error());
+            if (*change == LinkFeatures::Change::none) continue;
+            log_.note("port " + port.config->name + ": " + device +
+                      " below it merges no frames while sallyportd runs (GRO and LRO were on)");
+        }
+    }
+    return {};
 }
 
 Appliance::Step Appliance::load_programs() {
@@ -249,7 +269,15 @@ Appliance::Step Appliance::load_programs() {
     auto loaded = load_ports(*bpf_, ports_, config_, cpus_,
                              {.use_kfunc = sa_lookup_.kfunc, .register_mode = needs.register_mode});
     if (!loaded) return loaded;
-    auto injector = bpf_->add_injector({.device = config_.device, .ifindex = tap_->ifindex()});
+    if (const auto watched = bpf_->watch_redirects(); !watched) {
+        log_.note("frames that were redirected and did not arrive are not counted: " +
+                  watched.error());
+    }
+    auto injector = bpf_->add_injector(
+        {.device = config_.device,
+         .ifindex = tap_->ifindex(),
+         .mode = redirection_.generic ? config::XdpMode::generic : config::XdpMode::native,
+         .mode_reason = redirection_.generic ? "generic because " + redirection_.reason : ""});
     if (!injector) return std::unexpected(injector.error());
     injector_ = *injector;
     if (auto set = bpf_->set_forward_to(ifindexes_of(config_.forward_to)); !set) return set;
@@ -297,7 +325,10 @@ Appliance::Step Appliance::attach_all() {
         auto attached = attach_interface(*bpf_, config_.xfrm_interface, log_);
         if (!attached) return attached;
     }
-    if (auto attached = attach_ports(*bpf_, ports_, log_); !attached) return attached;
+    if (auto attached = attach_ports(*bpf_, ports_); !attached) return attached;
+    const auto close = [this](const std::string& device) { return gate_->close(device); };
+    if (auto proved = prove_modes(*bpf_, ports_, injector_, close); !proved) return proved;
+    report_ports(ports_, log_);
     if (const auto counts = bpf_->count_kernel_losses(); !counts) {
         log_.note("what the kernel drops of packets that were passed to it is not counted: " +
                   counts.error());
@@ -373,7 +404,12 @@ bool Appliance::is_attached(Inner device) const {
 
 Appliance::Step Appliance::attach(Inner device) {
     const confinement::AsAdministrator administrator;
-    if (device == Inner::tap) return bpf_->attach_injector();
+    if (device == Inner::tap) {
+        const auto injector = bpf_->attach_injector();
+        if (!injector) return std::unexpected(injector.error());
+        injector_ = *injector;
+        return {};
+    }
     const auto attached = bpf_->attach_interface();
     if (!attached) return std::unexpected(attached.error());
     return {};

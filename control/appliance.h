@@ -47,6 +47,7 @@
 #include "control/sa/static/sequence_store.h"
 #include "control/sa/worker_commands.h"
 #include "control/startup/link_features.h"
+#include "control/startup/port_modes.h"
 #include "control/startup/ports.h"
 #include "control/startup/sysctls.h"
 #include "control/watch/gate.h"
@@ -121,6 +122,7 @@ class Appliance : private watch::Host {
     Step set_up_host();
     Step create_tap();
     Step open_sockets();
+    Step stop_merging();
     Step load_programs();
     Step start_workers();
     Step open_source();
@@ -161,6 +163,7 @@ class Appliance : private watch::Host {
     std::optional<io::Tap> tap_;
     HostTraffic host_traffic_;
     std::vector<RunningPort> ports_;
+    Redirection redirection_;
     std::optional<crypto::Aead> aead_;
     // What workers read outlives them.
     std::optional<WorkerCommands> commands_;

@@ -273,14 +273,15 @@ std::string format_ports(const json::value& result) {
                 queues.add({get(port, "name"), std::to_string(queue++), text_of(row)});
             }
         }
-        const uint64_t in_kernel = get_number(port, "sockets.rx_dropped") +
-                                   get_number(port, "sockets.rx_ring_full") +
-                                   get_number(port, "sockets.fill_ring_empty");
+        const uint64_t in_kernel =
+            get_number(port, "sockets.rx_ring_full") + get_number(port, "sockets.fill_ring_empty") +
+            get_number(port, "sockets.no_frame") + get_number(port, "sockets.too_big");
         if (in_kernel > 0) {
             lost += get(port, "name") +
                     ": lost before a worker saw them: " + get(port, "sockets.rx_ring_full") +
                     " receive ring full, " + get(port, "sockets.fill_ring_empty") +
-                    " no free frame, " + get(port, "sockets.rx_dropped") + " other\n";
+                    " FILL ring empty, " + get(port, "sockets.no_frame") + " no free frame, " +
+                    get(port, "sockets.too_big") + " too big\n";
         }
     }
     std::string out = ports.to_string();

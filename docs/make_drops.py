@@ -48,14 +48,16 @@ WHAT_TO_DO = {
     "sequence_unreserved": "The log says why `state_dir` cannot be written. A full or slow disk is the usual reason.",
     "ttl_exceeded": "Look for a routing loop. traceroute makes single ones.",
     "too_big": "Lower the MTU or the TCP MSS of the hosts: no ICMP \"too big\" is sent yet. WHERE tells whether the "
-               "SA's `mtu` (a worker) or a port's MTU was too small.",
+               "SA's `mtu` (a worker) or a port's MTU was too small. At the port it came in by: a worker's frame holds 3762 bytes, so lower "
+               "the MTU of that port's network.",
     "fragment_without_ports": "Avoid fragments (MTU of the hosts), or use a policy without ports.",
     "egress_denied": "As configured in [[port.NAME.deny]]. If it is not what you mean: correct the rule.",
     "no_route": "`ip route get DESTINATION`: the route must lead through a port.",
     "injector_full": "The way out is slower than the workers: look for `generic` in `show ports`, and for ports or "
                      "CPUs at their limit.",
     "no_frame": "Raise `memory.frames`.",
-    "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`): restart it after a change.",
+    "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`), or its frames come from another device (a bond's): "
+                    "restart it after a change.",
     "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump in front of the port shows them.",
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",
@@ -76,8 +78,8 @@ WHAT_TO_DO = {
                       "quoted it in clear. Many: look for that host.",
     "bad_ip_checksum": "Damage on the path, or a broken sender: tcpdump -v in front of the port names the sender. A switch or cable that damages frames "
                        "shows in the error counters of its port.",
-    "redirect_failed": "`show ports`: is the port's device up, and the mode of both ports the same? The device's transmit ring was full, or it cannot send "
-                       "what XDP gives it.",
+    "redirect_failed": "The port's device is down, its transmit ring was full, or its driver takes no frames of XDP any more (on a veth: GRO of its peer "
+                       "was switched off). After a restart the mode fits again ([docs/ports.md](ports.md)).",
     "fill_ring_empty": "Its worker was too late to give frames back: a burst longer than the ring, or a worker or CPU at its limit. More frames in "
                        "`memory.frames` do not help.",
     "no_neighbour": "`ip neigh` on the gateway: the router towards the peer, or the peer on the link, is down, or its address is wrong. Only packets of tunnels are counted, "

@@ -18,6 +18,7 @@
 #include "control/bpf_objects/kernel_losses.h"
 #include "control/bpf_objects/library_log.h"
 #include "control/bpf_objects/program_object.h"
+#include "control/bpf_objects/redirect_watch.h"
 #include "control/bpf_objects/spd_writer.h"
 #include "control/bpf_objects/tc_attachment.h"
 
@@ -76,6 +77,12 @@ uint8_t conntrack_number(config::Conntrack conntrack) {
 
 // Frames that may wait for a CPU: some milliseconds of a fast port. The kernel takes up to 16384.
 constexpr uint32_t kBypassQueueFrames = 2048;
+
+void add_reason(Attachment& report, const std::string& reason) {
+    if (reason.empty()) return;
+    if (!report.reason.empty()) report.reason += "; ";
+    report.reason += reason;
+}
 
 // The queues to the other CPUs of one port, and the program that forwards there.
 struct Spread {
@@ -143,6 +150,7 @@ struct BpfObjects::Impl {
     std::optional<KernelLosses> losses;
     std::set<uint32_t> forward_to;  // of the configuration, no ports
     std::set<IpAddress> own_addresses;
+    std::optional<RedirectWatch> redirect_watch;
 
     Connections connections;
 
@@ -417,13 +425,40 @@ std::expected<Attachment, std::string> BpfObjects::attach_port(PortId id) {
     if (!attachment) return std::unexpected(attachment.error());
     port.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
     Attachment report = port.attachment->report();
+    add_reason(report, port.setup.mode_reason);
     if (port.setup.register_mode && program == Program::steer_unprotected &&
         report.mode == config::XdpMode::generic) {
-        report.reason +=
-            "; generic XDP sees what the kernel has decrypted as cleartext and drops it: SAs that "
-            "stay with the kernel do not receive on this port";
+        add_reason(report,
+                   "generic XDP sees what the kernel has decrypted as cleartext and drops it: SAs "
+                   "that stay with the kernel do not receive on this port");
     }
     return report;
+}
+
+std::expected<Attachment, std::string> BpfObjects::change_mode(PortId id, config::XdpMode mode,
+                                                               const std::string& reason) {
+    const auto found = impl_->find(id);
+    if (!found) return std::unexpected(found.error());
+    Port& port = **found;
+    port.setup.mode = mode;
+    port.setup.mode_reason = reason;
+    port.attachment.reset();
+    return attach_port(id);
+}
+
+std::expected<Attachment, std::string> BpfObjects::change_injector_mode(config::XdpMode mode,
+                                                                        const std::string& reason) {
+    impl_->injector->setup.mode = mode;
+    impl_->injector->setup.mode_reason = reason;
+    impl_->injector->attachment.reset();
+    return attach_injector();
+}
+
+std::expected<void, std::string> BpfObjects::watch_redirects() {
+    auto watch = RedirectWatch::attach(impl_->maps);
+    if (!watch) return std::unexpected(watch.error());
+    impl_->redirect_watch.emplace(std::move(*watch));
+    return {};
 }
 
 std::expected<void, std::string> BpfObjects::attach_kernel_out(PortId id) {
@@ -477,14 +512,12 @@ std::expected<Attachment, std::string> BpfObjects::add_injector(const InjectorSe
     if (auto loaded = to_neighbour->load(); !loaded) return std::unexpected(loaded.error());
     impl_->injector = std::make_unique<Injector>(setup, std::move(*lock), std::move(*to_neighbour),
                                                  std::nullopt, nullptr);
-    if (auto attached = attach_injector(); !attached) {
-        impl_->injector.reset();
-        return std::unexpected(attached.error());
-    }
-    return impl_->injector->attachment->report();
+    auto attached = attach_injector();
+    if (!attached) impl_->injector.reset();
+    return attached;
 }
 
-std::expected<void, std::string> BpfObjects::attach_injector() {
+std::expected<Attachment, std::string> BpfObjects::attach_injector() {
     Injector& injector = *impl_->injector;
     const InjectorSetup& setup = injector.setup;
     if (!injector.has_neighbour()) {
@@ -494,15 +527,17 @@ std::expected<void, std::string> BpfObjects::attach_injector() {
         if (injector.to_neighbour_on_it) injector.to_neighbour_on_it->release();
         injector.to_neighbour_on_it.emplace(std::move(*behind));
     }
-    if (injector.has_route()) return {};
-    auto attachment =
-        XdpAttachment::attach(setup.device, setup.ifindex, config::XdpMode::native, [&] {
+    if (!injector.has_route()) {
+        auto attachment = XdpAttachment::attach(setup.device, setup.ifindex, setup.mode, [&] {
             return ProgramObject::open(Program::egress_route, impl_->tunables(kInjectorPort),
                                        impl_->maps);
         });
-    if (!attachment) return std::unexpected(attachment.error());
-    injector.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
-    return {};
+        if (!attachment) return std::unexpected(attachment.error());
+        injector.attachment = std::make_unique<XdpAttachment>(std::move(*attachment));
+    }
+    Attachment report = injector.attachment->report();
+    add_reason(report, setup.mode_reason);
+    return report;
 }
 
 bool BpfObjects::is_port_attached(PortId id) const {

@@ -100,6 +100,18 @@ struct Limits {
 
 using MacAddress = std::array<uint8_t, 6>;
 
+// Whether native XDP can send out of a device. A redirect is never refused: what the driver does
+// not take is lost. So it is tried, by one frame from each CPU that this thread may use: 60 bytes
+// from the device's own MAC to itself, of the type (0x9000) by which switches look for loops.
+struct NativeSending {
+    enum class Answer : uint8_t { possible, impossible, unknown };
+    Answer answer = Answer::unknown;
+    std::string why;
+};
+// `running`: up and with carrier; without, what the driver says about one frame is no word about
+// those to come. Some drivers send only while the device has an XDP program itself.
+NativeSending prove_native_sending(uint32_t ifindex, const MacAddress& mac, bool running);
+
 struct PortSetup {
     PortId id{};
     std::string device;
@@ -110,7 +122,9 @@ struct PortSetup {
     uint32_t mtu = 1500;  // IP bytes
     MacAddress mac{};     // unicast frames to others are dropped
     config::XdpMode mode = config::XdpMode::automatic;
-    bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
+    std::string
+        mode_reason;        // why this one, where the configuration has another; empty: it has not
+    bool use_kfunc = true;  // false: owner map alone, whatever the kernel has
     bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
     // true: SAs and policies are the kernel's; what no worker has taken over stays with it. On an
     // unprotected port this wants native XDP: a generic program also sees what the kernel has
@@ -131,6 +145,8 @@ struct InterfaceSetup {
 struct InjectorSetup {
     std::string device = "sp0";
     uint32_t ifindex = 0;
+    config::XdpMode mode = config::XdpMode::native;
+    std::string mode_reason;
 };
 
 // How a program came onto its device, as `show ports` tells it.
@@ -197,6 +213,15 @@ class BpfObjects {
     std::expected<void, std::string> set_socket(PortId port, QueueId queue, WorkerId worker,
                                                 int socket_fd);
     std::expected<Attachment, std::string> attach_port(PortId port);
+    // Attaches the program anew in this mode, also from now on. Between the two there is none: the
+    // caller keeps packets away.
+    std::expected<Attachment, std::string> change_mode(PortId port, config::XdpMode mode,
+                                                       const std::string& reason);
+    std::expected<Attachment, std::string> change_injector_mode(config::XdpMode mode,
+                                                                const std::string& reason);
+    // From now on what was redirected and did not arrive is counted. An error: this kernel does not
+    // tell, and says why; nothing else depends on it.
+    std::expected<void, std::string> watch_redirects();
     // Attaches kernel_out by TC, in place of what a killed run left or somebody has removed. On a
     // protected port nothing is to be there, and what a run with other roles left goes.
     std::expected<void, std::string> attach_kernel_out(PortId port);
@@ -211,10 +236,10 @@ class BpfObjects {
     // kernel_out stays on its ports when this object ends, with the SPD as it is now.
     void leave_kernel_out();
     // Loads and attaches egress_route, and behind it to_neighbour by TC. A TAP has native XDP on
-    // every kernel we support.
+    // every kernel we support, and generic XDP for ports that native XDP cannot send out of.
     std::expected<Attachment, std::string> add_injector(const InjectorSetup& setup);
     // Attaches them again where somebody has removed them.
-    std::expected<void, std::string> attach_injector();
+    std::expected<Attachment, std::string> attach_injector();
     // Loads the program that chooses the worker for what the kernel routes into sp0, for
     // io::Tap::choose_queues_by(). The descriptor stays ours.
     std::expected<int, std::string> load_injector_queue();

@@ -22,6 +22,18 @@ bool is_per_port(std::string_view name) {
     return name == kSocketMap || name == kQueueMap;
 }
 
+uint32_t max_entries(const bpf_map* map, const Limits& limits) {
+    const std::string_view name = bpf_map__name(map);
+    if (name == "owner_map") return limits.inbound_sas;
+    if (name == "if_id_counters") return limits.if_ids;
+    if (name == "spd_dst") return 2 * limits.spd_destinations;
+    if (name == "spd_src") return 2 * limits.spd_sources;
+    if (name == "spd_entries") return 2 * limits.spd_entries;
+    return bpf_map__max_entries(map);
+}
+
+}  // namespace
+
 std::expected<ObjectHandle, std::string> open_object(Program program) {
     capture_library_log();
     const std::span<const std::byte> bytes = program_bytes(program);
@@ -34,18 +46,6 @@ std::expected<ObjectHandle, std::string> open_object(Program program) {
     }
     return ObjectHandle(object);
 }
-
-uint32_t max_entries(const bpf_map* map, const Limits& limits) {
-    const std::string_view name = bpf_map__name(map);
-    if (name == "owner_map") return limits.inbound_sas;
-    if (name == "if_id_counters") return limits.if_ids;
-    if (name == "spd_dst") return 2 * limits.spd_destinations;
-    if (name == "spd_src") return 2 * limits.spd_sources;
-    if (name == "spd_entries") return 2 * limits.spd_entries;
-    return bpf_map__max_entries(map);
-}
-
-}  // namespace
 
 void CloseObject::operator()(bpf_object* object) const {
     bpf_object__close(object);

@@ -31,13 +31,16 @@ enum class Program {
     interface_out,
     kernel_out,
     kernel_losses,
+    redirect_watch,
+    send_probe,
     to_neighbour
 };
+// send_probe is not among them: it has its maps for itself (send_probe.cc).
 inline constexpr std::array kAllPrograms = {
     Program::steer_unprotected, Program::steer_protected, Program::egress_route,
     Program::egress_port,       Program::injector_queue,  Program::bypass_cpu,
     Program::interface_in,      Program::interface_out,   Program::kernel_out,
-    Program::kernel_losses,     Program::to_neighbour};
+    Program::kernel_losses,     Program::redirect_watch,  Program::to_neighbour};
 
 constexpr const char* program_name(Program program) {
     switch (program) {
@@ -63,6 +66,10 @@ constexpr const char* program_name(Program program) {
             return "kernel_losses";
         case Program::to_neighbour:
             return "to_neighbour";
+        case Program::redirect_watch:
+            return "redirect_watch";
+        case Program::send_probe:
+            return "send_probe";
     }
     return "";
 }
@@ -74,6 +81,9 @@ struct CloseObject {
     void operator()(bpf_object* object) const;
 };
 using ObjectHandle = std::unique_ptr<bpf_object, CloseObject>;
+
+// The object file of a program, opened.
+std::expected<ObjectHandle, std::string> open_object(Program program);
 
 // Every map that programs share, by name. Freed by the kernel when the last fd and the last program
 // that uses it are gone.

@@ -26,6 +26,7 @@ bool read_kind(Bytes bytes, LinkInfo& link) {
     Attributes info;
     if (!info.parse(bytes)) return false;
     link.kind = text_of(info.value(IFLA_INFO_KIND));
+    link.slave_kind = text_of(info.value(IFLA_INFO_SLAVE_KIND));
     if (link.kind != "xfrm") return true;
     Attributes data;
     if (!data.parse(info.value(IFLA_INFO_DATA))) return false;
@@ -84,14 +85,24 @@ std::expected<LinkInfo, std::string> decode_link(Bytes payload) {
     LinkInfo link{.ifindex = static_cast<uint32_t>(header->ifi_index),
                   .family = header->ifi_family,
                   .running = (header->ifi_flags & kRunning) == kRunning,
-                  .alias = text_of(attributes.value(IFLA_IFALIAS))};
+                  .alias = text_of(attributes.value(IFLA_IFALIAS)),
+                  .name = text_of(attributes.value(IFLA_IFNAME)),
+                  .slave_kind = {}};
     if (!attributes.exact(IFLA_MTU, link.mtu)) return std::unexpected("a link's MTU is malformed");
+    if (!attributes.exact(IFLA_MASTER, link.master)) {
+        return std::unexpected("a link's master is malformed");
+    }
+    if (!attributes.has(IFLA_LINK_NETNSID) && !attributes.exact(IFLA_LINK, link.below)) {
+        return std::unexpected("a link's lower device is malformed");
+    }
     if (const Bytes mac = attributes.value(IFLA_ADDRESS); mac.size() == link.mac.size()) {
         static_cast<void>(read(mac, link.mac));
     }
     if (!read_kind(attributes.value(IFLA_LINKINFO), link)) {
         return std::unexpected("the kind of a link is malformed");
     }
+    // The other end of a veth is beside it. That of a device on nothing is itself.
+    if (link.below == link.ifindex || link.kind == "veth") link.below = 0;
     return link;
 }
 
@@ -104,6 +115,36 @@ std::expected<LinkInfo, Error> find_link(Socket& socket, const std::string& name
     if (!done) return std::unexpected(done.error());
     if (!link) return std::unexpected(Error{EPROTO, link.error()});
     return *link;
+}
+
+std::expected<std::vector<LinkInfo>, Error> list_links(Socket& socket) {
+    Writer writer(RTM_GETLINK, NLM_F_DUMP, socket.next_sequence());
+    writer.put(ifinfomsg{});
+    std::vector<LinkInfo> links;
+    const auto done = socket.exchange(writer.take(), [&](const Message& message) {
+        if (message.type != RTM_NEWLINK) return;
+        if (auto link = decode_link(message.payload)) links.push_back(std::move(*link));
+    });
+    if (!done) return std::unexpected(done.error());
+    return links;
+}
+
+std::vector<LinkInfo> devices_below(const std::vector<LinkInfo>& links, uint32_t ifindex) {
+    std::vector<LinkInfo> found;
+    std::vector<uint32_t> above = {ifindex};
+    // The kernel has no rings of them, but may have changed during the dump.
+    for (size_t i = 0; i < above.size() && above.size() <= links.size(); ++i) {
+        uint32_t below = 0;
+        for (const LinkInfo& link : links) {
+            if (link.ifindex == above[i]) below = link.below;
+        }
+        for (const LinkInfo& link : links) {
+            if (link.master != above[i] && link.ifindex != below) continue;
+            above.push_back(link.ifindex);
+            found.push_back(link);
+        }
+    }
+    return found;
 }
 
 std::expected<void, std::string> move_link(const std::string& name, int netns_fd) {

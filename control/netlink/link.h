@@ -11,6 +11,7 @@
 #include <expected>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "control/netlink/message.h"
 #include "control/netlink/socket.h"
@@ -29,6 +30,12 @@ struct LinkInfo {
     std::string kind;       // "xfrm", "veth", ...; empty: a real device
     bool external = false;  // of an xfrm interface: in external mode
     std::string alias;
+    std::string name;
+    std::string
+        slave_kind;       // of the device it belongs to ("bridge", "bond", "vrf"); empty: to none
+    uint32_t master = 0;  // ifindex of that device
+    uint32_t below = 0;   // of the device that this one (a VLAN, a macvlan) is on, where that is
+                          // in the same network namespace; else 0
 
     friend bool operator==(const LinkInfo&, const LinkInfo&) = default;
 };
@@ -55,6 +62,12 @@ std::expected<LinkInfo, std::string> decode_link(Bytes payload);
 
 // ENODEV when there is none of that name.
 std::expected<LinkInfo, Error> find_link(Socket& socket, const std::string& name);
+
+// All links of the network namespace.
+std::expected<std::vector<LinkInfo>, Error> list_links(Socket& socket);
+// The devices through which all comes that the device `ifindex` receives: what a VLAN is on, what
+// is in a bond or bridge, and what is below those.
+std::vector<LinkInfo> devices_below(const std::vector<LinkInfo>& links, uint32_t ifindex);
 
 // From the network namespace of the calling thread. Any thread.
 std::expected<void, std::string> move_link(const std::string& name, int netns_fd);

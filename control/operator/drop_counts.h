@@ -17,7 +17,7 @@ using Drops = std::array<uint64_t, kDropReasonCount>;
 uint64_t sum(const Drops& drops);
 // A worker's own drops and those of its egress.
 Drops drops_of(const Worker& worker);
-// Of all sockets of a port.
-io::SocketStatistics statistics_of(const io::PortSockets& sockets);
+// Of all queues of a port.
+io::QueueStatistics statistics_of(const io::PortSockets& sockets);
 
 }  // namespace sallyport::control

@@ -26,25 +26,23 @@ Drops drops_of(const Worker& worker) {
     return drops;
 }
 
-io::SocketStatistics statistics_of(const io::PortSockets& sockets) {
-    io::SocketStatistics total;
-    for (uint16_t q = 0; q < sockets.queues(); ++q) {
-        for (uint16_t w = 0; w < sockets.workers(); ++w) {
-            const auto one = sockets.statistics(QueueId{q}, WorkerId{w});
-            total.rx_dropped += one.rx_dropped;
-            total.rx_ring_full += one.rx_ring_full;
-            total.fill_ring_empty += one.fill_ring_empty;
-        }
-    }
+io::QueueStatistics statistics_of(const io::PortSockets& sockets) {
+    io::QueueStatistics total;
+    for (uint16_t q = 0; q < sockets.queues(); ++q) total += sockets.statistics(QueueId{q});
     return total;
 }
 
 namespace {
 
 // The programs count a redirect as steered; whether the socket took the frame, only it knows.
-void add_socket_drops(Drops& drops, const io::SocketStatistics& sockets) {
-    drops[static_cast<size_t>(DropReason::rx_ring_full)] += sockets.rx_ring_full;
-    drops[static_cast<size_t>(DropReason::no_frame)] += sockets.rx_dropped;
+void add_socket_drops(Drops& drops, const io::QueueStatistics& sockets) {
+    const auto add = [&drops](DropReason reason, uint64_t frames) {
+        drops[static_cast<size_t>(reason)] += frames;
+    };
+    add(DropReason::rx_ring_full, sockets.rx_ring_full);
+    add(DropReason::too_big, sockets.too_big);
+    add(DropReason::fill_ring_empty, sockets.fill_ring_empty);
+    add(DropReason::no_frame, sockets.no_frame);
 }
 
 using Places = std::vector<std::pair<std::string, Drops>>;

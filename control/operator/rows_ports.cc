@@ -55,7 +55,7 @@ struct PortRow {
     std::string attached_reason;
     std::string_view bind_mode = "none";
     std::string bind_reason;
-    io::SocketStatistics sockets;
+    io::QueueStatistics sockets;
     const config::Port* config = nullptr;  // of ports of the configuration
 };
 
@@ -127,9 +127,11 @@ json::object port_object(const PortRow& row, const bpf_objects::PortCounters& co
             {"bypass", spread_object(row.config, counters)},
             {"partial_checksums", counters.partial_checksums},
             {"sockets",
-             {{"rx_dropped", row.sockets.rx_dropped},
-              {"rx_ring_full", row.sockets.rx_ring_full},
-              {"fill_ring_empty", row.sockets.fill_ring_empty}}}};
+             {{"rx_ring_full", row.sockets.rx_ring_full},
+              {"fill_ring_empty", row.sockets.fill_ring_empty},
+              {"no_frame", row.sockets.no_frame},
+              {"too_big", row.sockets.too_big},
+              {"fill_misses", row.sockets.fill_misses}}}};
 }
 
 }  // namespace

@@ -22,6 +22,12 @@ namespace {
 constexpr std::array<std::string_view, 2> kTagFeatures = {"rx-vlan-hw-parse",
                                                           "rx-vlan-stag-hw-parse"};
 
+constexpr std::array<std::string_view, 3> kMergeFeatures = {"rx-gro", "rx-gro-hw", "rx-lro"};
+
+bool is_one_of(std::span<const std::string_view> names, std::string_view name) {
+    return std::ranges::find(names, name) != names.end();
+}
+
 // Requests of ethtool are a structure with a list behind it.
 template <typename Head>
 class Request {
@@ -61,7 +67,7 @@ uint32_t blocks_of(uint32_t features) {
     return (features + 31) / 32;
 }
 
-// Those of kTagFeatures that the kernel knows.
+// Those of kTagFeatures and kMergeFeatures that the kernel knows.
 std::expected<FeatureList, std::string> list_features(const std::string& device) {
     FeatureList list;
     Request<ethtool_sset_info> sizes(ETHTOOL_GSSET_INFO, sizeof(uint32_t));
@@ -81,7 +87,7 @@ std::expected<FeatureList, std::string> list_features(const std::string& device)
     for (uint32_t i = 0; i < list.count; ++i) {
         const char* text = reinterpret_cast<const char*>(names.head().data) + i * ETH_GSTRING_LEN;
         const std::string_view name(text, strnlen(text, ETH_GSTRING_LEN));
-        if (std::ranges::find(kTagFeatures, name) == kTagFeatures.end()) continue;
+        if (!is_one_of(kTagFeatures, name) && !is_one_of(kMergeFeatures, name)) continue;
         list.ours.push_back({.name = std::string(name),
                              .index = i,
                              .on = (features.head().features[i / 32].active >> i % 32 & 1) != 0});
@@ -109,19 +115,19 @@ std::expected<std::vector<std::string>, std::string> tags_beside_frames(const st
     if (!list) return std::unexpected(list.error());
     std::vector<std::string> on;
     for (const Feature& feature : list->ours) {
-        if (feature.on) on.push_back(feature.name);
+        if (feature.on && is_one_of(kTagFeatures, feature.name)) on.push_back(feature.name);
     }
     return on;
 }
 
 std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(
-    const std::string& device) {
+    const std::string& device, std::span<const std::string_view> features) {
     read_note();
     const auto list = list_features(device);
     if (!list) return std::unexpected(list.error());
     Change change = Change::none;
     for (const Feature& feature : list->ours) {
-        if (!feature.on) continue;
+        if (!feature.on || !is_one_of(features, feature.name)) continue;
         changed_.insert({.device = device, .feature = feature.name});
         // The note comes first, as for sysctls.
         if (auto written = write_note(); !written) return std::unexpected(written.error());
@@ -130,6 +136,18 @@ std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(
         }
         change = Change::changed;
     }
+    return change;
+}
+
+std::expected<LinkFeatures::Change, std::string> LinkFeatures::stop_merging(
+    const std::string& device) {
+    return switch_off(device, kMergeFeatures);
+}
+
+std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(
+    const std::string& device) {
+    const auto change = switch_off(device, kTagFeatures);
+    if (!change) return change;
     const auto left = tags_beside_frames(device);
     if (!left) return std::unexpected(left.error());
     if (!left->empty()) {

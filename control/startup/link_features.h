@@ -5,19 +5,26 @@
 #include <expected>
 #include <filesystem>
 #include <set>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace sallyport::control {
 
-// How a device hands VLAN tags on.
+// Features of devices that are switched off while the appliance runs.
 //
+// How a device hands VLAN tags on.
 // Most cards take the tag out of the frame and put it beside it (rx-vlan-offload, on by default),
 // where no XDP program sees it: what a host in VLAN 5 sends looks as if it came from the port's own
 // network. So reception of C-tags and S-tags by the card is switched off while the appliance runs,
 // and put back on destruction. After a kill it stays off; a note in the state directory, as for
 // sysctls, lets the end of the next run put it back.
+//
+// How devices below a port hand frames on: what they merge (GRO, LRO) is one packet of up to 64 KB
+// to the port above them, larger than its MTU. Merging there is switched off too, and put back in
+// the same way. On the port itself the kernel leaves it while there is an XDP program.
 //
 // Owner: control thread, under the lock of the state directory from the first call of switch_off()
 // on.
@@ -33,6 +40,9 @@ class LinkFeatures {
     // driver keeps the tags beside frames, whatever it is told.
     std::expected<Change, std::string> switch_off(const std::string& device);
 
+    // Of a device below a port: merges no frames any more.
+    std::expected<Change, std::string> stop_merging(const std::string& device);
+
     // What a killed run has switched off is put back by the destructor; switch_off() does so too.
     void take_over() { read_note(); }
 
@@ -43,6 +53,9 @@ class LinkFeatures {
         friend auto operator<=>(const Changed&, const Changed&) = default;
     };
     void read_note();
+    // Switches off those of `features` that are on.
+    std::expected<Change, std::string> switch_off(const std::string& device,
+                                                  std::span<const std::string_view> features);
     [[nodiscard]] std::expected<void, std::string> write_note() const;
 
     std::filesystem::path note_;

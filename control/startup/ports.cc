@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 
@@ -46,6 +47,30 @@ std::expected<RunningPort, std::string> find_port(const config::Port& port) {
     if (!queues) return std::unexpected(queues.error());
     running.queues = port.queues.value_or(*queues);
     return running;
+}
+
+// Whether frames are left for the FILL rings when cards with zero-copy have filled their own. Only
+// the bound sockets tell which cards these are.
+std::expected<void, std::string> check_card_frames(std::span<const RunningPort> ports,
+                                                   const config::Config& config, uint16_t workers) {
+    uint64_t queues = 0;
+    uint64_t in_cards = 0;
+    std::string who;
+    for (const RunningPort& port : ports) {
+        queues += port.queues;
+        if (!port.sockets->zero_copy()) continue;
+        in_cards += uint64_t{port.queues} * config::receive_ring_slots(port.config->device);
+        who += (who.empty() ? "" : ", ") + port.config->device;
+    }
+    const uint64_t needed =
+        config::frames_needed(queues, workers, config.follows_xfrm()) + in_cards;
+    if (in_cards == 0 || config.memory.frames >= needed) return {};
+    return std::unexpected("[memory] frames: " + std::to_string(config.memory.frames) +
+                           " are too few: with zero-copy " + std::to_string(in_cards) +
+                           " stand in the receive rings of " + who + ". Write " +
+                           std::to_string(std::bit_ceil(needed)) +
+                           " or more, make the rings shorter (ethtool -G), or write bind_mode = "
+                           "\"copy\"");
 }
 
 }  // namespace
@@ -97,9 +122,8 @@ std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
     BusyQueues busy(log);
     for (RunningPort& port : ports) {
         // Generic XDP takes its frames after the driver has made packets of them.
-        const io::Bind bind = port.config->xdp_mode == config::XdpMode::generic
-                                  ? io::Bind::copy
-                                  : port.config->bind_mode;
+        const io::Bind bind =
+            port.xdp_mode == config::XdpMode::generic ? io::Bind::copy : port.config->bind_mode;
         auto sockets = io::PortSockets::create(
             {.device = port.config->device,
              .ifindex = port.ifindex,
@@ -117,7 +141,7 @@ std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
         if (!sockets) return std::unexpected(sockets.error());
         port.sockets = std::move(*sockets);
     }
-    return {};
+    return check_card_frames(ports, config, workers);
 }
 
 FrameCensus census_of(const io::PacketMemory& memory, std::span<const RunningPort> ports) {

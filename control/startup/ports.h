@@ -25,6 +25,11 @@ struct RunningPort {
     uint32_t mtu = 1500;  // IP bytes
     bpf_objects::MacAddress mac{};
     uint16_t queues = 1;
+    std::string kind;                // "veth", "vlan"; empty: a real device
+    bool running = false;            // up, with carrier, at the start
+    std::vector<std::string> below;  // devices that frames come through first (of a VLAN, a bond)
+    config::XdpMode xdp_mode = config::XdpMode::automatic;  // what is left of the configuration's
+    std::string mode_reason;                                // why; empty: nothing was taken from it
     std::unique_ptr<io::PortSockets> sockets;
     std::optional<bpf_objects::Attachment> attachment;
 

@@ -15,7 +15,8 @@ bpf_objects::PortSetup setup_of(PortId id, const RunningPort& port, const config
             .workers = workers,
             .mtu = port.mtu,
             .mac = port.mac,
-            .mode = port.config->xdp_mode,
+            .mode = port.xdp_mode,
+            .mode_reason = port.mode_reason,
             .use_kfunc = programs.use_kfunc,
             .punt_unknown_spi = config.unknown_spi == config::UnknownSpi::punt,
             .register_mode = programs.register_mode,
@@ -73,7 +74,7 @@ std::expected<void, std::string> load_ports(bpf_objects::BpfObjects& bpf,
 }
 
 std::expected<void, std::string> attach_ports(bpf_objects::BpfObjects& bpf,
-                                              std::span<RunningPort> ports, Log& log) {
+                                              std::span<RunningPort> ports) {
     // Before anything is decrypted that the kernel might have to tell of.
     for (size_t i = 0; i < ports.size(); ++i) {
         auto attached = bpf.attach_kernel_out(PortId{static_cast<uint16_t>(i)});
@@ -84,16 +85,22 @@ std::expected<void, std::string> attach_ports(bpf_objects::BpfObjects& bpf,
         auto attachment = bpf.attach_port(PortId{static_cast<uint16_t>(i)});
         if (!attachment) return std::unexpected(attachment.error());
         port.attachment = *attachment;
-        if (attachment->replaced_stale) {
+    }
+    return {};
+}
+
+void report_ports(std::span<const RunningPort> ports, Log& log) {
+    for (const RunningPort& port : ports) {
+        const bpf_objects::Attachment& attachment = *port.attachment;
+        if (attachment.replaced_stale) {
             log.info("port " + port.config->name + ": replaced the program of a killed run");
         }
-        const char* mode = attachment->mode == config::XdpMode::generic ? "generic" : "native";
-        log.note("port " + port.config->name + ": " + mode + " XDP, " + attachment->attached() +
-                 (attachment->reason.empty() ? "" : " (" + attachment->reason + ")") + ", " +
+        const char* mode = attachment.mode == config::XdpMode::generic ? "generic" : "native";
+        log.note("port " + port.config->name + ": " + mode + " XDP, " + attachment.attached() +
+                 (attachment.reason.empty() ? "" : " (" + attachment.reason + ")") + ", " +
                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + " (" +
                  port.sockets->mode_reason() + "), " + std::to_string(port.queues) + " queues");
     }
-    return {};
 }
 
 std::expected<void, std::string> attach_interface(bpf_objects::BpfObjects& bpf,

@@ -31,7 +31,8 @@ std::expected<void, std::string> load_ports(bpf_objects::BpfObjects& bpf,
 
 // From here on frames reach the workers.
 std::expected<void, std::string> attach_ports(bpf_objects::BpfObjects& bpf,
-                                              std::span<RunningPort> ports, Log& log);
+                                              std::span<RunningPort> ports);
+void report_ports(std::span<const RunningPort> ports, Log& log);
 std::expected<void, std::string> attach_interface(bpf_objects::BpfObjects& bpf,
                                                   const std::string& device, Log& log);
 

@@ -105,6 +105,8 @@ struct alignas(128) Socket {
     Counter transmitted;
 };
 
+constexpr uint64_t kMemoryHasFrames = UINT64_MAX;
+
 // writer: the home; reader: anyone.
 struct alignas(128) Queue {
     RingMapping fill_mapping;
@@ -113,6 +115,10 @@ struct alignas(128) Queue {
     xsk_ring_cons completion{};
     Counter filled;
     Counter reclaimed;
+    // Misses of the FILL ring while packet memory had no frame: of such times that are over, and
+    // the kernel's count when one began that is not.
+    Counter misses_without_memory;
+    SingleWriter<uint64_t> misses_before{kMemoryHasFrames};
 };
 
 // Why sockets could not be made; `error` is an errno, 0 where none is to blame.
@@ -177,6 +183,16 @@ struct PortSockets::Impl {
     Socket& socket(QueueId queue, WorkerId worker) {
         return sockets[size_t{to_index(queue)} * setup.workers + to_index(worker)];
     }
+    [[nodiscard]] xdp_statistics ask(QueueId queue, WorkerId worker) {
+        xdp_statistics kernel{};
+        socklen_t bytes = sizeof kernel;
+        if (getsockopt(socket(queue, worker).fd.get(), SOL_XDP, XDP_STATISTICS, &kernel, &bytes) !=
+            0) {
+            return {};
+        }
+        return kernel;
+    }
+    void note_memory(QueueId queue, bool has_frames);
     // All sockets in one mode; `mode_flag` is XDP_ZEROCOPY or XDP_COPY. A failure leaves none.
     std::expected<void, Failure> open(uint16_t mode_flag);
     std::expected<void, Failure> open_socket(uint16_t queue, uint16_t worker, int umem_fd,
@@ -434,6 +450,20 @@ uint32_t PortSockets::kick_transmit(QueueId queue, WorkerId worker) {
     return left;
 }
 
+// Home. Two system calls for each time that memory is used up, however often it is looked for.
+void PortSockets::Impl::note_memory(QueueId queue, bool has_frames) {
+    Queue& q = queues[to_index(queue)];
+    const uint64_t before = q.misses_before.read();
+    if (has_frames == (before == kMemoryHasFrames)) return;
+    const uint64_t misses = ask(queue, WorkerId{0}).rx_fill_ring_empty_descs;
+    if (has_frames) {
+        q.misses_without_memory.add(misses - before);
+        q.misses_before.set(kMemoryHasFrames);
+    } else {
+        q.misses_before.set(misses);
+    }
+}
+
 uint32_t PortSockets::refill(QueueId queue) {
     Queue& q = impl_->queues[to_index(queue)];
     uint32_t added = 0;
@@ -457,6 +487,8 @@ uint32_t PortSockets::refill(QueueId queue) {
         added += count;
     }
     if (added != 0) q.filled.add(added);
+    // It has some again when the ring could be filled to the last slot.
+    impl_->note_memory(queue, room == 0);
     if (xsk_ring_prod__needs_wakeup(&q.fill)) {
         recvfrom(fd(queue, WorkerId{0}), nullptr, 0, MSG_DONTWAIT, nullptr, nullptr);
     }
@@ -502,13 +534,27 @@ uint32_t PortSockets::completion_high_water(QueueId) const {
     return impl_->completion_entries / 4;
 }
 
-SocketStatistics PortSockets::statistics(QueueId queue, WorkerId worker) const {
-    xdp_statistics kernel{};
-    socklen_t bytes = sizeof kernel;
-    if (getsockopt(fd(queue, worker), SOL_XDP, XDP_STATISTICS, &kernel, &bytes) != 0) return {};
-    return {.rx_dropped = kernel.rx_dropped,
-            .rx_ring_full = kernel.rx_ring_full,
-            .fill_ring_empty = kernel.rx_fill_ring_empty_descs};
+QueueStatistics PortSockets::statistics(QueueId queue) const {
+    const Queue& q = impl_->queues[to_index(queue)];
+    QueueStatistics out;
+    uint64_t dropped = 0;
+    for (uint16_t worker = 0; worker < impl_->setup.workers; ++worker) {
+        const xdp_statistics kernel = impl_->ask(queue, WorkerId{worker});
+        dropped += kernel.rx_dropped;
+        out.rx_ring_full += kernel.rx_ring_full;
+    }
+    const uint64_t before = q.misses_before.read();
+    uint64_t without_memory = q.misses_without_memory.read();
+    // After the others: a frame that is lost meanwhile must not pass for one that is too big.
+    out.fill_misses = impl_->ask(queue, WorkerId{0}).rx_fill_ring_empty_descs;
+    if (before != kMemoryHasFrames && out.fill_misses > before) {
+        without_memory += out.fill_misses - before;
+    }
+    const uint64_t missed = impl_->zero_copy ? 0 : std::min(dropped, out.fill_misses);
+    out.too_big = dropped - missed;
+    out.no_frame = std::min(missed, without_memory);
+    out.fill_ring_empty = missed - out.no_frame;
+    return out;
 }
 
 uint64_t PortSockets::frames_in_kernel() const {

@@ -60,11 +60,28 @@ struct PortSocketsSetup {
     WhenBusy when_busy;            // none: after a second somebody else has it
 };
 
-// What the kernel counted for one socket (XDP_STATISTICS).
-struct SocketStatistics {
-    uint64_t rx_dropped = 0;
+// What was redirected to the sockets of one queue and did not reach them, in frames.
+//
+// The kernel (XDP_STATISTICS) has no such list: `rx_dropped` of a socket counts frames that found
+// the FILL ring empty and those that no buffer can hold; `rx_fill_ring_empty_descs` is a number of
+// the ring, told by each socket that shares it: each time somebody looked for a buffer in vain.
+// Where frames are copied that is once for a frame. With zero-copy it is the driver, which looks
+// ahead of frames: what it has no buffer for then, the card drops and counts.
+struct QueueStatistics {
     uint64_t rx_ring_full = 0;
-    uint64_t fill_ring_empty = 0;
+    uint64_t too_big = 0;          // for a buffer
+    uint64_t fill_ring_empty = 0;  // while packet memory had frames
+    uint64_t no_frame = 0;         // while it had none
+    uint64_t fill_misses = 0;      // as the kernel counts them; no frames with zero-copy
+
+    QueueStatistics& operator+=(const QueueStatistics& other) {
+        rx_ring_full += other.rx_ring_full;
+        too_big += other.too_big;
+        fill_ring_empty += other.fill_ring_empty;
+        no_frame += other.no_frame;
+        fill_misses += other.fill_misses;
+        return *this;
+    }
 };
 
 class PortSockets {
@@ -106,7 +123,7 @@ class PortSockets {
     // Sent frames that wait for the home to reclaim them; a hint.
     [[nodiscard]] uint32_t completion_level(QueueId queue) const;
     [[nodiscard]] uint32_t completion_high_water(QueueId queue) const;
-    [[nodiscard]] SocketStatistics statistics(QueueId queue, WorkerId worker) const;
+    [[nodiscard]] QueueStatistics statistics(QueueId queue) const;
     // Frames the kernel holds for this port: given to FILL or TX and not yet come back, those that
     // wait on RX and COMPLETION included. Exact when the workers stand still.
     [[nodiscard]] uint64_t frames_in_kernel() const;

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "bpf/abi.h"
+#include "bpf/lost.h"
 #include "bpf/next_hop.h"
 #include "control/bpf_objects/program_object.h"
 
@@ -109,6 +110,8 @@ const Member kMembers[] = {
     SP_MEMBER(sp_unresolved, since_ns),
     SP_MEMBER(sp_unresolved, waiting),
     SP_MEMBER(sp_unresolved, waiting_bytes),
+    SP_MEMBER(sp_lost_setup, netns),
+    SP_MEMBER(sp_lost_setup, tx_ports),
 };
 
 const std::pair<const char*, size_t> kSizes[] = {
@@ -129,6 +132,7 @@ const std::pair<const char*, size_t> kSizes[] = {
     {"sp_tunables", sizeof(sp_tunables)},
     {"sp_next_hop", sizeof(sp_next_hop)},
     {"sp_unresolved", sizeof(sp_unresolved)},
+    {"sp_lost_setup", sizeof(sp_lost_setup)},
 };
 
 TEST(Abi, layouts_agree) {
@@ -180,6 +184,8 @@ TEST(Abi, maps_hold_the_structures) {
         {"spd_entries", {4, sizeof(sp_spd_entry)}},
         {"spd_active", {4, sizeof(sp_spd_active)}},
         {"port_by_ifindex", {4, 4}},
+        {"egress_verdicts", {4, 8}},
+        {"lost_setup", {4, sizeof(sp_lost_setup)}},
         {"own_addresses", {sizeof(sp_own_address), 1}},
         {"unresolved_hops", {sizeof(sp_next_hop), sizeof(sp_unresolved)}},
         {"if_id_counters", {4, sizeof(sp_if_id_counters)}},

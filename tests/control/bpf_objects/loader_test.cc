@@ -624,6 +624,126 @@ TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
     std::printf("%u handed over, %lu taken, the rest did not fit\n", kFrames, taken);
 }
 
+// A frame that the program of lan0 redirects, so many times: at most 64, one batch. Later ones get
+// the pages of the first again, with what the program has written there.
+void redirect_from_lan(const char* destination, uint16_t port, uint32_t frames) {
+    const FileDescriptor program(bpf_prog_get_fd_by_id(attached_id("lan0")));
+    ASSERT_TRUE(program);
+    const Bytes frame = packet::eth(
+        packet::ip4({.src = "10.1.0.10", .dst = destination}, packet::udp({.dst = port})));
+    xdp_md context{};
+    context.data_end = static_cast<uint32_t>(frame.size());
+    context.ingress_ifindex = if_nametoindex("lan0");
+    LIBBPF_OPTS(bpf_test_run_opts, options);
+    options.data_in = frame.data();
+    options.data_size_in = static_cast<uint32_t>(frame.size());
+    options.ctx_in = &context;
+    options.ctx_size_in = sizeof context;
+    options.repeat = static_cast<int>(frames);
+    options.batch_size = 64;
+    options.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    ASSERT_EQ(bpf_prog_test_run_opts(program.get(), &options), 0) << std::strerror(errno);
+}
+
+// tp0, a TAP that nobody has open, has a way to send for native XDP and refuses every frame; wan0
+// without GRO at its peer has none (since 6.3). Each loss is counted once, and only there.
+TEST_F(Loader, what_was_redirected_and_not_taken_is_counted_at_the_port_out) {
+    run("ip tuntap add dev tp0 mode tap multi_queue && ip link set tp0 up");
+    run("ip addr add 198.51.100.1/24 dev tp0");
+    run("ip neigh add 198.51.100.2 lladdr 02:00:00:00:03:02 dev tp0 nud permanent");
+    run("ethtool -K wanp gro off 2>/dev/null");
+    constexpr PortId kTap{2};
+    BpfObjects objects = make();
+    PortSetup tap_port = setup(kWan);
+    tap_port.id = kTap;
+    tap_port.device = "tp0";
+    tap_port.ifindex = if_nametoindex("tp0");
+    tap_port.egress_deny = {{.port_lo = 9, .port_hi = 9}};
+    PortSetup lan = setup(kLan);
+    lan.mac = packet::Link{}.dst;
+    ASSERT_TRUE(objects.add_port(setup(kWan)) && objects.add_port(lan) &&
+                objects.add_port(tap_port));
+    const auto watched = objects.watch_redirects();
+    ASSERT_TRUE(watched) << watched.error();
+    std::vector<SpdEntry> open;
+    for (const char* destination : {"192.0.2.0/24", "198.51.100.0/24"}) {
+        open.push_back({.policy = PolicyId{0},
+                        .action = SpdAction::bypass,
+                        .source = prefix("10.1.0.0/24"),
+                        .destination = prefix(destination)});
+    }
+    ASSERT_TRUE(objects.publish_spd(*compile_spd(open), *compile_spd({}), {}));
+    ASSERT_TRUE(objects.attach_port(kLan));
+    const auto failed = [&](PortId port) {
+        return objects.counters(port)->drops[SP_DROP_redirect_failed];
+    };
+
+    redirect_from_lan("198.51.100.2", 80, 60);
+    EXPECT_EQ(failed(kTap), 60u);
+    redirect_from_lan("198.51.100.2", 9, 50);
+    EXPECT_EQ(objects.counters(kTap)->drops[SP_DROP_egress_denied], 50u);
+    EXPECT_EQ(failed(kTap), 60u) << "what the filter has dropped was not to be sent";
+    redirect_from_lan("198.51.100.2", 80, 3);
+    EXPECT_EQ(failed(kTap), 63u);
+    EXPECT_EQ(failed(kWan), 0u);
+
+    redirect_from_lan("192.0.2.2", 80, 20);
+    EXPECT_EQ(failed(kWan), 20u);
+    run("ethtool -K wanp gro on 2>/dev/null");
+    redirect_from_lan("192.0.2.2", 80, 20);
+    EXPECT_EQ(failed(kWan), 20u) << "they are taken";
+    EXPECT_EQ(failed(kTap), 63u);
+    EXPECT_EQ(failed(kLan), 0u);
+    const sp_port_counters totals = objects.counters(kLan)->totals;
+    EXPECT_EQ(totals.rx_frames, 153u);
+    EXPECT_EQ(totals.redirected, 153u);
+}
+
+TEST_F(Loader, native_sending_is_tried) {
+    using Answer = NativeSending::Answer;
+    run("ip tuntap add dev tp0 mode tap multi_queue && ip link set tp0 up");
+    run("ip link add bridge0 type bridge && ip link set bridge0 up");
+    run("ethtool -K lanp gro off 2>/dev/null");
+    const auto tried = [](const char* device, bool running) {
+        return prove_native_sending(if_nametoindex(device), mac_of(device), running);
+    };
+    const FileDescriptor peer = tapped("wanp");
+    const NativeSending wan = tried("wan0", true);
+    EXPECT_EQ(wan.answer, Answer::possible) << wan.why;
+    packet::Mac mac{};
+    std::ranges::copy(mac_of("wan0"), mac.begin());
+    EXPECT_GE(count_frames(peer, mac, 1), 1u) << "it was a frame of those that it stands for";
+    for (const char* device : {"lan0", "bridge0", "tp0"}) {
+        const NativeSending sending = tried(device, true);
+        EXPECT_EQ(sending.answer, Answer::impossible) << device << ": " << sending.why;
+    }
+    EXPECT_EQ(tried("tp0", false).answer, Answer::unknown) << "it has no carrier";
+    run("ip link set wan0 down");
+    EXPECT_EQ(tried("wan0", false).answer, Answer::unknown);
+}
+
+TEST_F(Loader, a_port_and_sp0_change_their_mode) {
+    BpfObjects objects = make();
+    ASSERT_TRUE(objects.add_port(setup(kWan)));
+    ASSERT_TRUE(objects.attach_port(kWan));
+    ASSERT_TRUE(objects.add_injector(injector()));
+    const auto port = objects.change_mode(kWan, config::XdpMode::generic, "because it is asked");
+    ASSERT_TRUE(port) << port.error();
+    EXPECT_EQ(port->mode, config::XdpMode::generic);
+    EXPECT_FALSE(port->replaced_stale);
+    EXPECT_NE(port->reason.find("because it is asked"), std::string::npos) << port->reason;
+    EXPECT_TRUE(objects.is_port_attached(kWan));
+    const auto tap_mode = objects.change_injector_mode(config::XdpMode::generic, "so");
+    ASSERT_TRUE(tap_mode) << tap_mode.error();
+    EXPECT_EQ(tap_mode->mode, config::XdpMode::generic);
+    EXPECT_TRUE(objects.is_injector_attached());
+    run("ip link set dev wan0 xdpgeneric off");
+    EXPECT_FALSE(objects.is_port_attached(kWan));
+    const auto again = objects.attach_port(kWan);
+    ASSERT_TRUE(again) << again.error();
+    EXPECT_EQ(again->mode, config::XdpMode::generic) << "also from then on";
+}
+
 TEST_F(Loader, a_CPU_that_is_not_there_is_refused) {
     BpfObjects objects = make();
     PortSetup lan = setup(kLan);

@@ -212,7 +212,9 @@ TEST(NetlinkLink, LinkMessagesAreReadAsTheyAreWritten) {
     link[4] = std::byte{42};
     const auto read = decode_link(link);
     ASSERT_TRUE(read) << read.error();
-    EXPECT_EQ(*read, (LinkInfo{.ifindex = 42, .mtu = 1423, .kind = "xfrm", .external = true}));
+    EXPECT_EQ(
+        *read,
+        (LinkInfo{.ifindex = 42, .mtu = 1423, .kind = "xfrm", .external = true, .name = "ipsec0"}));
 
     const LinkSettings settings{
         .up = true, .noarp = false, .mtu = 1400, .mac = {}, .alias = "sallyport"};
@@ -220,6 +222,31 @@ TEST(NetlinkLink, LinkMessagesAreReadAsTheyAreWritten) {
     const auto taken = decode_link(take.bytes().subspan(16));
     ASSERT_TRUE(taken) << taken.error();
     EXPECT_EQ(*taken, (LinkInfo{.ifindex = 42, .mtu = 1400, .alias = "sallyport"}));
+}
+
+TEST(NetlinkLink, DevicesBelowAStack) {
+    const auto link = [](uint32_t ifindex, uint32_t master, uint32_t below) {
+        LinkInfo info;
+        info.ifindex = ifindex;
+        info.master = master;
+        info.below = below;
+        return info;
+    };
+    // 7: a VLAN on bond 5, which has 2 and 3. 6: a macvlan on 3.
+    const std::vector<LinkInfo> links = {link(1, 0, 0), link(2, 5, 0), link(3, 5, 0),
+                                         link(5, 0, 0), link(6, 0, 3), link(7, 0, 5)};
+    const auto below = [&](uint32_t ifindex) {
+        std::vector<uint32_t> out;
+        for (const LinkInfo& info : devices_below(links, ifindex)) out.push_back(info.ifindex);
+        return out;
+    };
+    EXPECT_EQ(below(7), (std::vector<uint32_t>{5, 2, 3}));
+    EXPECT_EQ(below(5), (std::vector<uint32_t>{2, 3}));
+    EXPECT_EQ(below(6), (std::vector<uint32_t>{3}));
+    EXPECT_TRUE(below(2).empty());
+    EXPECT_TRUE(below(9).empty());
+    const std::vector<LinkInfo> ring = {link(1, 0, 2), link(2, 0, 1)};
+    EXPECT_LE(devices_below(ring, 1).size(), 4u) << "and it ends";
 }
 
 TEST(NetlinkLink, CutAndMalformedLinksAreRefused) {

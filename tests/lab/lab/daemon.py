@@ -47,7 +47,8 @@ def tunnels_of(lab, families=(4, 6)):
 
 def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_device="lan0",
                 at_stop=None, more_ports=None, lan_keys=None, outside_keys=None, policies=(),
-                crafted_keys=None, plain_out_keys=None, forward_to=None, last_policies=(), families=(4, 6)):
+                crafted_keys=None, plain_out_keys=None, forward_to=None, last_policies=(), families=(4, 6),
+                wan_device=None):
     """The TOML file of the lab's gateway; keys are in it, so it is written with mode 0600.
 
     lan_keys: more keys of [port.lan0]. outside_keys: there is a port net0, with these keys.
@@ -61,7 +62,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                              "at_stop": at_stop}),
         _table("[workers]", {"cpus": [0, 1]}),
         _table("[memory]", {"frames": 16384, "hugepages": False}),
-        *_port_tables("wan0", {"role": "unprotected", "xdp_mode": xdp_mode,
+        *_port_tables("wan0", {"role": "unprotected", "device": wan_device, "xdp_mode": xdp_mode,
                                "deny": list(deny_wan)}),
         *_port_tables("lan0", {"role": "protected", "device": lan_device, "xdp_mode": xdp_mode,
                                **(lan_keys or {})}),

@@ -193,10 +193,11 @@ def jumbo(guest):
     equal(traffic.ping(t.n.peer, "192.0.2.2", "192.0.2.1", 3, size=8000), 3,
           "large pings to the gateway itself")
     # ESP that does not fit a frame of packet memory is dropped at the socket, and counted there.
-    dropped = port["sockets"]["rx_dropped"]
+    dropped, counted = port["sockets"]["too_big"], t.gw.drops()["too_big"]
     equal(traffic.ping(t.n.peer, tunnel.FAR, tunnel.HOST, 2, size=5000), 0, "large pings by ESP")
-    eventually(lambda: t.gw.ports()["wan0"]["sockets"]["rx_dropped"] - dropped == 2,
+    eventually(lambda: t.gw.ports()["wan0"]["sockets"]["too_big"] - dropped == 2,
                lambda: f"counted at the sockets: {t.gw.ports()['wan0']['sockets']}")
+    equal(t.gw.drops()["too_big"] - counted, 2, "too_big")
     t.ping()
     equal(t.gw.stop(), 0, "exit status")
     return port["attached_reason"]

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a device allows by what it is. That ports deliver in the modes chosen:
+// tests/lab/cases/ports.py and tests/vm/cases/ports.py.
+#include "control/startup/port_modes.h"
+
+#include <gtest/gtest.h>
+
+namespace sallyport::control {
+namespace {
+
+using config::XdpMode;
+
+struct Row {
+    const char* kind;
+    const char* slave_kind;
+    XdpMode wanted;
+    XdpMode mode;
+    const char* refusal;  // what the error says; empty: none
+};
+
+TEST(PortModes, RulesByKind) {
+    constexpr auto kAuto = XdpMode::automatic;
+    constexpr auto kNative = XdpMode::native;
+    constexpr auto kGeneric = XdpMode::generic;
+    const Row rows[] = {
+        {"", "", kAuto, kAuto, ""},
+        {"", "", kNative, kNative, ""},
+        {"", "", kGeneric, kGeneric, ""},
+        {"vlan", "", kAuto, kAuto, ""},  // tried, not known
+        {"veth", "", kNative, kNative, ""},
+        {"bond", "", kAuto, kGeneric, ""},
+        {"bond", "", kGeneric, kGeneric, ""},
+        {"bond", "", kNative, kNative, "Write xdp_mode = \"auto\""},
+        {"", "bond", kAuto, kAuto, "belongs to a bond"},
+        {"bond", "bridge", kAuto, kAuto, "belongs to a bridge"},
+        {"veth", "team", kGeneric, kGeneric, "ip link set dev0 nomaster"},
+        {"", "vrf", kAuto, kAuto, "is in a VRF"},
+        {"macvtap", "", kGeneric, kGeneric, "take a macvlan"},
+        {"ipvtap", "", kAuto, kAuto, "take a macvlan"},
+    };
+    for (const Row& row : rows) {
+        SCOPED_TRACE(std::string(row.kind) + " of " + row.slave_kind);
+        config::Port port;
+        port.name = "wan";
+        port.device = "dev0";
+        port.xdp_mode = row.wanted;
+        netlink::LinkInfo link;
+        link.kind = row.kind;
+        link.slave_kind = row.slave_kind;
+        const auto rule = rule_of(port, link);
+        if (*row.refusal != '\0') {
+            ASSERT_FALSE(rule);
+            EXPECT_NE(rule.error().find(row.refusal), std::string::npos) << rule.error();
+            EXPECT_EQ(rule.error().find("port wan: "), 0u) << rule.error();
+            continue;
+        }
+        ASSERT_TRUE(rule) << rule.error();
+        EXPECT_EQ(rule->mode, row.mode);
+        EXPECT_EQ(rule->reason.empty(), row.mode == row.wanted);
+    }
+}
+
+}  // namespace
+}  // namespace sallyport::control
