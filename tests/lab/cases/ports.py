@@ -28,6 +28,8 @@ def make(lab, words):
 
 def macvlan(lab, below, device):
     make(lab, f"link {below} name {device} type macvlan mode bridge")
+    # Else it answers for the address that is on the macvlan now, with its own MAC.
+    lab.gw.sysctl(f"net.ipv4.conf.{below}.arp_ignore", 1)
 
 
 def bridge(lab, below, device):
@@ -54,6 +56,7 @@ def device_of(bench, kind, below):
     finally:
         bench.stop_gateway()
         lab.gw.ip(f"link del {device}", check=False)
+        lab.gw.sysctl(f"net.ipv4.conf.{below}.arp_ignore", 0)
         for address in addresses:
             lab.gw.ip(f"addr add {address} dev {below}", check=False)
         lab.gw.ip("route add default via 192.0.2.2", check=False)
