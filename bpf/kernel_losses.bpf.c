@@ -8,54 +8,41 @@
  * behind its transmit ring (the device's own counters, `show ports`).
  */
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
 
-#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "losses.h"
-#include "maps.h"
+#include "net_device.h"
 
 #define SP_AF_XDP 44
-
-/* Of the kernel's types, what is read here; libbpf finds the members where they are. */
-#define SP_KERNEL_TYPE __attribute__((preserve_access_index))
-
-struct ns_common {
-    unsigned int inum;
-} SP_KERNEL_TYPE;
-
-struct net {
-    struct ns_common ns;
-} SP_KERNEL_TYPE;
-
-typedef struct {
-    struct net* net;
-} possible_net_t;
-
-struct net_device {
-    int ifindex;
-    possible_net_t nd_net;
-} SP_KERNEL_TYPE;
 
 struct sock_common {
     unsigned short skc_family;
 } SP_KERNEL_TYPE;
-
 struct sock {
     struct sock_common __sk_common;
 } SP_KERNEL_TYPE;
-
 struct sk_buff {
     struct net_device* dev;
     struct sock* sk;
     int skb_iif;
+    __be16 protocol;
+    __u16 network_header;
+    unsigned char* head;
 } SP_KERNEL_TYPE;
 
+/* The values are those of the running kernel (CO-RE). */
 enum skb_drop_reason {
     SKB_CONSUMED,
     SKB_DROP_REASON_NOT_SPECIFIED,
     SKB_DROP_REASON_XDP,
+    SKB_DROP_REASON_TC_INGRESS,
     SKB_DROP_REASON_TC_EGRESS,
+    SKB_DROP_REASON_NEIGH_FAILED,
+    SKB_DROP_REASON_NEIGH_QUEUEFULL,
 };
 
 struct {
@@ -72,15 +59,6 @@ struct {
     __type(value, __u64);
 } kernel_losses_by_reason SEC(".maps");
 
-/* Key: port id. What the port's program had dropped on this CPU when one of its packets was dropped
-   last. */
-struct {
-    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, SP_PORTS_MAX);
-    __type(key, __u32);
-    __type(value, __u64);
-} loss_dropped_before SEC(".maps");
-
 static __always_inline int sp_is_reason(__u64 reason, enum skb_drop_reason value, int exists) {
     return exists && (__u32)reason == (__u32)value;
 }
@@ -88,22 +66,28 @@ static __always_inline int sp_is_reason(__u64 reason, enum skb_drop_reason value
     sp_is_reason(reason, bpf_core_enum_value(enum skb_drop_reason, name), \
                  bpf_core_enum_value_exists(enum skb_drop_reason, name))
 
-/* 1: dropped by a program of ours, which has counted it under its own reason. A generic XDP program
-   that drops is followed at once, on this CPU, by the kernel's drop of the packet. */
-static __always_inline int sp_is_counted(const struct sp_loss_device* device, __u64 reason) {
-    struct sp_port_counters* counters;
-    __u64* before;
-    __u32 port = device->port;
+static __always_inline int sp_is_esp(const struct sk_buff* skb) {
+    const int v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+    __u8 protocol = 0;
 
+    bpf_probe_read_kernel(&protocol, sizeof(protocol),
+                          skb->head + skb->network_header + (v6 ? 6 : 9));
+    return protocol == IPPROTO_ESP;
+}
+
+/* 1: dropped by a program of ours, or counted by one, under a reason of its own. The kernel does
+   not say why it drops what a generic program, or one of a devmap behind it, has dropped. */
+static __always_inline int sp_is_counted(const struct sk_buff* skb,
+                                         const struct sp_loss_device* device, __u64 reason) {
     if (SP_IS_REASON(reason, SKB_CONSUMED) || SP_IS_REASON(reason, SKB_DROP_REASON_XDP) ||
         SP_IS_REASON(reason, SKB_DROP_REASON_TC_EGRESS))
         return 1;
-    if (!device->generic || !SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED)) return 0;
-    counters = bpf_map_lookup_elem(&port_counters, &port);
-    before = bpf_map_lookup_elem(&loss_dropped_before, &port);
-    if (!counters || !before || counters->dropped == *before) return 0;
-    *before = counters->dropped;
-    return 1;
+    if (device->generic && SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED)) return 1;
+    if (device->port < SP_PORT_INTERFACE) return 0;
+    if (SP_IS_REASON(reason, SKB_DROP_REASON_TC_INGRESS)) return 1;
+    return (SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_FAILED) ||
+            SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_QUEUEFULL)) &&
+           sp_is_esp(skb); /* to_neighbour */
 }
 
 static __always_inline void sp_count_loss(const struct sp_loss_key* key) {
@@ -136,7 +120,7 @@ int kernel_losses(__u64* context) {
     }
     device = bpf_map_lookup_elem(&loss_devices, &ifindex);
     if (!device || dev->nd_net.net->ns.inum != device->netns_inode) return 0;
-    if (sp_is_counted(device, context[2])) return 0;
+    if (sp_is_counted(skb, device, context[2])) return 0;
     key.port = device->port;
     sp_count_loss(&key);
     return 0;

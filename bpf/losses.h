@@ -11,7 +11,7 @@
 struct sp_loss_device {
     __u32 port;        /* port id */
     __u32 netns_inode; /* other network namespaces have devices of the same index */
-    __u32 generic;     /* 1: its XDP program is a generic one, whose drops end as packets, too */
+    __u32 generic;     /* 1: its XDP program is a generic one */
 };
 SP_STATIC_ASSERT(sizeof(struct sp_loss_device) == 12, "abi");
 
