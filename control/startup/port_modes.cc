@@ -18,7 +18,9 @@ std::unexpected<std::string> refusal(const config::Port& port, const std::string
 }
 
 // Whose frames go to a program of their own instead of to the kernel's stack.
-constexpr std::array<std::string_view, 2> kTapKinds = {"macvtap", "ipvtap"};
+constexpr std::string_view kMacvtap = "macvtap";
+// Which share one MAC with the device below: the kernel tells them apart by their own addresses.
+constexpr std::array<std::string_view, 2> kByAddress = {"ipvlan", "ipvtap"};
 
 // What the kernel says of a driver is the same for all; who can mend it is not.
 std::string remedy_of(std::string_view kind) {
@@ -77,10 +79,15 @@ std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
                                  "link set " +
                                  port.device + " nomaster)");
     }
-    if (std::ranges::find(kTapKinds, link.kind) != kTapKinds.end()) {
-        return refusal(port, "the device " + port.device + " is a " + link.kind +
-                                 ", whose packets a program of its own reads: take a macvlan or "
-                                 "ipvlan device");
+    if (std::ranges::find(kByAddress, link.kind) != kByAddress.end()) {
+        return refusal(port, "the device " + port.device + " is an " + link.kind +
+                                 ", which gets only packets for its own addresses and none to "
+                                 "forward: take a macvlan device");
+    }
+    if (link.kind == kMacvtap) {
+        return refusal(port, "the device " + port.device +
+                                 " is a macvtap, whose packets a program of its own reads: take a "
+                                 "macvlan device");
     }
     if (link.kind == "bond") {
         const std::string why =
@@ -89,7 +96,9 @@ std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
             return refusal(port, "xdp_mode = \"native\" does not work on " + port.device + ": " +
                                      why + ". Write xdp_mode = \"auto\" or \"generic\"");
         }
-        return DeviceRule{.mode = XdpMode::generic, .reason = "generic because " + why};
+        if (port.xdp_mode == XdpMode::automatic) {
+            return DeviceRule{.mode = XdpMode::generic, .reason = "generic because " + why};
+        }
     }
     return DeviceRule{.mode = port.xdp_mode, .reason = {}};
 }

@@ -37,6 +37,7 @@ TEST(PortModes, RulesByKind) {
         {"", "vrf", kAuto, kAuto, "is in a VRF"},
         {"macvtap", "", kGeneric, kGeneric, "take a macvlan"},
         {"ipvtap", "", kAuto, kAuto, "take a macvlan"},
+        {"ipvlan", "", kGeneric, kGeneric, "only packets for its own addresses"},
     };
     for (const Row& row : rows) {
         SCOPED_TRACE(std::string(row.kind) + " of " + row.slave_kind);

@@ -296,7 +296,7 @@ TEST_F(IoTest, ALossWithoutFreeFramesIsNotTheRings) {
         EXPECT_TRUE(eventually([&] { return b->completion_level(queue) == count; }));
         b->reclaim(queue);
     };
-    for (const uint8_t to : {0, 1}) {
+    for (const uint8_t to : {uint8_t{0}, uint8_t{1}}) {
         for (int round = 0; round < 2; ++round) {
             send_some(64, to);
             receive_all(64, WorkerId{to});
