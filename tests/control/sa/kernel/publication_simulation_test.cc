@@ -864,6 +864,31 @@ TEST(Publication, APolicyForOuterPacketsThatIsRefusedStopsNobody) {
     EXPECT_EQ(notices.errors, 1) << "said once";
 }
 
+TEST(OuterTunnels, TellsEachFarEndOnceInOrder) {
+    OneState registered;
+    registered.state.source = address("192.0.2.1");
+    Adoption now;
+    const std::vector<IpAddress> far = {address("198.51.100.1"), address("198.51.100.9"),
+                                        address("255.255.255.255"), address("2001:db8::1"),
+                                        address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")};
+    for (const IpAddress& destination : far) {
+        for (const Spi spi : {Spi{0x1000}, Spi{0x1001}}) {
+            now.sas[{.spi = spi, .destination = destination}].direction =
+                xfrm::StateDirection::outbound;
+        }
+    }
+    OuterTunnels outer(registered);
+    EXPECT_FALSE(outer.far_end_after(std::nullopt));
+    outer.update(now, {.whole = true, .sas = {}});
+    std::vector<IpAddress> told;
+    for (auto last = outer.far_end_after(std::nullopt); last; last = outer.far_end_after(last)) {
+        told.push_back(*last);
+    }
+    EXPECT_EQ(told, far);
+    // One that has gone meanwhile is no obstacle.
+    EXPECT_EQ(outer.far_end_after(address("198.51.100.5")), far[1]);
+}
+
 // ---- tests --------------------------------------------------------------------------------------
 
 #if SP_TEST_WITH_ASAN || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
