@@ -10,6 +10,7 @@
 #include <set>
 
 #include "bpf/abi.h"
+#include "bpf/losses.h"
 #include "bpf/lost.h"
 #include "bpf/next_hop.h"
 #include "control/bpf_objects/program_object.h"
@@ -110,6 +111,12 @@ const Member kMembers[] = {
     SP_MEMBER(sp_unresolved, since_ns),
     SP_MEMBER(sp_unresolved, waiting),
     SP_MEMBER(sp_unresolved, waiting_bytes),
+    SP_MEMBER(sp_loss_device, port),
+    SP_MEMBER(sp_loss_device, netns_inode),
+    SP_MEMBER(sp_loss_device, generic),
+    SP_MEMBER(sp_loss_key, port),
+    SP_MEMBER(sp_loss_key, drop),
+    SP_MEMBER(sp_loss_key, reason),
     SP_MEMBER(sp_lost_setup, netns),
     SP_MEMBER(sp_lost_setup, tx_ports),
 };
@@ -132,6 +139,8 @@ const std::pair<const char*, size_t> kSizes[] = {
     {"sp_tunables", sizeof(sp_tunables)},
     {"sp_next_hop", sizeof(sp_next_hop)},
     {"sp_unresolved", sizeof(sp_unresolved)},
+    {"sp_loss_device", sizeof(sp_loss_device)},
+    {"sp_loss_key", sizeof(sp_loss_key)},
     {"sp_lost_setup", sizeof(sp_lost_setup)},
 };
 
@@ -186,6 +195,9 @@ TEST(Abi, maps_hold_the_structures) {
         {"port_by_ifindex", {4, 4}},
         {"egress_verdicts", {4, 8}},
         {"lost_setup", {4, sizeof(sp_lost_setup)}},
+        {"partial_checksums", {4, 8}},
+        {"loss_devices", {4, sizeof(sp_loss_device)}},
+        {"kernel_losses_by_reason", {sizeof(sp_loss_key), 8}},
         {"own_addresses", {sizeof(sp_own_address), 1}},
         {"unresolved_hops", {sizeof(sp_next_hop), sizeof(sp_unresolved)}},
         {"if_id_counters", {4, sizeof(sp_if_id_counters)}},
