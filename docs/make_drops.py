@@ -113,6 +113,17 @@ def reasons():
     return [(name, help_text) for name, help_text in found if name != "none"]
 
 
+def produced():
+    """The reasons that a test of packets, a case of the lab or of a guest expects by name."""
+    spelled = re.compile(r'\b(?:SP_DROP_|DropReason::|R::)(\w+)|"(\w+)"')
+    found = set()
+    for folder in ("tests/bpf", "tests/dataplane", "tests/lab/cases", "tests/vm/cases"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".cc", ".h", ".py"):
+                found |= {a or b for a, b in spelled.findall(path.read_text(encoding="utf-8"))}
+    return found
+
+
 def main():
     listed = reasons()
     names = {name for name, _ in listed}
@@ -123,6 +134,7 @@ def main():
     if sys.argv[1:] == ["--check"]:
         if not path.exists() or path.read_text(encoding="utf-8") != page:
             mistakes.append("docs/drops.md is not what docs/make_drops.py makes: docs/make_drops.py --write")
+        mistakes += [f"bpf/abi.h: no test produces {name}" for name in sorted(names - produced())]
         print(f"{len(listed)} reasons, {len(mistakes)} mistakes")
     elif mistakes:
         pass

@@ -28,7 +28,7 @@ def main():
 
     # Imported here: scapy takes a second, and the cases register themselves.
     from cases import (  # noqa: F401
-        oracles, traffic, steering, drops, egress, neighbours, ports, connections, life, closed, losses,
+        oracles, traffic, steering, drops, egress, neighbours, ports, connections, life, closed, losses, chaos,
         unprivileged)
 
     if args.list:

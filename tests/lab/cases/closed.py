@@ -29,8 +29,9 @@ class Flood:
     inside, outside: (namespace, its device, the gateway's device) of the two wires.
     """
 
-    def __init__(self, lab, inside=None, outside=None, pairs=PROTECT + BYPASS + FORBIDDEN):
+    def __init__(self, lab, inside=None, outside=None, pairs=PROTECT + BYPASS + FORBIDDEN, pause=0.001):
         self._lab = lab
+        self._pause = pause
         self._inside = inside or (lab.lan, "eth0", "lan0")
         self._outside = outside or (lab.peer_ns, "wanp", "wan0")
         self._pairs = pairs
@@ -62,7 +63,7 @@ class Flood:
                 for frame in frames:
                     with contextlib.suppress(OSError):  # the device is gone for a moment
                         side.send(frame)
-            time.sleep(0.001)
+            time.sleep(self._pause)
 
     def out(self):
         """(source, destination) -> count of what left by wan0."""
@@ -99,13 +100,13 @@ class Flood:
                    lambda: f"BYPASS out {self.out()}, in {self.inward()}", seconds)
 
 
-def _packed(text):
+def packed(text):
     return ipaddress.ip_address(text).packed
 
 
 def _count(frames, pairs):
     """How many of the flood's packets between each pair are among the frames."""
-    wanted = {(_packed(a), _packed(b)): (a, b) for a, b in pairs}
+    wanted = {(packed(a), packed(b)): (a, b) for a, b in pairs}
     seen = dict.fromkeys(pairs, 0)
     for frame in list(frames):
         packet = frame[14:]
@@ -322,7 +323,7 @@ class KernelErrors:
             self.send(*row)
         check(self._wan.wait(lambda f: MARK in f), f"{what}: not even what may leave")
         seen = [f for f in self._wan.frames if MARK in f]
-        check(len(seen) == 1 and _packed(self.OPEN[0]) in seen[0], f"{what}: in clear {seen}")
+        check(len(seen) == 1 and packed(self.OPEN[0]) in seen[0], f"{what}: in clear {seen}")
         equal(gateway.drops()["error_in_clear"] - before, len(self.PROTECTED), f"{what}: error_in_clear")
 
 
@@ -540,8 +541,8 @@ def _between(frame):
     """Whether a frame is cleartext of the gateway towards a network that PROTECT covers."""
     packet = frame[14:]
     if packet[0] >> 4 == 6:
-        return packet[24:32] == _packed("fd02:0:0:3::")[:8]
-    return frame[12:14] == b"\x08\x00" and packet[16:19] == _packed("10.2.0.0")[:3]
+        return packet[24:32] == packed("fd02:0:0:3::")[:8]
+    return frame[12:14] == b"\x08\x00" and packet[16:19] == packed("10.2.0.0")[:3]
 
 
 @case("A1 settings, sp0, its program and an MTU are changed: mended, or said as long as it is so",

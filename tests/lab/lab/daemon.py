@@ -113,6 +113,7 @@ class Daemon:
         os.makedirs(os.path.join(self.folder, "state"), mode=0o700, exist_ok=True)
         self.config = os.path.join(self.folder, "sallyport.toml")
         self._process = None
+        self.is_paused = False
         self._bpffs = os.path.join(lab.folder, "bpffs")
         self._mount_bpffs()
         self.write_config()
@@ -199,9 +200,11 @@ class Daemon:
     def paused(self):
         """Stopped as a whole; XDP programs go on."""
         self._process.send_signal(signal.SIGSTOP)
+        self.is_paused = True
         try:
             yield
         finally:
+            self.is_paused = False
             self._process.send_signal(signal.SIGCONT)
 
     def log(self):

@@ -111,33 +111,42 @@ class Lab:
                                                         ("lan", "gw", "peer", "far"))
         # Before the links come up: the peer's ends say nothing of their own.
         self.peer_ns.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
-        netns.veth(self.gw, "lan0", self.lan, "eth0")
         netns.veth(self.gw, "wan0", self.peer_ns, "wanp")
         netns.veth(self.far, "eth0", self.peer_ns, "farp")
-        for ns, device in ((self.lan, "eth0"), (self.gw, "lan0"), (self.gw, "wan0"),
-                           (self.peer_ns, "wanp"), (self.far, "eth0")):
+        for ns, device in ((self.gw, "wan0"), (self.peer_ns, "wanp"), (self.far, "eth0")):
             netns.offloads_off(ns, device)
         # Merged by GRO, TCP segments would be more than the guest takes for a frame.
         netns.offloads_off(self.peer_ns, "farp", gro=False)
-        for ns, ours, gateway in ((self.lan, "1", "1"), (self.far, "2", "1")):
-            for i in range(3):
-                ns.ip(f"addr add 10.{ours}.{i}.2/24 dev eth0")
-            for i in (3, 4):
-                ns.ip(f"addr add fd0{ours}:0:0:{i}::2/64 dev eth0")
-            ns.ip("link set eth0 mtu %d" % HOST_MTU)
-            ns.ip(f"route add default via 10.{ours}.0.{gateway}")
-            ns.ip(f"route add default via fd0{ours}:0:0:3::{gateway}")
+        self.link_lan()
+        self._set_up_host(self.far, 2)
         # Sallyport's host as an operator has it: addresses, forwarding, a default route.
-        for i in range(3):
-            self.gw.ip(f"addr add 10.1.{i}.1/24 dev lan0")
-        for i in (3, 4):
-            self.gw.ip(f"addr add fd01:0:0:{i}::1/64 dev lan0")
         self.gw.ip(f"addr add {GW4}/24 dev wan0")
         self.gw.ip(f"addr add {GW6}/64 dev wan0")
         self.gw.sysctl("net.ipv4.ip_forward", 1)
         self.gw.sysctl("net.ipv6.conf.all.forwarding", 1)
         self.gw.ip(f"route add default via {PEER4}")
         self.gw.ip(f"route add default via {PEER6}")
+
+    def link_lan(self):
+        """The line between lan and gw, with its addresses: also again, after lan0 was deleted."""
+        netns.veth(self.gw, "lan0", self.lan, "eth0")
+        for ns, device in ((self.lan, "eth0"), (self.gw, "lan0")):
+            netns.offloads_off(ns, device)
+        self._set_up_host(self.lan, 1)
+        for i in range(3):
+            self.gw.ip(f"addr add 10.1.{i}.1/24 dev lan0")
+        for i in (3, 4):
+            self.gw.ip(f"addr add fd01:0:0:{i}::1/64 dev lan0")
+
+    @staticmethod
+    def _set_up_host(ns, site):
+        for i in range(3):
+            ns.ip(f"addr add 10.{site}.{i}.2/24 dev eth0")
+        for i in (3, 4):
+            ns.ip(f"addr add fd0{site}:0:0:{i}::2/64 dev eth0")
+        ns.ip("link set eth0 mtu %d" % HOST_MTU)
+        ns.ip(f"route add default via 10.{site}.0.1")
+        ns.ip(f"route add default via fd0{site}:0:0:3::1")
 
     def peer(self):
         """The guest with its addresses, SAs and policies; booted on the first call."""

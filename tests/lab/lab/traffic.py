@@ -26,11 +26,11 @@ def ping(ns, source, destination, count=5, interval=0.1, size=56):
     v6 = ":" in destination
     identity = random.getrandbits(16)
     answered = set()
-    with ns.run_inside(lambda: _icmp_socket(source, v6)) as s:
+    with ns.run_inside(lambda: icmp_socket(source, v6)) as s:
         began = time.monotonic()
         for number in range(count):
             with contextlib.suppress(OSError):  # no route, or the kernel's policies refuse it
-                s.sendto(_echo_request(identity, number, size, v6), (destination, 0))
+                s.sendto(echo_request(identity, number, size, v6), (destination, 0))
             _collect(s, answered, identity, count, began + (number + 1) * interval, v6)
         last = time.monotonic()
         _collect(s, answered, identity, count, last + SILENCE, v6)
@@ -39,7 +39,7 @@ def ping(ns, source, destination, count=5, interval=0.1, size=56):
     return len(answered)
 
 
-def _icmp_socket(source, v6):
+def icmp_socket(source, v6):
     family, protocol = ((socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else
                         (socket.AF_INET, socket.IPPROTO_ICMP))
     s = socket.socket(family, socket.SOCK_RAW, protocol)
@@ -48,7 +48,7 @@ def _icmp_socket(source, v6):
     return s
 
 
-def _echo_request(identity, number, size, v6):
+def echo_request(identity, number, size, v6):
     head = struct.pack("!BBHHH", 128 if v6 else 8, 0, 0, identity, number)
     message = head + bytes(i & 0xFF for i in range(size))
     if v6:
@@ -65,13 +65,18 @@ def _collect(s, answered, identity, count, until, v6):
     while len(answered) < count and (left := until - time.monotonic()) > 0:
         if not select.select([s], [], [], left)[0]:
             return
-        packet = s.recv(65535)
-        if not v6:
-            packet = packet[(packet[0] & 15) * 4:]
-        if len(packet) >= 8:
-            kind, _, _, of, number = struct.unpack_from("!BBHHH", packet)
-            if kind == (129 if v6 else 0) and of == identity and number < count:
-                answered.add(number)
+        answer = echo_answer(s.recv(65535), v6)
+        if answer and answer[0] == identity and answer[1] < count:
+            answered.add(answer[1])
+
+
+def echo_answer(packet, v6):
+    """(identity, number) of an echo reply; None: it is something else."""
+    if not v6:
+        packet = packet[(packet[0] & 15) * 4:]
+    if len(packet) < 8 or packet[0] != (129 if v6 else 0):
+        return None
+    return struct.unpack_from("!HH", packet, 4)
 
 
 def tcp(client_ns, client, server_ns, server, seconds=3, rate=20, reverse=False):
