@@ -199,6 +199,11 @@ Appliance::Step Appliance::set_up_host() {
         return done;
     }
     note_obstacles(log_);
+    if (!forwards_ipv6(config_)) {
+        // A killed run had IPv6: what it has switched on would stay on until the end of this one.
+        sysctls_.take_over();
+        for (const std::string& name : ipv6_forwarding(config_)) sysctls_.put_back(name);
+    }
     const std::vector<Setting> routers = router_settings(config_);
     if (!routers.empty()) {
         log_.note(

@@ -18,20 +18,38 @@ bool forwards_ipv6(const config::Config& config) {
            });
 }
 
+std::vector<std::string> ipv6_forwarding(const config::Config& config) {
+    std::vector<std::string> devices{"all", config.device};
+    if (!config.xfrm_interface.empty()) devices.push_back(config.xfrm_interface);
+    for (const config::Port& port : config.ports) devices.push_back(port.device);
+    std::vector<std::string> out;
+    out.reserve(devices.size());
+    for (const std::string& device : devices) {
+        out.push_back("net/ipv6/conf/" + device + "/forwarding");
+    }
+    return out;
+}
+
 std::vector<Setting> router_settings(const config::Config& config) {
     std::vector<Setting> out;
     if (!forwards_ipv6(config)) return out;
+    const auto is_protected = [&config](const std::string& device) {
+        return std::ranges::any_of(config.ports, [&device](const config::Port& port) {
+            return port.device == device && port.role == config::PortRole::protected_side;
+        });
+    };
     std::error_code error;
     std::filesystem::directory_iterator devices("/proc/sys/net/ipv6/conf", error);
     for (; !error && devices != std::filesystem::directory_iterator(); devices.increment(error)) {
         const std::string device = devices->path().filename().string();
-        // `default` is for devices that come later; nobody reads the one of `all`.
-        if (device == "all" || device == "lo") continue;
+        // Nobody reads the one of `all`; `default` is for devices that come later.
+        if (device == "all" || device == "default" || device == "lo") continue;
+        if (is_protected(device)) continue;
         const std::string folder = "net/ipv6/conf/" + device + "/";
         // 1: where it does not forward. What forwards already believes nobody, or has 2.
         if (Sysctls::get(folder + "accept_ra") != "1") continue;
         if (Sysctls::get(folder + "forwarding") != "0") continue;
-        out.push_back({.name = folder + "accept_ra", .value = "2"});
+        out.push_back({.name = folder + "accept_ra", .value = "2", .insist = Sysctls::Insist::no});
     }
     return out;
 }
@@ -75,8 +93,8 @@ std::vector<Setting> tap_settings(const config::Config& config) {
         {.name = v4 + "disable_policy", .value = "1"},  // checked by workers: not again by the
         {.name = v4 + "disable_xfrm", .value = "1"},    // policy guard, in neither direction
         {.name = v6 + "disable_policy", .value = "1"},
-        {.name = v6 + "accept_ra",
-         .value = "0"},  // whoever is behind a tunnel is no router of ours
+        // Whoever is behind a tunnel is no router of ours.
+        {.name = v6 + "accept_ra", .value = "0"},
     };
     if (forwards_ipv6(config)) out.push_back({.name = v6 + "forwarding", .value = "1"});
     return out;
@@ -102,7 +120,7 @@ std::expected<void, std::string> apply(std::span<const Setting> settings, Sysctl
                                        Log& log) {
     for (const Setting& setting : settings) {
         if (Sysctls::get(setting.name).empty()) continue;
-        const auto change = sysctls.set(setting.name, setting.value);
+        const auto change = sysctls.set(setting.name, setting.value, setting.insist);
         if (!change) return std::unexpected(change.error());
         if (setting.noted && *change == Sysctls::Change::changed) {
             log.note(setting.name + " was off and is on while sallyportd runs");

@@ -18,6 +18,7 @@ struct Setting {
     std::string name;  // with slashes, below /proc/sys
     std::string value;
     bool noted = false;  // the operator is told when it was off
+    Sysctls::Insist insist = Sysctls::Insist::yes;
 };
 
 // What lets the host forward: set last at a start and put back first at a stop, because between
@@ -33,7 +34,13 @@ bool forwards_ipv6(const config::Config& config);
 // Where this host believes routers (accept_ra), it goes on although it forwards, and keeps the
 // default routes that it has from them; the kernel would remove those, also of other devices, the
 // moment one device begins to forward. Set before any of the others. By what the host has now.
+//
+// Not on protected ports, nor for devices that come later: one forged advertisement of a host or a
+// container there would give the gateway another default route. Not insisted on: a network manager
+// that reads advertisements itself writes 0.
 std::vector<Setting> router_settings(const config::Config& config);
+// What a run may have set that forwarded IPv6, to be put back by one that does not.
+std::vector<std::string> ipv6_forwarding(const config::Config& config);
 
 // Others of the host. `asks_conntrack`: XDP looks up the kernel's connections.
 std::vector<Setting> host_settings(const config::Config& config, bool asks_conntrack);

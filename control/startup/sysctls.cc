@@ -37,15 +37,17 @@ std::string Sysctls::get(const std::string& name) {
 }
 
 std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name,
-                                                         const std::string& value) {
+                                                         const std::string& value, Insist insist) {
     read_note();
     const std::filesystem::path file = file_of(name);
     const std::string before = get(name);
-    std::erase_if(wanted_, [&](const Saved& wanted) { return wanted.name == name; });
-    wanted_.push_back({.name = name, .value = value});
+    std::erase_if(wanted_, [&](const Wanted& wanted) { return wanted.name == name; });
+    if (insist == Insist::yes) wanted_.push_back({.name = name, .value = value});
     const auto noted = leftover_.find(name);
     if (before == value && noted == leftover_.end()) return Change::none;
-    saved_.push_back({.name = name, .value = before == value ? noted->second : before});
+    saved_.push_back({.name = name,
+                      .original = {.value = before == value ? noted->second.value : before,
+                                   .ours = insist == Insist::yes ? "" : value}});
     if (noted != leftover_.end()) leftover_.erase(noted);
     // The note comes first: with it, whoever finds the changed value knows the original.
     if (auto written = write_note(); !written) return std::unexpected(written.error());
@@ -58,7 +60,7 @@ std::expected<Sysctls::Change, std::string> Sysctls::set(const std::string& name
 
 std::vector<Sysctls::Changed> Sysctls::mend() {
     std::vector<Changed> changed;
-    for (const Saved& wanted : wanted_) {
+    for (const Wanted& wanted : wanted_) {
         std::string now = get(wanted.name);
         if (now.empty() || now == wanted.value) continue;
         const int error = write_value(file_of(wanted.name), wanted.value);
@@ -73,15 +75,20 @@ std::vector<Sysctls::Changed> Sysctls::mend() {
     return changed;
 }
 
+void Sysctls::restore(const std::string& name, const Original& original) {
+    if (!original.ours.empty() && get(name) != original.ours) return;
+    write_value(file_of(name), original.value);
+}
+
 void Sysctls::put_back(const std::string& name) {
-    std::erase_if(wanted_, [&](const Saved& wanted) { return wanted.name == name; });
+    std::erase_if(wanted_, [&](const Wanted& wanted) { return wanted.name == name; });
     std::erase_if(saved_, [&](const Saved& saved) {
         if (saved.name != name) return false;
-        write_value(file_of(name), saved.value);
+        restore(name, saved.original);
         return true;
     });
     if (const auto noted = leftover_.find(name); noted != leftover_.end()) {
-        write_value(file_of(name), noted->second);
+        restore(name, noted->second);
         leftover_.erase(noted);
     }
     // What was put back is not put back again after a kill: somebody may have changed it since.
@@ -90,31 +97,40 @@ void Sysctls::put_back(const std::string& name) {
 
 void Sysctls::read_note() {
     if (std::exchange(note_read_, true)) return;
+    // Name, original, and our value where it counts: neither has a space (a list has tabs).
     for (const std::string& line : host::read_note(note_)) {
         const size_t space = line.find(' ');
-        if (space != std::string::npos) leftover_[line.substr(0, space)] = line.substr(space + 1);
+        if (space == std::string::npos) continue;
+        const size_t second = line.find(' ', space + 1);
+        Original original{.value = line.substr(space + 1, second - space - 1), .ours = {}};
+        if (second != std::string::npos) original.ours = line.substr(second + 1);
+        leftover_[line.substr(0, space)] = std::move(original);
     }
 }
 
 std::expected<void, std::string> Sysctls::write_note() const {
     std::vector<std::string> lines;
-    const auto add = [&lines](std::string line, const std::string& value) {
+    const auto add = [&lines](std::string line, const Original& original) {
         line += ' ';
-        line += value;
+        line += original.value;
+        if (!original.ours.empty()) {
+            line += ' ';
+            line += original.ours;
+        }
         lines.push_back(std::move(line));
     };
-    for (const Saved& saved : saved_) add(saved.name, saved.value);
-    for (const auto& [name, value] : leftover_) add(name, value);
+    for (const Saved& saved : saved_) add(saved.name, saved.original);
+    for (const auto& [name, original] : leftover_) add(name, original);
     return host::write_note(note_, lines);
 }
 
 Sysctls::~Sysctls() {
     // A device that is gone took its settings with it: then there is nothing to write to.
     for (auto saved = saved_.rbegin(); saved != saved_.rend(); ++saved) {
-        write_value(file_of(saved->name), saved->value);
+        restore(saved->name, saved->original);
     }
     // What a killed run had changed and this one had no use for.
-    for (const auto& [name, value] : leftover_) write_value(file_of(name), value);
+    for (const auto& [name, original] : leftover_) restore(name, original);
     if (note_read_) host::remove_note(note_);
 }
 

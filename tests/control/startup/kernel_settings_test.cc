@@ -4,8 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <sched.h>
+
 #include <algorithm>
+#include <cstdlib>
+#include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "control/startup/kernel_settings.h"
@@ -80,6 +85,52 @@ TEST(KernelSettings, WithoutIpv6InTheFileTheHostsIpv6StaysAsItIs) {
     outer.source = *parse_ip_address("2001:db8::1");
     config.sas.push_back(std::move(outer));
     EXPECT_EQ(mentioned(), std::vector<bool>(3, true)) << "the outer packets are IPv6";
+}
+
+TEST(KernelSettings, RoutersAreBelievedWhereTheyWereAndOnNoProtectedPort) {
+    config::Config config;  // follows xfrm
+    config.ports.push_back({.name = "outside", .device = "wan0"});
+    config.ports.push_back(
+        {.name = "inside", .device = "lan0", .role = config::PortRole::protected_side});
+    bool skipped = false;
+    std::vector<Setting> settings;
+    std::thread([&] {  // its network namespace ends with it
+        skipped =
+            unshare(CLONE_NEWNET) != 0 || std::system(
+                                              "ip link add wan0 type veth peer name lan0 &&"
+                                              " ip link add far0 type veth peer name else0") != 0;
+        if (skipped) return;
+        for (const char* device : {"default", "wan0", "lan0", "far0", "else0"}) {
+            const std::string folder = std::string("/proc/sys/net/ipv6/conf/") + device + "/";
+            std::ofstream(folder + "forwarding") << "0\n";
+            std::ofstream(folder + "accept_ra") << (folder.contains("else0") ? "0\n" : "1\n");
+        }
+        settings = router_settings(config);
+    })
+        .join();
+    if (skipped) GTEST_SKIP() << "needs root, for a network namespace with veths";
+    EXPECT_EQ(value_of(settings, "net/ipv6/conf/wan0/accept_ra"), "2");
+    EXPECT_EQ(value_of(settings, "net/ipv6/conf/far0/accept_ra"), "2");
+    for (const char* device : {"lan0", "else0", "default", "all", "lo"}) {
+        EXPECT_EQ(value_of(settings, std::string("net/ipv6/conf/") + device + "/accept_ra"), "");
+    }
+    for (const Setting& setting : settings) EXPECT_EQ(setting.insist, Sysctls::Insist::no);
+}
+
+TEST(KernelSettings, WhatForwardsIpv6IsKnownToARunThatDoesNot) {
+    config::Config config;  // follows xfrm
+    config.xfrm_interface = "spx0";
+    config.ports.push_back({.name = "inside", .device = "lan0"});
+    const auto names = ipv6_forwarding(config);
+    for (const auto& settings :
+         {forwarding_settings(config), tap_settings(config), interface_settings(config)}) {
+        for (const Setting& setting : settings) {
+            const bool is_one =
+                setting.name.starts_with("net/ipv6") && setting.name.ends_with("/forwarding");
+            EXPECT_EQ(std::ranges::find(names, setting.name) != names.end(), is_one)
+                << setting.name;
+        }
+    }
 }
 
 // The TAP carries packets that workers have judged; the xfrm interface asks for policies itself.

@@ -24,6 +24,7 @@ namespace {
 constexpr const char* kForwarding = "net/ipv4/ip_forward";
 constexpr const char* kMartians = "net/ipv4/conf/all/log_martians";
 constexpr const char* kRedirects = "net/ipv4/conf/all/accept_redirects";
+constexpr const char* kRpFilter = "net/ipv4/conf/all/rp_filter";
 
 void put(const std::string& name, const std::string& value) {
     std::ofstream("/proc/sys/" + name) << value << '\n';
@@ -87,6 +88,69 @@ TEST(Sysctls, WhatOthersChangeIsMendedAndForwardingCanBePutBackFirst) {
         }
         EXPECT_EQ(Sysctls::get(kForwarding), "1") << "put back once";
         EXPECT_EQ(Sysctls::get(kMartians), "1");
+    }).join();
+    std::filesystem::remove_all(folder);
+    if (skipped) GTEST_SKIP() << "needs root, for a network namespace";
+}
+
+// A network manager that reads router advertisements itself writes 0, and means it.
+TEST(Sysctls, WhatIsNotInsistedOnIsWhoseItWasChangedBy) {
+    std::string folder = testing::TempDir() + "/sallyport-sysctls-XXXXXX";
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    const std::filesystem::path note = std::filesystem::path(folder) / "sysctls";
+    bool skipped = false;
+    std::thread([&] {
+        skipped = unshare(CLONE_NEWNET) != 0;
+        if (skipped) return;
+        using Insist = Sysctls::Insist;
+        put(kRpFilter, "1");
+        {
+            Sysctls sysctls(note);
+            ASSERT_TRUE(sysctls.set(kRpFilter, "2", Insist::no));
+            EXPECT_EQ(Sysctls::get(kRpFilter), "2");
+            EXPECT_TRUE(sysctls.mend().empty());
+        }
+        EXPECT_EQ(Sysctls::get(kRpFilter), "1") << "nobody has changed it";
+        {
+            Sysctls sysctls(note);
+            ASSERT_TRUE(sysctls.set(kRpFilter, "2", Insist::no));
+            put(kRpFilter, "0");
+            EXPECT_TRUE(sysctls.mend().empty());
+            EXPECT_EQ(Sysctls::get(kRpFilter), "0");
+        }
+        EXPECT_EQ(Sysctls::get(kRpFilter), "0");
+        {
+            Sysctls sysctls(note);
+            ASSERT_TRUE(sysctls.set(kRpFilter, "2", Insist::no));
+            put(kRpFilter, "1");
+            sysctls.put_back(kRpFilter);
+            EXPECT_EQ(Sysctls::get(kRpFilter), "1");
+        }
+
+        put(kMartians, "0");
+        // Of a killed run: the third word is what it has written.
+        const std::vector<std::string> lines = {std::string(kRpFilter) + " 1 2",
+                                                std::string(kRedirects) + " 1"};
+        for (const auto& [found, left] : {std::pair("2", "1"), std::pair("0", "0")}) {
+            put(kRpFilter, found);
+            put(kRedirects, "0");
+            ASSERT_TRUE(host::write_note(note, lines));
+            {
+                Sysctls sysctls(note);
+                ASSERT_TRUE(sysctls.set(kMartians, "1"));
+                EXPECT_EQ(host::read_note(note).back(), lines.front()) << "for the next, too";
+            }
+            EXPECT_EQ(Sysctls::get(kRpFilter), left);
+            EXPECT_EQ(Sysctls::get(kRedirects), "1") << "old notes have two words";
+        }
+        // Taken up by a run that wants the same.
+        put(kRpFilter, "2");
+        ASSERT_TRUE(host::write_note(note, lines));
+        {
+            Sysctls sysctls(note);
+            ASSERT_TRUE(sysctls.set(kRpFilter, "2", Insist::no));
+        }
+        EXPECT_EQ(Sysctls::get(kRpFilter), "1");
     }).join();
     std::filesystem::remove_all(folder);
     if (skipped) GTEST_SKIP() << "needs root, for a network namespace";

@@ -127,7 +127,7 @@ def router_of(ns, device):
 
 
 @case("a default route from a router advertisement stays, and IPv6 alone where the file has none",
-      seconds=120)
+      seconds=150)
 def router_advertisements(bench):
     lab = bench.lab
     settings = ("net.ipv6.conf.all.forwarding", "net.ipv6.conf.wan0.accept_ra")
@@ -162,9 +162,24 @@ def router_advertisements(bench):
         equal(gateway.stop(), 0, "exit status")
         equal(values(), ["0", "1"], "settings after the end")
         equal(router_of(lab.gw, "wan0"), learnt, "the learnt route after the end")
+        # A network manager that reads advertisements itself writes 0, and has it.
+        gateway.start()
+        lab.gw.sysctl(settings[1], 0)
+        time.sleep(2.5)  # twice as long as what is mended takes
+        equal(values(), ["1", "0"], "settings that a network manager has changed")
+        gateway.kill()
+        # Without IPv6 in the file nothing forwards it any more, before all is in place.
+        gateway.options["families"] = (4,)
+        gateway.write_config()
+        gateway.accept_keys()
+        gateway.start()
+        equal(values(), ["0", "0"], "settings after a crash, with a file without IPv6")
+        equal(gateway.stop(), 0, "exit status")
+        equal(values(), ["0", "0"], "settings of the network manager after the end")
     finally:
         bench.discard_gateway()
         lab.gw.sysctl(settings[0], 1)
+        lab.gw.sysctl(settings[1], 1)
         lab.gw.sh("ip", "-6", "route", "flush", "proto", "ra", "dev", "wan0", check=False)
 
 
