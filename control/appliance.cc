@@ -304,16 +304,17 @@ Appliance::Step Appliance::start_workers() {
     } catch (const std::system_error& error) {
         return std::unexpected(std::string("cannot make an event descriptor: ") + error.what());
     }
-    const auto confined = confinement::confine_calls();
-    if (!confined) log_.note("system calls are not limited: " + confined.error());
-    auto workers = control::start_workers({.config = config_,
-                                           .cpus = cpus_,
-                                           .needs = source_->needs(),
-                                           .ports = ports_,
-                                           .tap = *tap_,
-                                           .memory = *memory_,
-                                           .wake_board = *wake_board_,
-                                           .confined = confined.has_value()});
+    const auto listed = confinement::confine_calls();
+    if (!listed) log_.note("system calls are not limited: " + listed.error());
+    auto workers = control::start_workers(
+        {.config = config_,
+         .cpus = cpus_,
+         .needs = source_->needs(),
+         .ports = ports_,
+         .tap = *tap_,
+         .memory = *memory_,
+         .wake_board = *wake_board_,
+         .lists = listed ? confinement::Lists::loaded : confinement::Lists::none});
     if (!workers) return std::unexpected(workers.error());
     workers_ = std::move(*workers);
     return {};

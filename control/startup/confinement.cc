@@ -335,8 +335,9 @@ std::string keep_memory() {
     return {};
 }
 
-std::expected<void, std::string> confine_worker() {
+std::expected<void, std::string> confine_worker(Lists lists_wanted) {
     if (auto kept = keep_only({}); !kept) return kept;
+    if (lists_wanted == Lists::none) return {};
     const std::span<const char* const> lists[] = {kWorkerCalls};
     return load(lists, false);
 }

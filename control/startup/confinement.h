@@ -4,7 +4,7 @@
 // What the process gives away once it has what it needs, so that who gets hold of it by a packet or
 // a message gets little.
 //
-//   a worker   no capabilities, and the system calls of its loop
+//   a worker   no capabilities, and the system calls of its loop where the kernel has seccomp
 //   control    NET_ADMIN and BPF; SYS_ADMIN only while a program is looked for, attached or taken
 //              off. The calls that it makes while it runs and ends, for all threads that there are;
 //              none that starts a program or looks into another process
@@ -29,8 +29,10 @@ namespace sallyport::control::confinement {
 // Empty: done; else why not.
 std::string keep_memory();
 
-// By a worker, of itself, before its first packet.
-std::expected<void, std::string> confine_worker();
+// By a worker, of itself, before its first packet. Capabilities go in any case; its list needs a
+// kernel with seccomp, or that confine_calls() has worked.
+enum class Lists : uint8_t { none, loaded };
+std::expected<void, std::string> confine_worker(Lists lists);
 // Lists for all threads that there are; before workers, whose own are the narrower.
 std::expected<void, std::string> confine_calls();
 // Capabilities of the control thread, when everything is in place.

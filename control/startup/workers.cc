@@ -3,7 +3,6 @@
 
 #include <utility>
 
-#include "control/startup/confinement.h"
 #include "dataplane/egress/direct_egress.h"
 #include "dataplane/egress/tap_egress.h"
 
@@ -48,7 +47,7 @@ std::expected<std::unique_ptr<Worker>, std::string> make_worker(const WorkerPart
     auto egress = make_egress(parts, id);
     if (!egress) return std::unexpected(egress.error());
     setup.egress = std::move(*egress);
-    if (parts.confined) setup.confine = confinement::confine_worker;
+    setup.confine = [lists = parts.lists] { return confinement::confine_worker(lists); };
     return Worker::create(std::move(setup));
 }
 

@@ -10,6 +10,7 @@
 
 #include "config/config.h"
 #include "control/sa/source.h"
+#include "control/startup/confinement.h"
 #include "control/startup/ports.h"
 #include "dataplane/exchange/wake_board.h"
 #include "dataplane/io/packet_memory.h"
@@ -27,7 +28,7 @@ struct WorkerParts {
     io::Tap& tap;
     io::PacketMemory& memory;
     WakeBoard& wake_board;
-    bool confined = true;  // they give away what they do not need
+    confinement::Lists lists = confinement::Lists::loaded;  // of system calls
 };
 
 // Workers by WorkerId, all running.
