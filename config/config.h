@@ -78,8 +78,10 @@ struct Workers {
     Location location;  // of `cpus`, or of the table
 };
 
+inline constexpr uint32_t kFramesMax = 1u << 20;
+
 struct Memory {
-    uint32_t frames = 16384;  // of 4 KiB, for all ports and workers; power of two
+    uint32_t frames = 16384;  // of 4 KiB, for all ports and workers; power of two, up to kFramesMax
     bool hugepages = true;    // use when present
     Location location;        // of `frames`, or of the table
 };

@@ -26,7 +26,6 @@ namespace {
 
 constexpr uint32_t kSpinMicrosecondsMax = 100'000;
 constexpr uint32_t kFramesMin = 1024;
-constexpr uint32_t kFramesMax = 1u << 20;
 constexpr uint32_t kSasMax = 262144;
 constexpr uint32_t kReplayWindowMin = 32;
 constexpr uint32_t kSpiMin = 256;  // RFC 4303 2.1: 1 .. 255 are IANA's, 0 is never on the wire

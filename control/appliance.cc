@@ -246,14 +246,26 @@ Appliance::Step Appliance::open_sockets() {
 
 // What merges below one port merges for another too: each device is named once.
 Appliance::Step Appliance::stop_merging() {
+    std::set<std::string> done;
     for (const RunningPort& port : ports_) {
         for (const std::string& device : port.below) {
-            const auto change = features_.stop_merging(device);
-            if (!change)
-                return std::unexpected("port " + port.config->name + ": " + change.error());
-            if (*change == LinkFeatures::Change::none) continue;
-            log_.note("port " + port.config->name + ": " + device +
-                      " below it merges no frames while sallyportd runs (GRO and LRO were on)");
+            if (!done.insert(device).second) continue;
+            const auto merging = features_.stop_merging(device);
+            if (!merging)
+                return std::unexpected("port " + port.config->name + ": " + merging.error());
+            const std::string about = "port " + port.config->name + ": " + device + " below it ";
+            switch (*merging) {
+                case LinkFeatures::Merging::none:
+                    break;
+                case LinkFeatures::Merging::stopped:
+                    log_.note(about + "merges no frames while sallyportd runs (GRO or LRO was on)");
+                    break;
+                case LinkFeatures::Merging::goes_on:
+                    log_.note(about +
+                              "merges frames (GRO, LRO) and cannot be told not to: those that "
+                              "are larger than the MTU then are dropped (too_big)");
+                    break;
+            }
         }
     }
     return {};

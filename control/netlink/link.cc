@@ -101,8 +101,9 @@ std::expected<LinkInfo, std::string> decode_link(Bytes payload) {
     if (!read_kind(attributes.value(IFLA_LINKINFO), link)) {
         return std::unexpected("the kind of a link is malformed");
     }
-    // The other end of a veth is beside it. That of a device on nothing is itself.
-    if (link.below == link.ifindex || link.kind == "veth") link.below = 0;
+    // The other end of a veth or netkit is beside it. That of a device on nothing is itself.
+    const bool is_pair = link.kind == "veth" || link.kind == "netkit";
+    if (link.below == link.ifindex || is_pair) link.below = 0;
     return link;
 }
 

@@ -108,16 +108,24 @@ std::expected<void, std::string> set_feature(const std::string& device, const Fe
     return {};
 }
 
+using Names = std::vector<std::string>;
+
+// Those of `features` that are on now.
+std::expected<Names, std::string> those_on(const std::string& device,
+                                           std::span<const std::string_view> features) {
+    const auto list = list_features(device);
+    if (!list) return std::unexpected(list.error());
+    Names on;
+    for (const Feature& feature : list->ours) {
+        if (feature.on && is_one_of(features, feature.name)) on.push_back(feature.name);
+    }
+    return on;
+}
+
 }  // namespace
 
 std::expected<std::vector<std::string>, std::string> tags_beside_frames(const std::string& device) {
-    const auto list = list_features(device);
-    if (!list) return std::unexpected(list.error());
-    std::vector<std::string> on;
-    for (const Feature& feature : list->ours) {
-        if (feature.on && is_one_of(kTagFeatures, feature.name)) on.push_back(feature.name);
-    }
-    return on;
+    return those_on(device, kTagFeatures);
 }
 
 std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(
@@ -139,9 +147,19 @@ std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(
     return change;
 }
 
-std::expected<LinkFeatures::Change, std::string> LinkFeatures::stop_merging(
+std::expected<LinkFeatures::Merging, std::string> LinkFeatures::stop_merging(
     const std::string& device) {
-    return switch_off(device, kMergeFeatures);
+    const auto change = switch_off(device, kMergeFeatures);
+    // The kernel says that it is done, also where the driver keeps it on.
+    const auto left = change ? those_on(device, kMergeFeatures)
+                             : std::expected<Names, std::string>(std::unexpected(change.error()));
+    if (!left) {
+        // One that went meanwhile hands nothing on.
+        if (if_nametoindex(device.c_str()) == 0) return Merging::none;
+        return std::unexpected(left.error());
+    }
+    if (!left->empty()) return Merging::goes_on;
+    return *change == Change::changed ? Merging::stopped : Merging::none;
 }
 
 std::expected<LinkFeatures::Change, std::string> LinkFeatures::switch_off(

@@ -20,7 +20,9 @@ namespace sallyport::control {
 // where no XDP program sees it: what a host in VLAN 5 sends looks as if it came from the port's own
 // network. So reception of C-tags and S-tags by the card is switched off while the appliance runs,
 // and put back on destruction. After a kill it stays off; a note in the state directory, as for
-// sysctls, lets the end of the next run put it back.
+// sysctls, lets the end of the next run put it back. That is about the device itself: what comes to
+// a bond, a bridge or a macvlan has lost its tags at the devices below, where the kernel's own
+// stack takes them off, and no feature changes that (docs/ports.md).
 //
 // How devices below a port hand frames on: what they merge (GRO, LRO) is one packet of up to 64 KB
 // to the port above them, larger than its MTU. Merging there is switched off too, and put back in
@@ -40,8 +42,9 @@ class LinkFeatures {
     // driver keeps the tags beside frames, whatever it is told.
     std::expected<Change, std::string> switch_off(const std::string& device);
 
-    // Of a device below a port: merges no frames any more.
-    std::expected<Change, std::string> stop_merging(const std::string& device);
+    // Of a device below a port: merges no frames any more, if it can be told not to.
+    enum class Merging : uint8_t { none, stopped, goes_on };
+    std::expected<Merging, std::string> stop_merging(const std::string& device);
 
     // What a killed run has switched off is put back by the destructor; switch_off() does so too.
     void take_over() { read_note(); }

@@ -38,13 +38,12 @@ std::string cannot_send(const RunningPort& port, const bpf_objects::NativeSendin
 // Frames from there are to be redirected generically. An error where the configuration forbids it.
 std::expected<void, std::string> make_generic(RunningPort& port, const std::string& reason) {
     if (port.config->xdp_mode == XdpMode::native) {
-        return refusal(*port.config,
-                       "xdp_mode = \"native\" does not work beside another port: " + reason +
-                           ". Write xdp_mode = \"auto\": then all ports are generic");
+        return refusal(*port.config, "xdp_mode = \"native\" does not work: " + reason +
+                                         ". Write xdp_mode = \"auto\": then all ports are generic");
     }
     if (port.config->bind_mode == config::BindMode::zero_copy) {
         return refusal(*port.config,
-                       "bind_mode = \"zero-copy\" does not work beside another port: it wants "
+                       "bind_mode = \"zero-copy\" does not work: it wants "
                        "native XDP, but " +
                            reason + ". Write bind_mode = \"auto\"");
     }
@@ -96,11 +95,21 @@ std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
             return refusal(port, "xdp_mode = \"native\" does not work on " + port.device + ": " +
                                      why + ". Write xdp_mode = \"auto\" or \"generic\"");
         }
+        if (port.bind_mode == config::BindMode::zero_copy) {
+            return refusal(port, "bind_mode = \"zero-copy\" does not work on " + port.device +
+                                     ": it wants native XDP, but " + why +
+                                     ". Write bind_mode = \"auto\"");
+        }
         if (port.xdp_mode == XdpMode::automatic) {
             return DeviceRule{.mode = XdpMode::generic, .reason = "generic because " + why};
         }
     }
     return DeviceRule{.mode = port.xdp_mode, .reason = {}};
+}
+
+bool loses_tags_below(std::string_view kind) {
+    constexpr std::array<std::string_view, 4> kKinds = {"bond", "team", "bridge", "macvlan"};
+    return std::ranges::find(kKinds, kind) != kKinds.end();
 }
 
 std::expected<Redirection, std::string> choose_modes(std::span<RunningPort> ports) {

@@ -14,6 +14,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
@@ -30,6 +31,10 @@ struct DeviceRule {
 // An error: it cannot be a port as it is configured, and what to do about it.
 std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
                                                const netlink::LinkInfo& link);
+
+// Whether VLAN tags are taken off frames at the devices below one of this kind, beyond the sight of
+// its program and of LinkFeatures.
+bool loses_tags_below(std::string_view kind);
 
 // How frames are redirected.
 struct Redirection {

@@ -65,12 +65,14 @@ std::expected<void, std::string> check_card_frames(std::span<const RunningPort> 
     const uint64_t needed =
         config::frames_needed(queues, workers, config.follows_xfrm()) + in_cards;
     if (in_cards == 0 || config.memory.frames >= needed) return {};
+    const uint64_t enough = std::bit_ceil(needed);
+    const std::string more = enough <= config::kFramesMax
+                                 ? "Write " + std::to_string(enough) + " or more, make"
+                                 : "Make";
     return std::unexpected("[memory] frames: " + std::to_string(config.memory.frames) +
                            " are too few: with zero-copy " + std::to_string(in_cards) +
-                           " stand in the receive rings of " + who + ". Write " +
-                           std::to_string(std::bit_ceil(needed)) +
-                           " or more, make the rings shorter (ethtool -G), or write bind_mode = "
-                           "\"copy\"");
+                           " stand in the receive rings of " + who + ". " + more +
+                           " the rings shorter (ethtool -G), or write bind_mode = \"copy\"");
 }
 
 }  // namespace
@@ -122,8 +124,9 @@ std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
     BusyQueues busy(log);
     for (RunningPort& port : ports) {
         // Generic XDP takes its frames after the driver has made packets of them.
-        const io::Bind bind =
-            port.xdp_mode == config::XdpMode::generic ? io::Bind::copy : port.config->bind_mode;
+        const bool is_generic = port.xdp_mode == config::XdpMode::generic;
+        const io::Bind bind = is_generic ? io::Bind::copy : port.config->bind_mode;
+        const bool was_asked_for = port.config->bind_mode == io::Bind::copy;
         auto sockets = io::PortSockets::create(
             {.device = port.config->device,
              .ifindex = port.ifindex,
@@ -136,7 +139,8 @@ std::expected<void, std::string> open_sockets(std::span<RunningPort> ports,
              .when_busy =
                  [&](uint16_t queue, std::chrono::milliseconds waited) {
                      return busy.look(port.config->device, port.ifindex, queue, waited);
-                 }},
+                 },
+             .copy_reason = is_generic && !was_asked_for ? "generic XDP copies" : ""},
             memory);
         if (!sockets) return std::unexpected(sockets.error());
         port.sockets = std::move(*sockets);

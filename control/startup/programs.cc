@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/startup/programs.h"
 
+#include "control/startup/port_modes.h"
+
 namespace sallyport::control {
 
 namespace {
@@ -100,6 +102,13 @@ void report_ports(std::span<const RunningPort> ports, Log& log) {
                  (attachment.reason.empty() ? "" : " (" + attachment.reason + ")") + ", " +
                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + " (" +
                  port.sockets->mode_reason() + "), " + std::to_string(port.queues) + " queues");
+        if (loses_tags_below(port.kind)) {
+            log.note("port " + port.config->name + ": what comes in tagged to " +
+                     port.config->device +
+                     " is taken for untagged, because the kernel takes VLAN tags off below it "
+                     "before a program sees them: let no tagged frames reach it, or take VLAN "
+                     "devices as ports");
+        }
     }
 }
 

@@ -370,7 +370,7 @@ std::expected<std::unique_ptr<PortSockets>, std::string> PortSockets::create(
             impl->mode_reason = "the driver has zero-copy AF_XDP";
         }
     } else {
-        impl->mode_reason = "copying was asked for";
+        impl->mode_reason = setup.copy_reason.empty() ? "copying was asked for" : setup.copy_reason;
     }
     if (!impl->sockets) {
         if (const auto opened = impl->open(XDP_COPY); !opened) {

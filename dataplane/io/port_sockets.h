@@ -58,6 +58,7 @@ struct PortSocketsSetup {
     uint32_t rx_entries = 1024;    // of each socket
     uint32_t tx_entries = 512;     // of each socket; only used by direct egress, 0: no TX
     WhenBusy when_busy;            // none: after a second somebody else has it
+    std::string copy_reason;       // of Bind::copy; empty: it was asked for
 };
 
 // What was redirected to the sockets of one queue and did not reach them, in frames.

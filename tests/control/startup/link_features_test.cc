@@ -94,6 +94,25 @@ TEST_F(LinkFeaturesTest, WhatAKilledRunHasSwitchedOffIsOnAgainAfterTheNext) {
     });
 }
 
+TEST_F(LinkFeaturesTest, MergingStopsWhileItLivesAndADeviceThatWentIsNoError) {
+    in_namespace([&] {
+        const auto merges = [] {
+            return std::system("ethtool -k port0 | grep -q 'generic-receive-offload: on'") == 0;
+        };
+        ASSERT_EQ(std::system("ethtool -K port0 gro on"), 0);
+        ASSERT_TRUE(merges());
+        using Merging = LinkFeatures::Merging;
+        {
+            LinkFeatures features(note());
+            EXPECT_EQ(features.stop_merging("port0"), Merging::stopped);
+            EXPECT_FALSE(merges());
+            EXPECT_EQ(features.stop_merging("port0"), Merging::none) << "it is off by now";
+            EXPECT_EQ(features.stop_merging("none0"), Merging::none);
+        }
+        EXPECT_TRUE(merges());
+    });
+}
+
 TEST_F(LinkFeaturesTest, ADeviceThatIsNotThereIsAnError) {
     in_namespace([&] {
         LinkFeatures features(note());

@@ -8,6 +8,7 @@
 namespace sallyport::control {
 namespace {
 
+using config::BindMode;
 using config::XdpMode;
 
 struct Row {
@@ -16,6 +17,7 @@ struct Row {
     XdpMode wanted;
     XdpMode mode;
     const char* refusal;  // what the error says; empty: none
+    BindMode bind = BindMode::automatic;
 };
 
 TEST(PortModes, RulesByKind) {
@@ -31,6 +33,10 @@ TEST(PortModes, RulesByKind) {
         {"bond", "", kAuto, kGeneric, ""},
         {"bond", "", kGeneric, kGeneric, ""},
         {"bond", "", kNative, kNative, "Write xdp_mode = \"auto\""},
+        {"bond", "", kAuto, kGeneric, "", BindMode::copy},
+        {"bond", "", kAuto, kAuto, "Write bind_mode = \"auto\"", BindMode::zero_copy},
+        {"bond", "", kGeneric, kGeneric, "zero-copy\" does not work on dev0", BindMode::zero_copy},
+        {"", "", kAuto, kAuto, "", BindMode::zero_copy},
         {"", "bond", kAuto, kAuto, "belongs to a bond"},
         {"bond", "bridge", kAuto, kAuto, "belongs to a bridge"},
         {"veth", "team", kGeneric, kGeneric, "ip link set dev0 nomaster"},
@@ -45,6 +51,7 @@ TEST(PortModes, RulesByKind) {
         port.name = "wan";
         port.device = "dev0";
         port.xdp_mode = row.wanted;
+        port.bind_mode = row.bind;
         netlink::LinkInfo link;
         link.kind = row.kind;
         link.slave_kind = row.slave_kind;
@@ -59,6 +66,13 @@ TEST(PortModes, RulesByKind) {
         EXPECT_EQ(rule->mode, row.mode);
         EXPECT_EQ(rule->reason.empty(), row.mode == row.wanted);
     }
+}
+
+TEST(PortModes, TagsAreLostBelowWhatGetsFramesFromOtherDevicesButAVlan) {
+    for (const char* kind : {"bond", "team", "bridge", "macvlan"}) {
+        EXPECT_TRUE(loses_tags_below(kind)) << kind;
+    }
+    for (const char* kind : {"", "veth", "tun", "vlan"}) EXPECT_FALSE(loses_tags_below(kind));
 }
 
 }  // namespace
