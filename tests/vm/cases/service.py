@@ -4,13 +4,14 @@
 import os
 import signal
 import subprocess
+import sys
 
 from inside import boot, gateway, kernel_esp, net, systemd, tunnel
 from lab import traffic
 from lab.checks import check, equal, eventually
 
 BOOT = boot.Boot(kernels=("newest",), memory=3072,
-                 modules=(*tunnel.MODULES, "bonding", "8021q"))
+                 modules=(*tunnel.MODULES, "bonding", "8021q"), audit=True)
 
 # A VLAN has no XDP of its own and takes no frame that XDP redirects: generic, and by AF_XDP out.
 PORTS = """
@@ -36,6 +37,26 @@ def make_bond(n):
                "link add link bond0 name bond0.42 type vlan id 42\n"
                "addr add 192.0.2.1/24 dev bond0.42\nlink set bond0.42 up\n"
                "route add default via 192.0.2.2")
+
+
+# A process with a list of libseccomp, and a call that is not in it.
+FORBIDDEN = """
+import ctypes, os
+seccomp = ctypes.CDLL("libseccomp.so.2")
+seccomp.seccomp_init.restype = ctypes.c_void_p
+rules = ctypes.c_void_p(seccomp.seccomp_init(ctypes.c_uint32(0x7fff0000)))  # all are allowed
+assert seccomp.seccomp_attr_set(rules, 6, ctypes.c_uint32(1)) == 0  # SCMP_FLTATR_CTL_LOG
+number = seccomp.seccomp_syscall_resolve_name(b"getppid")
+refuse = ctypes.c_uint32(0x00050001)  # EPERM
+assert seccomp.seccomp_rule_add_array(rules, refuse, number, ctypes.c_uint(0), None) == 0
+assert seccomp.seccomp_load(rules) == 0
+assert os.getppid() == -1
+"""
+
+
+def refused_calls():
+    """Records of the audit log (SECCOMP), of all processes."""
+    return [line for line in net.sh("dmesg").splitlines() if "type=1326" in line]
 
 
 def pings(n):
@@ -89,8 +110,11 @@ def life(guest):
     for device in ("lan0", "bond0.42"):
         check(f"iif {device} blackhole" in rules, f"{device} is closed: {rules}")
 
-    refused = [line for line in net.sh("dmesg").splitlines() if "type=1326" in line]
-    equal(refused, [], "calls that are in no list")
+    # One that is in no list is on record here, and those before it were too.
+    eventually(lambda: subprocess.run([sys.executable, "-c", FORBIDDEN], check=True, timeout=60)
+               and any("python" in line for line in refused_calls()), "a refused call is on record", 60)
+    equal([line for line in refused_calls() if "python" not in line], [],
+          "calls that are in no list")
 
     with open(service.config, "a", encoding="ascii") as f:
         f.write("\n[nonsense]\n")

@@ -18,7 +18,7 @@ import time
 from . import image, trees
 
 BOOT_SECONDS = 180  # a cold boot on a busy machine; normally 10
-CONSOLE = ("console=ttyS0 loglevel=6 panic=-1 nokaslr mitigations=off random.trust_cpu=on audit=0")
+CONSOLE = "console=ttyS0 loglevel=6 panic=-1 nokaslr mitigations=off random.trust_cpu=on"
 
 START = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -36,13 +36,15 @@ class GuestFailed(Exception):
 
 
 class Guest:
-    """kernel: one of trees.KERNELS. devices: more words for QEMU, e.g. network cards."""
+    """kernel: one of trees.KERNELS. devices: more words for QEMU, e.g. network cards. audit: the
+    kernel's audit records go to its log, as on any machine without auditd."""
 
-    def __init__(self, kernel, cpus=2, memory=2048, devices=(), modules=()):
+    def __init__(self, kernel, cpus=2, memory=2048, devices=(), modules=(), audit=False):
         self.image = image.Image(kernel)
         self.qemu = trees.tree("qemu")
         self.cpus, self.memory = cpus, memory
         self.devices, self.modules = list(devices), list(modules)
+        self.words = CONSOLE if audit else f"{CONSOLE} audit=0"
         self.folder = tempfile.mkdtemp(prefix="sallyport-vm-")  # /out of the guest
         self._process = None
 
@@ -119,7 +121,7 @@ class Guest:
             argv += ["-fsdev", f"local,id={tag},path={path},security_model=none{mode}",
                      "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
         return [*argv, *self.devices, "-kernel", img.vmlinux, "-initrd", img.initramfs,
-                "-append", CONSOLE, *more]
+                "-append", self.words, *more]
 
     def _launch(self, *more):
         libraries = ":".join(f"{self.qemu}/{p}/x86_64-linux-gnu" for p in ("usr/lib", "lib"))
@@ -137,7 +139,7 @@ class Guest:
 
     def _snapshot(self):
         """The file with the memory of a guest like this one before its first mount."""
-        key = json.dumps([self.cpus, self.memory, self.devices, CONSOLE, _read(f"{self.qemu}/packages")])
+        key = json.dumps([self.cpus, self.memory, self.devices, self.words, _read(f"{self.qemu}/packages")])
         state = f"{self.image.folder}/snapshot-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if not os.path.exists(state):
             with trees.locked("images"):

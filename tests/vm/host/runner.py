@@ -95,7 +95,7 @@ def run_job(job, build, slow, report):
     began = time.monotonic()
     try:
         g = guest.Guest(job.kernel, job.boot.cpus, job.boot.memory, job.boot.devices,
-                        job.boot.modules)
+                        job.boot.modules, job.boot.audit)
     except trees.Unavailable as e:
         for title in job.titles():
             report.line(title, f"SKIP {e}")

@@ -29,10 +29,11 @@ class Boot:
     """kernels: of host/trees.py. modules: loaded at boot (forking modprobe later costs 0.3 s each)."""
 
     def __init__(self, kernels=("newest",), cpus=2, memory=2048, devices=(), modules=(),
-                 network=None):
+                 network=None, audit=False):
         self.kernels, self.cpus, self.memory = kernels, cpus, memory
         self.devices = devices    # QEMU's words for more hardware
         self.modules = modules
+        self.audit = audit        # whether the kernel logs what a list of system calls refuses
         self.network = network    # called on the host with the Guest before it starts, e.g. for taps
         self.cases = []
 
