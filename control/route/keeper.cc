@@ -77,7 +77,7 @@ std::expected<void, std::string> NeighbourKeeper::hear() {
 }
 
 void NeighbourKeeper::look_again() {
-    tried(look());
+    tried(look(), look_failed_);
     next_look_.expires_after(kPeriod);
     next_look_.async_wait([this](boost::system::error_code error) {
         if (!error) look_again();
@@ -85,20 +85,20 @@ void NeighbourKeeper::look_again() {
 }
 
 void NeighbourKeeper::hear_again() {
-    if (const auto heard = hear(); !heard) tried(heard);
+    tried(hear(), hearing_failed_);
     next_hearing_.expires_after(kHeardAfter);
     next_hearing_.async_wait([this](boost::system::error_code error) {
         if (!error) hear_again();
     });
 }
 
-void NeighbourKeeper::tried(const std::expected<void, std::string>& result) {
-    if (!result && !failed_) {
+void NeighbourKeeper::tried(const std::expected<void, std::string>& result, bool& failed) {
+    if (!result && !failed) {
         log_.warning("neighbours are not refreshed, which is tried again: " + result.error());
-    } else if (result && failed_) {
+    } else if (result && failed) {
         log_.info("neighbours are refreshed again");
     }
-    failed_ = !result.has_value();
+    failed = !result.has_value();
 }
 
 }  // namespace sallyport::control

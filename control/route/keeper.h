@@ -75,7 +75,7 @@ class NeighbourKeeper {
     void look_again();
     std::expected<void, std::string> hear();
     void hear_again();
-    void tried(const std::expected<void, std::string>& result);
+    void tried(const std::expected<void, std::string>& result, bool& failed);
 
     Log& log_;
     route::NeighbourSocket socket_;
@@ -87,7 +87,8 @@ class NeighbourKeeper {
     std::set<route::NeighbourName> next_hops_;
     std::set<route::NeighbourName> of_this_tour_;
     std::optional<IpAddress> looked_up_last_;
-    bool failed_ = false;
+    bool look_failed_ = false;
+    bool hearing_failed_ = false;
 };
 
 }  // namespace sallyport::control
