@@ -121,11 +121,11 @@ TEST_F(BusyQueueInTheKernel, WhatTheKernelStillHasOfADeadProcessIsWaitedFor) {
         return busy.look("va", if_nametoindex("va"), queue, waited);
     };
     EXPECT_FALSE(open({})) << "by itself a second is all it gets";
+    const auto began = std::chrono::steady_clock::now();
     std::thread kernel([&] {
         std::this_thread::sleep_for(milliseconds(2500));
         left->drop();
     });
-    const auto began = std::chrono::steady_clock::now();
     const auto opened = open(look);
     const auto took = std::chrono::steady_clock::now() - began;
     kernel.join();

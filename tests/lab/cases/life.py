@@ -385,14 +385,24 @@ def missing_device(bench):
     check("waiting up to 30 s" in said, f"it said: {said}")
     check(29 < time.monotonic() - began < 45, f"it ended after {time.monotonic() - began:.0f} s")
     check(not (left := differences(before, host_state(lab))), f"changed: {left}")
-    comes = threading.Timer(2, lambda: lab.gw.ip("link add late0 numrxqueues 2 type veth peer name late1"))
+    seen = len(gateway.log())
+
+    def waits():
+        return "waiting up to 30 s" in gateway.log()[seen:]
+
+    def come():
+        eventually(waits, "it waits for the device", 25)
+        lab.gw.ip("link add late0 numrxqueues 2 type veth peer name late1")
+
+    comes = threading.Thread(target=come)
     comes.start()
     try:
         gateway.start()
+        check(waits(), "it did not wait for the device")
         equal(gateway.stop(), 0, "exit status")
     finally:
         comes.join()
-        lab.gw.ip("link del late0")
+        lab.gw.sh("ip", "link", "del", "late0", check=False)
         bench.discard_gateway()
     # What is wrong in the file stays so, whatever else is missing.
     gateway = bench.prepare(accept_keys=False, lan_device="late0", lan_keys={"bypass_cpus": [1000]})
