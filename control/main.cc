@@ -42,21 +42,18 @@ constexpr char kUsageText[] =
     "\n"
     "  -c, --config FILE   the configuration (TOML)\n"
     "  --check             validate it, also against this system (devices, CPUs), and end\n"
-    "  --open              take away what an earlier run has left in the host (programs, settings, "
-    "what\n"
-    "                      blocks), so that it forwards as before the first start, and end\n"
-    "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was "
-    "never\n"
-    "                      used, at 1, and end; with =SEQUENCE at that number, which must be "
-    "above\n"
-    "                      everything ever sent with the key. May be given more than once.\n"
+    "  --open              take away what an earlier run has left in the host (programs,\n"
+    "                      settings, what blocks), so that it forwards as before the first\n"
+    "                      start, and end\n"
+    "  --accept-key NAME   start the sequence numbers of the outbound SA NAME, whose key was\n"
+    "                      never used, at 1, and end; with =SEQUENCE at that number, which must\n"
+    "                      be above everything ever sent with the key. May be given more than\n"
+    "                      once.\n"
     "  --version\n"
     "\n"
-    "Exit status: 0 done or stopped, 1 failed, 2 the file or the command line is wrong, 75 the "
-    "file\n"
-    "is right and the system is not ready for it: a device or a queue is missing. A start waits 30 "
-    "s\n"
-    "for these.\n";
+    "Exit status: 0 done or stopped, 1 failed, 2 the file or the command line is wrong, 75 the\n"
+    "file is right and the system is not ready for it: a device or a queue is missing. A start\n"
+    "waits 30 s for these.\n";
 
 struct Arguments {
     std::string config;

@@ -31,8 +31,8 @@ struct LinkInfo {
     bool external = false;  // of an xfrm interface: in external mode
     std::string alias;
     std::string name;
-    std::string
-        slave_kind;       // of the device it belongs to ("bridge", "bond", "vrf"); empty: to none
+    // Of the device it belongs to ("bridge", "bond", "vrf"); empty: to none.
+    std::string slave_kind;
     uint32_t master = 0;  // ifindex of that device
     uint32_t below = 0;   // of the device that this one (a VLAN, a macvlan) is on, where that is
                           // in the same network namespace; else 0

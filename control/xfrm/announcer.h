@@ -11,10 +11,11 @@
 //   larval  XFRM_MSG_ALLOCSPI, where it has not (NEWSA: EPROTONOSUPPORT without ESP, ENOSYS or
 //           ENOENT without the cipher). Only inbound SAs; they need no key.
 //
-// ALLOCSPI takes an SPI once in a network namespace since Linux 6.17, whatever the destinations,
-// and leaves a state without SPI behind where it refuses, which nothing can remove. So it is asked
-// only for an SPI that no state of ESP has; other SAs are not registered, and XDP finds them in the
-// owner map alone. NEWSA takes an SPI once for each destination.
+// ALLOCSPI takes an SPI once in a network namespace since Linux 6.17 and its stable back-ports,
+// whatever the destinations, and leaves a state without SPI behind where it refuses, which nothing
+// can remove. So it is asked only for an SPI that no state of ESP has; other SAs are not
+// registered, and XDP finds them in the owner map alone. NEWSA takes an SPI once for each
+// destination.
 //
 // A larval state lives net.core.xfrm_acq_expires seconds, counted from its creation with the value
 // of that moment. The value is therefore raised only while states are being made and put back at
@@ -80,8 +81,8 @@ class SaRegistry {
     SaRegistry& operator=(SaRegistry&&) = delete;
     ~SaRegistry();  // removes all states
 
-    // beside_another: its SPI is another SA's too, and this kernel would not take it twice. Nobody
-    // but us knows the SA.
+    // beside_another: its SPI is another SA's too, and kernels without ESP may take one once only.
+    // Nobody but us knows the SA.
     enum class Registered : uint8_t { in_xfrm, nothing_to_do, beside_another };
     // Registers SAs; one result for each. `reqid` is chosen here. For an outbound SA on a kernel
     // without ESP there is nothing to do.

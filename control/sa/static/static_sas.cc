@@ -257,9 +257,10 @@ void StaticSas::announce(bpf_objects::BpfObjects& bpf) {
             continue;
         }
         if (*results[i] == xfrm::SaRegistry::Registered::beside_another) {
-            log_.note("SA '" + sa.config->name +
-                      "' is not in xfrm, which takes an SPI once on this kernel, and another SA " +
-                      "has " + xfrm::to_text(sa.config->spi) + " too: it works all the same");
+            log_.note("SA '" + sa.config->name + "' is not in xfrm, because another SA has " +
+                      xfrm::to_text(sa.config->spi) +
+                      " too and kernels without ESP may take an SPI once only: it works all the "
+                      "same");
         }
         const auto inserted = bpf.insert_owner(sa.config->spi, sa.config->destination, sa.owner);
         if (!inserted) refuse(sa, inserted.error());
