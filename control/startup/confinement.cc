@@ -46,6 +46,7 @@ constexpr const char* kWorkerCalls[] = {
     "recvfrom",
     "sendmsg",
     "recvmsg",
+    "getsockopt",  // what the kernel counted of its sockets, when memory is used up
     "poll",
     "ppoll",
     "io_uring_enter",
@@ -149,7 +150,6 @@ constexpr const char* kControlCalls[] = {
     "connect",
     "getsockname",
     "getpeername",
-    "getsockopt",
     "setsockopt",
     "shutdown",
     "sendmmsg",
@@ -182,7 +182,6 @@ constexpr const char* kControlCalls[] = {
     "membarrier",
     // programs, maps and rings; bpffs is mounted where it was not
     "bpf",
-
     "io_uring_setup",
     "io_uring_register",
     "mount",

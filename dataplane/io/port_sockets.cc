@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -183,12 +184,12 @@ struct PortSockets::Impl {
     Socket& socket(QueueId queue, WorkerId worker) {
         return sockets[size_t{to_index(queue)} * setup.workers + to_index(worker)];
     }
-    [[nodiscard]] xdp_statistics ask(QueueId queue, WorkerId worker) {
+    [[nodiscard]] std::optional<xdp_statistics> ask(QueueId queue, WorkerId worker) {
         xdp_statistics kernel{};
         socklen_t bytes = sizeof kernel;
         if (getsockopt(socket(queue, worker).fd.get(), SOL_XDP, XDP_STATISTICS, &kernel, &bytes) !=
             0) {
-            return {};
+            return std::nullopt;
         }
         return kernel;
     }
@@ -455,7 +456,9 @@ void PortSockets::Impl::note_memory(QueueId queue, bool has_frames) {
     Queue& q = queues[to_index(queue)];
     const uint64_t before = q.misses_before.read();
     if (has_frames == (before == kMemoryHasFrames)) return;
-    const uint64_t misses = ask(queue, WorkerId{0}).rx_fill_ring_empty_descs;
+    const auto kernel = ask(queue, WorkerId{0});
+    if (!kernel) return;
+    const uint64_t misses = kernel->rx_fill_ring_empty_descs;
     if (has_frames) {
         q.misses_without_memory.add(misses - before);
         q.misses_before.set(kMemoryHasFrames);
@@ -539,14 +542,20 @@ QueueStatistics PortSockets::statistics(QueueId queue) const {
     QueueStatistics out;
     uint64_t dropped = 0;
     for (uint16_t worker = 0; worker < impl_->setup.workers; ++worker) {
-        const xdp_statistics kernel = impl_->ask(queue, WorkerId{worker});
+        const xdp_statistics kernel =
+            impl_->ask(queue, WorkerId{worker}).value_or(xdp_statistics{});
         dropped += kernel.rx_dropped;
         out.rx_ring_full += kernel.rx_ring_full;
     }
-    const uint64_t before = q.misses_before.read();
+    uint64_t before = q.misses_before.read();
     uint64_t without_memory = q.misses_without_memory.read();
+    // Its home may have ended a shortage between the two, which is in both then.
+    for (uint64_t now = 0; (now = q.misses_before.read()) != before; before = now) {
+        without_memory = q.misses_without_memory.read();
+    }
     // After the others: a frame that is lost meanwhile must not pass for one that is too big.
-    out.fill_misses = impl_->ask(queue, WorkerId{0}).rx_fill_ring_empty_descs;
+    out.fill_misses =
+        impl_->ask(queue, WorkerId{0}).value_or(xdp_statistics{}).rx_fill_ring_empty_descs;
     if (before != kMemoryHasFrames && out.fill_misses > before) {
         without_memory += out.fill_misses - before;
     }

@@ -250,8 +250,8 @@ TEST_F(IoTest, ADryFillRingIsSeenAndRecovers) {
         low_seen = low_seen || (received < 256 && a->fill_level(queue) < a->fill_low_water(queue));
         EXPECT_EQ(b->reclaim(queue), 50u);
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    drain();
+    EXPECT_TRUE(
+        eventually([&] { return drain(), a->statistics(queue).fill_misses == 400u - 256u; }));
     EXPECT_EQ(received, 256u) << "as many as there were buffers";
     EXPECT_TRUE(low_seen) << "the low-water mark shows before the ring is dry";
     EXPECT_EQ(a->fill_level(queue), 0u);
