@@ -4,12 +4,15 @@
  * the xfrm interface, and those that direct egress sends by AF_XDP in copy mode.
  *
  * Hears of every packet that the kernel drops (tracepoint kfree_skb), on any device: what is not
- * ours must be told apart soon. Not heard of: packets that were used up, and what a driver drops
- * behind its transmit ring (the device's own counters, `show ports`).
+ * ours must be told apart soon. Not counted: multicast and broadcast; what a TC program drops on
+ * the way out, ours or another's; what a driver drops behind its transmit ring, and the device
+ * below a VLAN, macvlan or bond (their own counters). A driver that frees what it has sent as if it
+ * were dropped makes a loss of each.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/ipv6.h>
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -18,6 +21,7 @@
 #include "net_device.h"
 
 #define SP_AF_XDP 44
+#define SP_PACKET_HOST 0 /* for this station */
 
 struct sock_common {
     unsigned short skc_family;
@@ -29,6 +33,7 @@ struct sk_buff {
     struct net_device* dev;
     struct sock* sk;
     int skb_iif;
+    __u8 pkt_type : 3;
     __be16 protocol;
     __u16 network_header;
     unsigned char* head;
@@ -43,6 +48,7 @@ enum skb_drop_reason {
     SKB_DROP_REASON_TC_EGRESS,
     SKB_DROP_REASON_NEIGH_FAILED,
     SKB_DROP_REASON_NEIGH_QUEUEFULL,
+    SKB_DROP_REASON_QUEUE_PURGE,
 };
 
 struct {
@@ -59,35 +65,62 @@ struct {
     __type(value, __u64);
 } kernel_losses_by_reason SEC(".maps");
 
-static __always_inline int sp_is_reason(__u64 reason, enum skb_drop_reason value, int exists) {
-    return exists && (__u32)reason == (__u32)value;
+/* The value of one that the running kernel has not is an instruction that must not be reached. */
+#define SP_IS_REASON(reason, name)                                                             \
+    ({                                                                                         \
+        int sp_is = 0;                                                                         \
+        if (bpf_core_enum_value_exists(enum skb_drop_reason, name)) {                          \
+            barrier();                                                                         \
+            sp_is = (__u32)(reason) == (__u32)bpf_core_enum_value(enum skb_drop_reason, name); \
+        }                                                                                      \
+        sp_is;                                                                                 \
+    })
+
+static __always_inline __u8 sp_byte(const struct sk_buff* skb, __u32 offset) {
+    __u8 value = 0;
+
+    bpf_probe_read_kernel(&value, sizeof(value), skb->head + skb->network_header + offset);
+    return value;
 }
-#define SP_IS_REASON(reason, name)                                        \
-    sp_is_reason(reason, bpf_core_enum_value(enum skb_drop_reason, name), \
-                 bpf_core_enum_value_exists(enum skb_drop_reason, name))
+
+static __always_inline int sp_is_v6(const struct sk_buff* skb) {
+    return skb->protocol == bpf_htons(ETH_P_IPV6);
+}
 
 static __always_inline int sp_is_esp(const struct sk_buff* skb) {
-    const int v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
-    __u8 protocol = 0;
-
-    bpf_probe_read_kernel(&protocol, sizeof(protocol),
-                          skb->head + skb->network_header + (v6 ? 6 : 9));
-    return protocol == IPPROTO_ESP;
+    return sp_byte(skb, sp_is_v6(skb) ? 6 : 9) == IPPROTO_ESP;
 }
 
-/* 1: dropped by a program of ours, or counted by one, under a reason of its own. The kernel does
-   not say why it drops what a generic program, or one of a devmap behind it, has dropped. */
+/* Older kernels free what they have heard of neighbours as if it were dropped. */
+static __always_inline int sp_is_discovery(const struct sk_buff* skb) {
+    return sp_is_v6(skb) && sp_byte(skb, 6) == IPPROTO_ICMPV6 && sp_byte(skb, 40) >= 133 &&
+           sp_byte(skb, 40) <= 137;
+}
+
+/* 1: to_neighbour counts it, which has given it the device of the way out. For IPv6 the kernel does
+   not say why. */
+static __always_inline int sp_has_waited(const struct sk_buff* skb, __u64 reason) {
+    return skb->dev->ifindex != skb->skb_iif && sp_is_esp(skb) &&
+           (SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_FAILED) ||
+            SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_QUEUEFULL) ||
+            SP_IS_REASON(reason, SKB_DROP_REASON_QUEUE_PURGE) ||
+            SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED));
+}
+
+/* 1: no loss of what was passed on, or dropped by a program of ours, or counted by one, under a
+   reason of its own. The kernel does not say why it drops what a generic program, or one of a
+   devmap behind it, has dropped. */
 static __always_inline int sp_is_counted(const struct sk_buff* skb,
                                          const struct sp_loss_device* device, __u64 reason) {
     if (SP_IS_REASON(reason, SKB_CONSUMED) || SP_IS_REASON(reason, SKB_DROP_REASON_XDP) ||
         SP_IS_REASON(reason, SKB_DROP_REASON_TC_EGRESS))
         return 1;
-    if (device->generic && SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED)) return 1;
+    if (SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED) &&
+        (device->generic || sp_is_discovery(skb)))
+        return 1;
     if (device->port < SP_PORT_INTERFACE) return 0;
     if (SP_IS_REASON(reason, SKB_DROP_REASON_TC_INGRESS)) return 1;
-    return (SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_FAILED) ||
-            SP_IS_REASON(reason, SKB_DROP_REASON_NEIGH_QUEUEFULL)) &&
-           sp_is_esp(skb); /* to_neighbour */
+    return device->port == SP_PORT_INJECTOR && sp_has_waited(skb, reason);
 }
 
 static __always_inline void sp_count_loss(const struct sp_loss_key* key) {
@@ -120,7 +153,11 @@ int kernel_losses(__u64* context) {
     }
     device = bpf_map_lookup_elem(&loss_devices, &ifindex);
     if (!device || dev->nd_net.net->ns.inum != device->netns_inode) return 0;
-    if (sp_is_counted(skb, device, context[2])) return 0;
+    if (key.drop == SP_DROP_lost_in_kernel) {
+        /* Multicast and broadcast that nobody here wants is no loss. */
+        if (BPF_CORE_READ_BITFIELD(skb, pkt_type) != SP_PACKET_HOST) return 0;
+        if (sp_is_counted(skb, device, context[2])) return 0;
+    }
     key.port = device->port;
     sp_count_loss(&key);
     return 0;

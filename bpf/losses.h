@@ -15,7 +15,7 @@ struct sp_loss_device {
 };
 SP_STATIC_ASSERT(sizeof(struct sp_loss_device) == 12, "abi");
 
-/* PERCPU_HASH kernel_losses, value: __u64 packets. Writer: kernel_losses, which adds keys. Reader:
+/* PERCPU_HASH kernel_losses_by_reason, value: __u64 packets. Writer: kernel_losses, which adds keys. Reader:
    control. */
 struct sp_loss_key {
     __u32 port;

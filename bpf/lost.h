@@ -16,6 +16,9 @@ struct sp_lost_setup {
 };
 SP_STATIC_ASSERT(sizeof(struct sp_lost_setup) == 8, "abi");
 
+/* What send_probe sends seems to come from the loopback device. */
+#define SP_LOOPBACK_IFINDEX 1
+
 /* ARRAY send_probe_state, one element. */
 struct sp_send_probe {
     __u32 netns;          /* writer: control */

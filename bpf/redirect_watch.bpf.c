@@ -13,7 +13,8 @@
  *   xdp_exception     the same as the first, for generic XDP
  *                     -> redirect_failed at the port out
  *
- * What a socket refused because a ring was full or empty, it counts itself.
+ * What a socket refused because a ring was full or empty, it counts itself. Another's program
+ * behind a dispatcher on the same port is not told apart.
  */
 #include "lost.h"
 #include "maps.h"
@@ -71,6 +72,8 @@ int redirect_watch(struct bpf_raw_tracepoint_args* ctx) {
     __u32 port;
 
     if (drops == 0) return 0;
+    /* Nothing comes from there but the frame of send_probe. */
+    if (sp_ifindex_of((const void*)ctx->args[0]) == SP_LOOPBACK_IFINDEX) return 0;
     port = sp_port_of((const void*)ctx->args[1]);
     if (port >= SP_PORTS_MAX) return 0;
     by_program = sp_dropped_by_program(port, sent + drops);

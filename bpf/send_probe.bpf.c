@@ -8,8 +8,6 @@
 #include "lost.h"
 #include "net_device.h"
 
-#define SP_LOOPBACK_IFINDEX 1
-
 /* Writer: control, once. */
 struct {
     __uint(type, BPF_MAP_TYPE_DEVMAP);

@@ -66,13 +66,21 @@ static __always_inline int sp_may_wait(const struct sp_next_hop* hop, __u32 byte
         .since_ns = bpf_ktime_get_ns(), .waiting = 1, .waiting_bytes = bytes};
     struct sp_unresolved* now = bpf_map_lookup_elem(&unresolved_hops, hop);
 
-    if (!now || now->waiting == 0) {
+    __u64 since;
+
+    if (!now && bpf_map_update_elem(&unresolved_hops, hop, &first, BPF_NOEXIST) == 0) return 1;
+    if (!now) now = bpf_map_lookup_elem(&unresolved_hops, hop);
+    if (!now || now->waiting == 0) { /* noted by XDP, for a packet of another kind */
         bpf_map_update_elem(&unresolved_hops, hop, &first, BPF_ANY);
         return 1;
     }
-    if (first.since_ns > now->since_ns + SP_WAITING_NS) {
+    since = now->since_ns;
+    /* One of several CPUs that find it over counts them. */
+    if (first.since_ns > since + SP_WAITING_NS &&
+        __sync_val_compare_and_swap(&now->since_ns, since, first.since_ns) == since) {
         sp_count_lost(now->waiting);
-        *now = first;
+        now->waiting = 1;
+        now->waiting_bytes = bytes;
         return 1;
     }
     if (now->waiting_bytes + bytes > SP_WAITING_BYTES_MAX) return 0;

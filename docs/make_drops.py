@@ -76,7 +76,7 @@ WHAT_TO_DO = {
                       "switched it off. sallyportd switches it on again and says so; at its start and its stop single ones are in order.",
     "error_in_clear": "Nothing: as it should be. The kernel had to tell a host behind a tunnel of its packet (TTL, no such host, too big), and would have "
                       "quoted it in clear. Many: look for that host.",
-    "bad_ip_checksum": "Damage on the path, or a broken sender: tcpdump -v in front of the port names the sender. A switch or cable that damages frames "
+    "bad_ip_checksum": "At a worker: the far end of the tunnel has sent it so. At a port: damage on the path, or a broken sender: tcpdump -v in front of the port names the sender. A switch or cable that damages frames "
                        "shows in the error counters of its port.",
     "redirect_failed": "The port's device is down, its transmit ring was full, or its driver takes no frames of XDP any more (on a veth: GRO of its peer "
                        "was switched off). After a restart the mode fits again ([docs/ports.md](ports.md)).",
@@ -85,7 +85,8 @@ WHAT_TO_DO = {
     "no_neighbour": "`ip neigh` on the gateway: the router towards the peer, or the peer on the link, is down, or its address is wrong. Only packets of tunnels are counted, "
                     "at sp0: some wait for the answer, and are counted when the next packet finds that none came. [How neighbours are kept](operation.md#neighbours).",
     "lost_in_kernel": "The kernel's own rules: a forward chain of the firewall, rp_filter, a route that blocks. `show drops` says how the kernel calls it.",
-    "lost_in_device": "`ip -s -s link show` of the device: its transmit ring was full, or it is down.",
+    "lost_in_device": "`ip -s -s link show` of the device: its transmit ring was full, or it is down. Of a VLAN, macvlan or bond what the device below it "
+                      "drops is not counted.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
                         "is not its own.",
 }

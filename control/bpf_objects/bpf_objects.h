@@ -122,9 +122,9 @@ struct PortSetup {
     uint32_t mtu = 1500;  // IP bytes
     MacAddress mac{};     // unicast frames to others are dropped
     config::XdpMode mode = config::XdpMode::automatic;
-    std::string
-        mode_reason;        // why this one, where the configuration has another; empty: it has not
-    bool use_kfunc = true;  // false: owner map alone, whatever the kernel has
+    // Why this one, where the configuration has another; empty: it has not.
+    std::string mode_reason;
+    bool use_kfunc = true;          // false: owner map alone, whatever the kernel has
     bool punt_unknown_spi = false;  // true: ESP of unknown SAs goes to the kernel
     // true: SAs and policies are the kernel's; what no worker has taken over stays with it. On an
     // unprotected port this wants native XDP: a generic program also sees what the kernel has

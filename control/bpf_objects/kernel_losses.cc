@@ -4,12 +4,12 @@
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -47,32 +47,24 @@ std::map<uint32_t, std::string> reasons_of_the_kernel() {
 
 }  // namespace
 
-void KernelLosses::CloseLink::operator()(bpf_link* link) const {
-    bpf_link__destroy(link);
-}
-
-KernelLosses::KernelLosses(ProgramObject object, bpf_link* link, int devices_fd, int losses_fd)
+KernelLosses::KernelLosses(ProgramObject object, LinkHandle link, int devices_fd, int losses_fd)
     : object_(std::move(object)),
-      link_(link),
+      link_(std::move(link)),
       devices_(devices_fd),
       losses_(losses_fd),
-      reasons_(reasons_of_the_kernel()) {
-    struct stat status{};
-    if (stat("/proc/thread-self/ns/net", &status) == 0) {
-        netns_inode_ = static_cast<uint32_t>(status.st_ino);
-    }
-}
+      netns_inode_(own_netns()),
+      reasons_(reasons_of_the_kernel()) {}
 
 std::expected<KernelLosses, std::string> KernelLosses::attach(const SharedMaps& maps) {
     auto object = ProgramObject::open(Program::kernel_losses, {}, maps);
     if (!object) return std::unexpected(object.error());
     if (auto loaded = object->load(); !loaded) return std::unexpected(loaded.error());
     clear_library_log();
-    bpf_link* link = bpf_program__attach(object->program());
-    if (link == nullptr) {
+    LinkHandle link = attach_tracepoint(object->program());
+    if (!link) {
         return std::unexpected(library_error("the kernel does not attach kernel_losses", errno));
     }
-    return KernelLosses(std::move(*object), link, maps.fd("loss_devices"),
+    return KernelLosses(std::move(*object), std::move(link), maps.fd("loss_devices"),
                         maps.fd("kernel_losses_by_reason"));
 }
 

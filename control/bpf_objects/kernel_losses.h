@@ -7,15 +7,13 @@
 #include <cstdint>
 #include <expected>
 #include <map>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/bpf_objects/program_object.h"
-
-struct bpf_link;
+#include "control/bpf_objects/redirect_watch.h"
 
 namespace sallyport::bpf_objects {
 
@@ -30,16 +28,13 @@ class KernelLosses {
     [[nodiscard]] std::vector<KernelLoss> read() const;
 
   private:
-    struct CloseLink {
-        void operator()(bpf_link* link) const;
-    };
-    KernelLosses(ProgramObject object, bpf_link* link, int devices_fd, int losses_fd);
+    KernelLosses(ProgramObject object, LinkHandle link, int devices_fd, int losses_fd);
 
     ProgramObject object_;
-    std::unique_ptr<bpf_link, CloseLink> link_;
+    LinkHandle link_;
     int devices_;
     int losses_;
-    uint32_t netns_inode_ = 0;
+    uint32_t netns_inode_;
     std::map<uint32_t, std::string> reasons_;  // as the running kernel numbers them
 };
 
