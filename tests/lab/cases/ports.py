@@ -86,7 +86,7 @@ def delivers(bench, gateway):
     moved = [now - then for now, then in zip(sums(), before)]
     check(min(moved) >= 2 * PINGS, f"workers delivered {moved}, expected {2 * PINGS} each way")
     after = gateway.drops()
-    for reason in ("redirect_failed", "steer_failed", "no_frame", "fill_ring_empty", "too_big"):
+    for reason in ("redirect_failed", "steer_failed", "too_big"):
         equal(after[reason] - drops[reason], 0, reason)
     ports = {name: (port["xdp_mode"], port["attached_reason"])
              for name, port in gateway.ports().items()}
@@ -111,8 +111,7 @@ def port_row(bench, kind, below):
             raise AssertionError(f"started in native mode: {prepared.log()}")
         except daemon.DaemonFailed as e:
             check('Write xdp_mode = "auto"' in str(e), f"it says no remedy: {e}")
-        for mode in ("direct",):
-            equal(bool(delivers(bench, bench.gateway(fresh=True, egress=mode, **options))), True, mode)
+        delivers(bench, bench.gateway(fresh=True, egress="direct", **options))
         return said
 
 
