@@ -4,10 +4,10 @@
  * the xfrm interface, and those that direct egress sends by AF_XDP in copy mode.
  *
  * Hears of every packet that the kernel drops (tracepoint kfree_skb), on any device: what is not
- * ours must be told apart soon. Not counted: multicast and broadcast; what a TC program drops on
- * the way out, ours or another's; what a driver drops behind its transmit ring, and the device
- * below a VLAN, macvlan or bond (their own counters). A driver that frees what it has sent as if it
- * were dropped makes a loss of each.
+ * ours must be told apart soon. Not counted: multicast and broadcast; what has come to this host
+ * and nobody has a socket for; what a TC program drops on the way out, ours or another's; what a
+ * driver drops behind its transmit ring, and the device below a VLAN, macvlan or bond (their own
+ * counters). A driver that frees what it has sent as if it were dropped makes a loss of each.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -43,6 +43,7 @@ struct sk_buff {
 enum skb_drop_reason {
     SKB_CONSUMED,
     SKB_DROP_REASON_NOT_SPECIFIED,
+    SKB_DROP_REASON_NO_SOCKET,
     SKB_DROP_REASON_XDP,
     SKB_DROP_REASON_TC_INGRESS,
     SKB_DROP_REASON_TC_EGRESS,
@@ -112,7 +113,8 @@ static __always_inline int sp_has_waited(const struct sk_buff* skb, __u64 reason
    devmap behind it, has dropped. */
 static __always_inline int sp_is_counted(const struct sk_buff* skb,
                                          const struct sp_loss_device* device, __u64 reason) {
-    if (SP_IS_REASON(reason, SKB_CONSUMED) || SP_IS_REASON(reason, SKB_DROP_REASON_XDP) ||
+    if (SP_IS_REASON(reason, SKB_CONSUMED) || SP_IS_REASON(reason, SKB_DROP_REASON_NO_SOCKET) ||
+        SP_IS_REASON(reason, SKB_DROP_REASON_XDP) ||
         SP_IS_REASON(reason, SKB_DROP_REASON_TC_EGRESS))
         return 1;
     if (SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED) &&
