@@ -15,8 +15,8 @@ struct sp_loss_device {
 };
 SP_STATIC_ASSERT(sizeof(struct sp_loss_device) == 12, "abi");
 
-/* PERCPU_HASH kernel_losses_by_reason, value: __u64 packets. Writer: kernel_losses, which adds keys. Reader:
-   control. */
+/* PERCPU_HASH kernel_losses_by_reason, value: __u64 packets. Writer: kernel_losses, which adds
+   keys. Reader: control. */
 struct sp_loss_key {
     __u32 port;
     __u32 drop;   /* SP_DROP_lost_in_kernel or SP_DROP_lost_in_device */
