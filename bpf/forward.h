@@ -10,6 +10,7 @@
 #define SP_FORWARD_H
 
 #include "conntrack.h"
+#include "fib.h"
 #include "filter.h"
 #include "own_address.h"
 #include "spd.h"
@@ -43,22 +44,7 @@ static __always_inline int sp_redirect(__u32 port) {
 
 static __always_inline long sp_fib_lookup(struct xdp_md* ctx, const struct sp_packet* packet,
                                           __u32 ip_bytes, struct bpf_fib_lookup* fib) {
-    __builtin_memset(fib, 0, sizeof(*fib));
-    fib->family = packet->family;
-    fib->l4_protocol = packet->protocol;
-    fib->sport = bpf_htons(packet->src_port);
-    fib->dport = bpf_htons(packet->dst_port);
-    fib->tot_len = (__u16)ip_bytes;
-    fib->ifindex = ctx->ingress_ifindex;
-    if (packet->family == SP_AF_INET) {
-        fib->tos = packet->tos;
-        fib->ipv4_src = packet->src[0];
-        fib->ipv4_dst = packet->dst[0];
-    } else {
-        fib->flowinfo = packet->flowinfo;
-        __builtin_memcpy(fib->ipv6_src, packet->src, sizeof(fib->ipv6_src));
-        __builtin_memcpy(fib->ipv6_dst, packet->dst, sizeof(fib->ipv6_dst));
-    }
+    sp_fib_question(fib, packet, ip_bytes, ctx->ingress_ifindex);
     return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
 }
 

@@ -28,6 +28,13 @@ struct {
     __type(value, __u64);
 } drop_counters SEC(".maps");
 
+static __always_inline void sp_count_drops(__u32 port, enum sp_drop_reason reason, __u64 frames) {
+    __u32 key = port * SP_DROP_COUNT + reason;
+    __u64* count = bpf_map_lookup_elem(&drop_counters, &key);
+
+    if (count) *count += frames;
+}
+
 /* Writer: control, when a port is added or its MTU or filter changes. Reader: all programs. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);

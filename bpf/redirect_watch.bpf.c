@@ -35,12 +35,7 @@ static __always_inline const struct sp_lost_setup* sp_lost_setup(void) {
 }
 
 static __always_inline void sp_count_lost(__u32 port, enum sp_drop_reason reason, __u32 frames) {
-    __u32 key = port * SP_DROP_COUNT + reason;
-    __u64* count;
-
-    if (port >= SP_PORTS_MAX) return;
-    count = bpf_map_lookup_elem(&drop_counters, &key);
-    if (count) *count += frames;
+    if (port < SP_PORTS_MAX) sp_count_drops(port, reason, frames);
 }
 
 /* The port of a device; SP_PORT_NONE: it has none, or is in another network namespace. */

@@ -34,6 +34,7 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv4(struct __sk_buff* sk
     if (ip.version != 4 || ip.ihl < 5) return SP_DROP_malformed_ip;
     packet->family = SP_AF_INET;
     packet->ip_bytes = bpf_ntohs(ip.tot_len);
+    packet->tos = ip.tos;
     packet->src[0] = ip.saddr;
     packet->dst[0] = ip.daddr;
     packet->protocol = ip.protocol;
@@ -54,6 +55,8 @@ static __always_inline enum sp_drop_reason sp_skb_read_ipv6(struct __sk_buff* sk
     if (ip.version != 6) return SP_DROP_malformed_ip;
     packet->family = SP_AF_INET6;
     packet->ip_bytes = sizeof(ip) + bpf_ntohs(ip.payload_len);
+    __builtin_memcpy(&packet->flowinfo, &ip, sizeof(packet->flowinfo));
+    packet->flowinfo &= bpf_htonl(0x0fffffff);
     __builtin_memcpy(packet->src, &ip.saddr, sizeof(packet->src));
     __builtin_memcpy(packet->dst, &ip.daddr, sizeof(packet->dst));
     packet->protocol = ip.nexthdr;
@@ -100,7 +103,7 @@ static __always_inline enum sp_drop_reason sp_skb_read_ports(struct __sk_buff* s
     return SP_DROP_none;
 }
 
-/* `offset`: where the IP header begins. What an SPD lookup needs; ttl, tos and flowinfo stay 0. */
+/* `offset`: where the IP header begins. What SPD and FIB are asked by; ttl stays 0. */
 static __always_inline enum sp_drop_reason sp_skb_parse(struct __sk_buff* skb, __u32 offset,
                                                         struct sp_packet* packet) {
     enum sp_drop_reason reason = sp_skb_read_ip(skb, (__be16)skb->protocol, offset, packet);

@@ -16,56 +16,22 @@
  * packet finds it still unresolved; what is counted here was counted as passed before.
  *
  * Decrypted packets stay with the kernel's stack: it may have to track their connection, to
- * translate or to refuse them. kernel_out lets ESP pass.
+ * translate or to refuse them. kernel_out lets ESP of this host pass.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
 #include <bpf/bpf_helpers.h>
 
+#include "fib.h"
 #include "skb.h"
 #include "unresolved.h"
-
-/* The same lookup as in XDP, which has applied the egress filter of the port by its result. */
-static __always_inline long sp_skb_fib_lookup(struct __sk_buff* skb, const struct sp_packet* packet,
-                                              struct bpf_fib_lookup* fib) {
-    __builtin_memset(fib, 0, sizeof(*fib));
-    fib->family = packet->family;
-    fib->l4_protocol = packet->protocol;
-    fib->sport = bpf_htons(packet->src_port);
-    fib->dport = bpf_htons(packet->dst_port);
-    fib->ifindex = skb->ingress_ifindex;
-    if (packet->family == SP_AF_INET) {
-        __u8 tos = 0;
-
-        sp_skb_read(skb, ETH_HLEN + 1, &tos, sizeof(tos));
-        fib->tos = tos;
-        fib->ipv4_src = packet->src[0];
-        fib->ipv4_dst = packet->dst[0];
-    } else {
-        __be32 first = 0;
-
-        sp_skb_read(skb, ETH_HLEN, &first, sizeof(first));
-        fib->flowinfo = first & bpf_htonl(0x0fffffff);
-        __builtin_memcpy(fib->ipv6_src, packet->src, sizeof(fib->ipv6_src));
-        __builtin_memcpy(fib->ipv6_dst, packet->dst, sizeof(fib->ipv6_dst));
-    }
-    return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
-}
-
-static __always_inline void sp_count_lost(__u32 packets) {
-    __u32 key = tune.port * SP_DROP_COUNT + SP_DROP_no_neighbour;
-    __u64* count = bpf_map_lookup_elem(&drop_counters, &key);
-
-    if (count) *count += packets;
-}
 
 /* Whether the kernel may keep one more packet for it. */
 static __always_inline int sp_may_wait(const struct sp_next_hop* hop, __u32 bytes) {
     struct sp_unresolved first = {
         .since_ns = bpf_ktime_get_ns(), .waiting = 1, .waiting_bytes = bytes};
     struct sp_unresolved* now = bpf_map_lookup_elem(&unresolved_hops, hop);
-
     __u64 since;
 
     if (!now && bpf_map_update_elem(&unresolved_hops, hop, &first, BPF_NOEXIST) == 0) return 1;
@@ -78,7 +44,7 @@ static __always_inline int sp_may_wait(const struct sp_next_hop* hop, __u32 byte
     /* One of several CPUs that find it over counts them. */
     if (first.since_ns > since + SP_WAITING_NS &&
         __sync_val_compare_and_swap(&now->since_ns, since, first.since_ns) == since) {
-        sp_count_lost(now->waiting);
+        sp_count_drops(tune.port, SP_DROP_no_neighbour, now->waiting);
         now->waiting = 1;
         now->waiting_bytes = bytes;
         return 1;
@@ -102,7 +68,9 @@ int to_neighbour(struct __sk_buff* skb) {
     if (!sp_skb_read(skb, ETH_ALEN, source, sizeof(source)) ||
         sp_kind_of_mac(source) != SP_KIND_ORIGINATED || sp_skb_parse(skb, ETH_HLEN, &packet))
         return TC_ACT_UNSPEC;
-    result = sp_skb_fib_lookup(skb, &packet, &fib);
+    /* As in XDP, which has applied the egress filter of the port by what it found. */
+    sp_fib_question(&fib, &packet, 0, skb->ingress_ifindex);
+    result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return TC_ACT_UNSPEC;
     port = bpf_map_lookup_elem(&port_by_ifindex, &fib.ifindex);
@@ -111,7 +79,7 @@ int to_neighbour(struct __sk_buff* skb) {
     if (result == BPF_FIB_LKUP_RET_NO_NEIGH) {
         sp_next_hop_of(&fib, &hop);
         if (!sp_may_wait(&hop, skb->len + SP_WAITING_BYTES_EACH)) {
-            sp_count_lost(1);
+            sp_count_drop(SP_DROP_no_neighbour);
             return TC_ACT_SHOT;
         }
     }

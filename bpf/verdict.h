@@ -25,10 +25,7 @@ static __always_inline struct sp_port_counters* sp_counters(void) {
 }
 
 static __always_inline void sp_count_drop(enum sp_drop_reason reason) {
-    __u32 key = tune.port * SP_DROP_COUNT + reason;
-    __u64* count = bpf_map_lookup_elem(&drop_counters, &key);
-
-    if (count) ++*count;
+    sp_count_drops(tune.port, reason, 1);
 }
 
 static __always_inline void sp_begin(const struct xdp_md* ctx) {
