@@ -37,10 +37,14 @@ uint32_t role_number(config::PortRole role) {
     return role == config::PortRole::protected_side ? SP_ROLE_PROTECTED : SP_ROLE_UNPROTECTED;
 }
 
+uint8_t number_of(Family family) {
+    return family == Family::v4 ? AF_INET : AF_INET6;
+}
+
 sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
     sp_owner_key key{};
     key.spi = htonl(to_index(spi));
-    key.family = destination.family == Family::v4 ? AF_INET : AF_INET6;
+    key.family = number_of(destination.family);
     key.protocol = IPPROTO_ESP;
     std::ranges::copy(destination.bytes, key.daddr);
     return key;
@@ -48,7 +52,7 @@ sp_owner_key owner_key(Spi spi, const IpAddress& destination) {
 
 sp_own_address own_address_key(const IpAddress& address) {
     sp_own_address key{};
-    key.family = address.family == Family::v4 ? AF_INET : AF_INET6;
+    key.family = number_of(address.family);
     std::ranges::copy(address.bytes, key.address);
     return key;
 }
@@ -131,7 +135,7 @@ std::expected<sp_egress_rule, std::string> egress_rule_row(const config::EgressR
          {std::tuple{&rule.source, &row.src_bits, row.src},
           std::tuple{&rule.destination, &row.dst_bits, row.dst}}) {
         if (!prefix->has_value()) continue;
-        row.family = (*prefix)->address.family == Family::v4 ? AF_INET : AF_INET6;
+        row.family = number_of((*prefix)->address.family);
         *bits = (*prefix)->bits;
         std::ranges::copy((*prefix)->address.bytes, bytes);
     }
@@ -677,7 +681,7 @@ std::vector<UnresolvedHop> BpfObjects::unresolved_hops() const {
 void BpfObjects::forget_unresolved(uint32_t ifindex, const IpAddress& address) const {
     sp_next_hop key{};
     key.ifindex = ifindex;
-    key.family = address.family == Family::v4 ? AF_INET : AF_INET6;
+    key.family = number_of(address.family);
     std::ranges::copy(address.bytes, key.address);
     bpf_map_delete_elem(impl_->maps.fd("unresolved_hops"), &key);
 }

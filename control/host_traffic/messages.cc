@@ -14,16 +14,11 @@ namespace {
 
 using netlink::Attributes;
 using netlink::Bytes;
+using netlink::bytes_of;
+using netlink::family_of;
+using netlink::number_of;
 using netlink::RequestBuffer;
 using netlink::Writer;
-
-uint8_t number_of(Family family) {
-    return family == Family::v4 ? AF_INET : AF_INET6;
-}
-
-Bytes bytes_of(const IpAddress& address) {
-    return std::as_bytes(std::span(address.bytes)).first(address.bit_count() / 8);
-}
 
 bool has_no_source(const IpAddress& source) {
     return source == IpAddress{.family = source.family};
@@ -95,12 +90,6 @@ RequestBuffer encode_dump(uint16_t type, const Header& header, uint32_t sequence
     Writer writer(type, NLM_F_DUMP, sequence);
     writer.put(header);
     return writer.take();
-}
-
-std::optional<Family> family_of(uint8_t number) {
-    if (number == AF_INET) return Family::v4;
-    if (number == AF_INET6) return Family::v6;
-    return std::nullopt;
 }
 
 }  // namespace

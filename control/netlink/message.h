@@ -12,6 +12,7 @@
 // used: what the kernel sends is trusted no more than what comes from a wire.
 
 #include <linux/netlink.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -27,6 +28,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "dataplane/base/ip.h"
 #include "dataplane/base/secret_bytes.h"
 
 namespace sallyport::netlink {
@@ -38,6 +40,23 @@ inline constexpr uint8_t kMadeByUs = 83;
 
 constexpr size_t align4(size_t bytes) {
     return (bytes + 3) & ~size_t{3};
+}
+
+// AF_INET or AF_INET6.
+constexpr uint8_t number_of(Family family) {
+    return family == Family::v4 ? AF_INET : AF_INET6;
+}
+
+// nullopt: neither.
+constexpr std::optional<Family> family_of(uint16_t number) {
+    if (number == AF_INET) return Family::v4;
+    if (number == AF_INET6) return Family::v6;
+    return std::nullopt;
+}
+
+// As addresses stand in attributes: 4 or 16 bytes.
+inline Bytes bytes_of(const IpAddress& address) {
+    return std::as_bytes(std::span(address.bytes)).first(address.bit_count() / 8);
 }
 
 // ---- writing -----------------------------------------------------------------------------------

@@ -18,15 +18,10 @@ namespace {
 using netlink::align4;
 using netlink::Attributes;
 using netlink::Bytes;
+using netlink::family_of;
 using netlink::read;
 
 using Error = std::unexpected<std::string>;
-
-std::optional<Family> family_of(uint8_t number) {
-    if (number == AF_INET) return Family::v4;
-    if (number == AF_INET6) return Family::v6;
-    return std::nullopt;
-}
 
 bool read_address(Family family, Bytes bytes, IpAddress& address) {
     address = IpAddress{.family = family};

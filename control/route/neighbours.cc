@@ -13,13 +13,8 @@ namespace sallyport::route {
 
 namespace {
 
-uint8_t number_of(Family family) {
-    return family == Family::v4 ? AF_INET : AF_INET6;
-}
-
-netlink::Bytes bytes_of(const IpAddress& address) {
-    return std::as_bytes(std::span(address.bytes)).first(address.bit_count() / 8);
-}
+using netlink::bytes_of;
+using netlink::number_of;
 
 netlink::RequestBuffer encode_neighbour(uint16_t type, unsigned flags, uint8_t neighbour_flags,
                                         const NeighbourName& name, uint32_t sequence) {

@@ -15,12 +15,9 @@ namespace {
 using netlink::Attributes;
 using netlink::Bytes;
 using netlink::Message;
+using netlink::number_of;
 using netlink::RequestBuffer;
 using netlink::Writer;
-
-uint8_t number_of(Family family) {
-    return family == Family::v4 ? AF_INET : AF_INET6;
-}
 
 RequestBuffer encode_rule(uint16_t type, unsigned flags, Family family, const std::string& device,
                           uint32_t sequence) {

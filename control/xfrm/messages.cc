@@ -20,6 +20,8 @@ namespace sallyport::xfrm {
 using netlink::Attributes;
 using netlink::behind;
 using netlink::Bytes;
+using netlink::family_of;
+using netlink::number_of;
 using netlink::peek;
 using netlink::read;
 using netlink::Writer;
@@ -62,16 +64,6 @@ Error malformed_attribute(const char* what) {
 
 // ---- values of the kernel's headers -------------------------------------------------------------
 
-uint16_t linux_family(Family family) {
-    return family == Family::v4 ? AF_INET : AF_INET6;
-}
-
-std::optional<Family> from_linux_family(uint16_t family) {
-    if (family == AF_INET) return Family::v4;
-    if (family == AF_INET6) return Family::v6;
-    return std::nullopt;
-}
-
 xfrm_address_t linux_address(const IpAddress& address) {
     xfrm_address_t out{};
     std::memcpy(&out, address.bytes.data(), address.bit_count() / 8);
@@ -96,7 +88,7 @@ IpPrefix from_linux_prefix(const xfrm_address_t& address, uint8_t bits, Family f
 }
 
 std::expected<PolicySelector, std::string> from_linux_selector(const xfrm_selector& from) {
-    const auto family = from_linux_family(from.family);
+    const auto family = family_of(from.family);
     if (!family) return Error("a policy has an unknown address family");
     const unsigned bits = IpAddress{.family = *family}.bit_count();
     if (from.prefixlen_s > bits || from.prefixlen_d > bits) {
@@ -115,7 +107,7 @@ std::expected<PolicySelector, std::string> from_linux_selector(const xfrm_select
 
 xfrm_selector linux_selector(const PolicySelector& selector) {
     xfrm_selector out{};
-    out.family = linux_family(selector.source.address.family);
+    out.family = number_of(selector.source.address.family);
     out.saddr = linux_address(selector.source.address);
     out.prefixlen_s = selector.source.bits;
     out.daddr = linux_address(selector.destination.address);
@@ -259,7 +251,7 @@ bool read_replay(const Attributes& attributes, std::optional<Replay>& out) {
 
 std::expected<KernelSa, std::string> read_state(const xfrm_usersa_info& body,
                                                 const Attributes& attributes) {
-    const auto family = from_linux_family(body.family);
+    const auto family = family_of(body.family);
     if (!family) return Error("a state has an unknown address family");
     KernelSa sa;
     sa.name = name_of(body.id.daddr, body.id.spi, body.id.proto, *family);
@@ -317,7 +309,7 @@ bool read_templates(Bytes bytes, Family family, std::vector<Template>& out) {
     for (size_t i = 0; i < count; ++i) {
         const auto from = *peek<xfrm_user_tmpl>(bytes.subspan(i * sizeof(xfrm_user_tmpl)));
         // Old programs leave the family out: then it is the policy's.
-        const auto own = from.family == AF_UNSPEC ? family : from_linux_family(from.family);
+        const auto own = from.family == AF_UNSPEC ? family : family_of(from.family);
         if (!own) return false;
         out.push_back({.source = from_linux_address(from.saddr, *own),
                        .destination = from_linux_address(from.id.daddr, *own),
@@ -367,7 +359,7 @@ xfrm_usersa_id linux_id(const SaName& name, Family family) {
     xfrm_usersa_id id{};
     id.daddr = linux_address(name.destination);
     id.spi = Be32(to_index(name.spi)).raw();
-    id.family = linux_family(family);
+    id.family = number_of(family);
     id.proto = name.protocol;
     return id;
 }
@@ -411,7 +403,7 @@ xfrm_usersa_info state_body(const NewState& state) {
     body.lft.soft_packet_limit = XFRM_INF;
     body.lft.hard_packet_limit = XFRM_INF;
     body.reqid = state.reqid;
-    body.family = linux_family(state.id.destination.family);
+    body.family = number_of(state.id.destination.family);
     body.mode = XFRM_MODE_TUNNEL;
     body.flags = XFRM_STATE_AF_UNSPEC;
     if (state.esn) body.flags |= XFRM_STATE_ESN;
@@ -548,7 +540,7 @@ RequestBuffer encode_limits(const KernelSa& state, const Limits& limits, uint32_
                 .soft_use_expires_seconds = limits.soft_use_s,
                 .hard_use_expires_seconds = limits.hard_use_s};
     body.reqid = state.reqid;
-    body.family = linux_family(state.family);
+    body.family = number_of(state.family);
     body.mode = static_cast<uint8_t>(state.mode);
     body.flags = state.flags | XFRM_STATE_AF_UNSPEC;
     if (!state.replay.esn_form) body.replay_window = static_cast<uint8_t>(state.replay.window);
@@ -586,7 +578,7 @@ RequestBuffer encode_expire(const KernelSa& state, bool hard, uint32_t sequence)
     body.state.id.proto = state.name.protocol;
     body.state.saddr = linux_address(state.source);
     body.state.reqid = state.reqid;
-    body.state.family = linux_family(state.family);
+    body.state.family = number_of(state.family);
     body.hard = hard ? 1 : 0;
     writer.put(body);
     put_mark(writer, state.name.mark);
@@ -604,7 +596,7 @@ std::expected<KernelSa, std::string> decode_kernel_sa(Bytes payload) {
 std::expected<Deletion, std::string> decode_deleted_sa(Bytes payload) {
     const auto body = peek<xfrm_usersa_id>(payload);
     if (!body) return cut_off("a deletion");
-    const auto family = from_linux_family(body->family);
+    const auto family = family_of(body->family);
     if (!family) return Error("a deletion has an unknown address family");
     Attributes attributes;
     Deletion out{.name = name_of(body->daddr, body->spi, body->proto, *family),
@@ -625,7 +617,7 @@ std::expected<Deletion, std::string> decode_deleted_sa(Bytes payload) {
 std::expected<Expiry, std::string> decode_expire(Bytes payload) {
     const auto body = peek<xfrm_user_expire>(payload);
     if (!body) return cut_off("an expiry");
-    const auto family = from_linux_family(body->state.family);
+    const auto family = family_of(body->state.family);
     if (!family) return Error("an expiry has an unknown address family");
     Attributes attributes;
     Expiry out{
@@ -643,7 +635,7 @@ std::expected<Expiry, std::string> decode_expire(Bytes payload) {
 std::expected<CounterEvent, std::string> decode_counter_event(Bytes payload) {
     const auto body = peek<xfrm_aevent_id>(payload);
     if (!body) return cut_off("a counter event");
-    const auto family = from_linux_family(body->sa_id.family);
+    const auto family = family_of(body->sa_id.family);
     if (!family) return Error("a counter event has an unknown address family");
     Attributes attributes;
     CounterEvent out{
