@@ -560,6 +560,27 @@ TEST_F(Loader, BYPASS_frames_leave_by_another_CPU) {
     EXPECT_EQ(objects.counters(kWan)->totals.egress_sent, kFrames);
 }
 
+// Feeds a frame to the program of lan0, so many times, in the kernel's batches of so many: later
+// ones get the pages of the first again, with what the program has written there. 0, or -errno.
+int feed_lan(const char* destination, uint16_t port, uint32_t frames, uint32_t batch) {
+    const FileDescriptor program(bpf_prog_get_fd_by_id(attached_id("lan0")));
+    if (!program) return -errno;
+    const Bytes frame = packet::eth(
+        packet::ip4({.src = "10.1.0.10", .dst = destination}, packet::udp({.dst = port})));
+    xdp_md context{};
+    context.data_end = static_cast<uint32_t>(frame.size());
+    context.ingress_ifindex = if_nametoindex("lan0");
+    LIBBPF_OPTS(bpf_test_run_opts, options);
+    options.data_in = frame.data();
+    options.data_size_in = static_cast<uint32_t>(frame.size());
+    options.ctx_in = &context;
+    options.ctx_size_in = sizeof context;
+    options.repeat = static_cast<int>(frames);
+    options.batch_size = batch;
+    options.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    return bpf_prog_test_run_opts(program.get(), &options);
+}
+
 // The kernel tells no program of a full queue. Frames are fed on the CPU whose queue they go to, by
 // a thread that the queue's own thread cannot displace, so they cannot be taken in time.
 TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
@@ -585,23 +606,8 @@ TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
                         .destination = prefix("192.0.2.0/24")};
     ASSERT_TRUE(objects.publish_spd(*compile_spd(std::span(&open, 1)), *compile_spd({}), {}));
     ASSERT_TRUE(objects.attach_port(kWan) && objects.attach_port(kLan));
-    const FileDescriptor program(bpf_prog_get_fd_by_id(attached_id("lan0")));
-    ASSERT_TRUE(program);
-    const Bytes frame = packet::eth(
-        packet::ip4({.src = "10.1.0.10", .dst = "192.0.2.2"}, packet::udp({.dst = 80})));
     constexpr uint32_t kFrames = 10000;
-    xdp_md context{};
-    context.data_end = static_cast<uint32_t>(frame.size());
-    context.ingress_ifindex = if_nametoindex("lan0");
-    LIBBPF_OPTS(bpf_test_run_opts, options);
-    options.data_in = frame.data();
-    options.data_size_in = static_cast<uint32_t>(frame.size());
-    options.ctx_in = &context;
-    options.ctx_size_in = sizeof context;
-    options.repeat = kFrames;
-    options.batch_size = 256;
-    options.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
-    const int error = bpf_prog_test_run_opts(program.get(), &options);
+    const int error = feed_lan("192.0.2.2", 80, kFrames, 256);
     sched_setscheduler(0, SCHED_OTHER, &normal);
     sched_setaffinity(0, sizeof before, &before);
     ASSERT_EQ(error, 0) << std::strerror(-error);
@@ -622,27 +628,6 @@ TEST_F(Loader, what_does_not_fit_into_the_queue_is_handed_over_and_not_taken) {
     EXPECT_LT(taken, kFrames);
     EXPECT_EQ(counters->totals.redirected, taken);
     std::printf("%u handed over, %lu taken, the rest did not fit\n", kFrames, taken);
-}
-
-// A frame that the program of lan0 redirects, so many times: at most 64, one batch. Later ones get
-// the pages of the first again, with what the program has written there.
-void redirect_from_lan(const char* destination, uint16_t port, uint32_t frames) {
-    const FileDescriptor program(bpf_prog_get_fd_by_id(attached_id("lan0")));
-    ASSERT_TRUE(program);
-    const Bytes frame = packet::eth(
-        packet::ip4({.src = "10.1.0.10", .dst = destination}, packet::udp({.dst = port})));
-    xdp_md context{};
-    context.data_end = static_cast<uint32_t>(frame.size());
-    context.ingress_ifindex = if_nametoindex("lan0");
-    LIBBPF_OPTS(bpf_test_run_opts, options);
-    options.data_in = frame.data();
-    options.data_size_in = static_cast<uint32_t>(frame.size());
-    options.ctx_in = &context;
-    options.ctx_size_in = sizeof context;
-    options.repeat = static_cast<int>(frames);
-    options.batch_size = 64;
-    options.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
-    ASSERT_EQ(bpf_prog_test_run_opts(program.get(), &options), 0) << std::strerror(errno);
 }
 
 // tp0, a TAP that nobody has open, has a way to send for native XDP and refuses every frame; wan0
@@ -678,19 +663,19 @@ TEST_F(Loader, what_was_redirected_and_not_taken_is_counted_at_the_port_out) {
         return objects.counters(port)->drops[SP_DROP_redirect_failed];
     };
 
-    redirect_from_lan("198.51.100.2", 80, 60);
+    ASSERT_EQ(feed_lan("198.51.100.2", 80, 60, 64), 0);
     EXPECT_EQ(failed(kTap), 60u);
-    redirect_from_lan("198.51.100.2", 9, 50);
+    ASSERT_EQ(feed_lan("198.51.100.2", 9, 50, 64), 0);
     EXPECT_EQ(objects.counters(kTap)->drops[SP_DROP_egress_denied], 50u);
     EXPECT_EQ(failed(kTap), 60u) << "what the filter has dropped was not to be sent";
-    redirect_from_lan("198.51.100.2", 80, 3);
+    ASSERT_EQ(feed_lan("198.51.100.2", 80, 3, 64), 0);
     EXPECT_EQ(failed(kTap), 63u);
     EXPECT_EQ(failed(kWan), 0u);
 
-    redirect_from_lan("192.0.2.2", 80, 20);
+    ASSERT_EQ(feed_lan("192.0.2.2", 80, 20, 64), 0);
     EXPECT_EQ(failed(kWan), 20u);
     run("ethtool -K wanp gro on 2>/dev/null");
-    redirect_from_lan("192.0.2.2", 80, 20);
+    ASSERT_EQ(feed_lan("192.0.2.2", 80, 20, 64), 0);
     EXPECT_EQ(failed(kWan), 20u) << "they are taken";
     EXPECT_EQ(failed(kTap), 63u);
     EXPECT_EQ(failed(kLan), 0u);

@@ -124,6 +124,15 @@ def ends_a_life(function):
     return function
 
 
+def needs_sp0(function):
+    def unless_it_is_gone(host):
+        if host.gw.exists("sp0"):
+            yield from function(host)
+        else:
+            yield NO_SP0
+    return unless_it_is_gone
+
+
 @happens
 def program_removed(host):
     device = host.random.choice(("lan0", "wan0"))
@@ -164,19 +173,15 @@ def setting_changed(host):
 
 
 @happens
+@needs_sp0
 def tap_set_down(host):
-    if not host.gw.exists("sp0"):
-        yield NO_SP0
-        return
     host.gw.ip("link set sp0 down")
     yield "sp0 down", "sp0: the device was set down"
 
 
 @happens
+@needs_sp0
 def tap_program_removed(host):
-    if not host.gw.exists("sp0"):
-        yield NO_SP0
-        return
     host.gw.ip("link set dev sp0 xdp off")
     yield "XDP program of sp0 removed", "sp0: our program was removed"
 

@@ -25,3 +25,12 @@ def eventually(condition, text, seconds=20):
             raise AssertionError(text() if callable(text) else text)
         time.sleep(0.05)
     return value
+
+
+def read_log(path):
+    """What a program has written so far; empty before its first line."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+    except FileNotFoundError:
+        return ""

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from . import netns
+from .checks import read_log
 
 READY_SECONDS = 60  # an ASan build on a busy machine; normally well under one
 STOP_SECONDS = 20
@@ -16,6 +17,7 @@ STOP_SECONDS = 20
 
 class DaemonFailed(Exception):
     pass
+
 
 
 def _quoted(value):
@@ -208,11 +210,7 @@ class Daemon:
             self._process.send_signal(signal.SIGCONT)
 
     def log(self):
-        try:
-            with open(self.log_path, encoding="utf-8", errors="replace") as f:
-                return f.read()
-        except FileNotFoundError:
-            return ""
+        return read_log(self.log_path)
 
     def cpu_seconds(self):
         with open(f"/proc/{self.pid}/stat", encoding="ascii") as f:

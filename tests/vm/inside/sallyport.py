@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 
-from lab.checks import check
+from lab.checks import check, read_log
 
 from .net import sh
 
@@ -68,11 +68,7 @@ class Sallyport:
         return self._end(signal.SIGTERM, 90)
 
     def log(self):
-        try:
-            with open(self._log, encoding="utf-8", errors="replace") as f:
-                return f.read()
-        except FileNotFoundError:
-            return ""
+        return read_log(self._log)
 
     # ---- what it says of itself ----------------------------------------------------------------
 

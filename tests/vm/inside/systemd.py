@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 
-from lab.checks import eventually
+from lab.checks import eventually, read_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 UNIT = "sallyportd.service"
@@ -111,11 +111,7 @@ class Systemd:
         return outer_pid(self.value("MainPID"))
 
     def log(self):
-        try:
-            with open(self.log_path, encoding="utf-8", errors="replace") as f:
-                return f.read()
-        except FileNotFoundError:
-            return ""
+        return read_log(self.log_path)
 
     def end(self):
         if self._process and self._process.poll() is None:
