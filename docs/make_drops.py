@@ -35,7 +35,8 @@ WHAT_TO_DO = {
     "ecn_not_capable": "Find the router on the path that sets CE, or a peer that does not follow RFC 6040 when it "
                        "encapsulates.",
     "cleartext_for_protect": "Check that the peer protects this traffic. If it does: somebody sends with forged "
-                             "addresses.",
+                             "addresses. Or the port has generic XDP and the kernel has decrypted it, for an SA that is not with a worker: such "
+                             "SAs do not receive there ([why](ports.md#generic-xdp-and-sas-of-the-kernel)).",
     "policy_discard": "As configured. If it is not what you mean: `show policy` has the order, the first match decides.",
     "no_policy": "If the traffic is wanted: add a [[policy]] that covers it. With an IKE daemon what a tunnel carries is in its "
                  "file (swanctl.conf: `local_ts`, `remote_ts`), and [[policy]] is for `bypass`.",
@@ -51,7 +52,8 @@ WHAT_TO_DO = {
                "SA's `mtu` (a worker) or a port's MTU was too small. At the port it came in by: a worker's frame holds 3762 bytes, so lower "
                "the MTU of that port's network.",
     "fragment_without_ports": "Avoid fragments (MTU of the hosts), or use a policy without ports.",
-    "egress_denied": "As configured in [[port.NAME.deny]]. If it is not what you mean: correct the rule.",
+    "egress_denied": "As configured in [[port.NAME.deny]]. If it is not what you mean: correct the rule. WHERE is the port that it was to leave by, or "
+                     "the one that it came in by, where the kernel was to send it (no MAC of the next hop yet, a checksum left to the device).",
     "no_route": "`ip route get DESTINATION`: the route must lead through a port.",
     "injector_full": "The way out is slower than the workers: look for `generic` in `show ports`, and for ports or "
                      "CPUs at their limit.",
@@ -84,7 +86,8 @@ WHAT_TO_DO = {
                        "`memory.frames` do not help.",
     "no_neighbour": "`ip neigh` on the gateway: the router towards the peer, or the peer on the link, is down, or its address is wrong. Only packets of tunnels are counted, "
                     "at sp0: some wait for the answer, and are counted when the next packet finds that none came. [How neighbours are kept](operation.md#neighbours).",
-    "lost_in_kernel": "The kernel's own rules: a forward chain of the firewall, rp_filter, a route that blocks. `show drops` says how the kernel calls it.",
+    "lost_in_kernel": "The kernel's own rules: a forward chain of the firewall, rp_filter, a route that blocks; also no route at all (`ip_innoroutes`) and a TTL "
+                      "that ended here (`ip_inhdr`). `show drops` says how the kernel calls it ([what that means](operation.md#how-the-kernel-calls-what-it-drops)).",
     "lost_in_device": "`ip -s -s link show` of the device: its transmit ring was full, or it is down. Of a VLAN, macvlan or bond what the device below it "
                       "drops is not counted.",
     "wrong_connection": "Make `if_id` of the policy agree with that of the SA (`ip xfrm state`). If it does: the peer sends what "
