@@ -32,6 +32,7 @@ struct sock {
 struct sk_buff {
     struct net_device* dev;
     struct sock* sk;
+    unsigned long _skb_refdst;
     int skb_iif;
     __u8 pkt_type : 3;
     __be16 protocol;
@@ -108,6 +109,11 @@ static __always_inline int sp_has_waited(const struct sk_buff* skb, __u64 reason
             SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED));
 }
 
+/* 1: nothing but a program has seen it since it came in by a device. */
+static __always_inline int sp_is_fresh(const struct sk_buff* skb) {
+    return skb->dev->ifindex == skb->skb_iif && !skb->_skb_refdst;
+}
+
 /* 1: no loss of what was passed on, or dropped by a program of ours, or counted by one, under a
    reason of its own. The kernel does not say why it drops what a generic program, or one of a
    devmap behind it, has dropped. */
@@ -118,7 +124,7 @@ static __always_inline int sp_is_counted(const struct sk_buff* skb,
         SP_IS_REASON(reason, SKB_DROP_REASON_TC_EGRESS))
         return 1;
     if (SP_IS_REASON(reason, SKB_DROP_REASON_NOT_SPECIFIED) &&
-        (device->generic || sp_is_discovery(skb)))
+        ((device->generic && sp_is_fresh(skb)) || sp_is_discovery(skb)))
         return 1;
     if (device->port < SP_PORT_INTERFACE) return 0;
     if (SP_IS_REASON(reason, SKB_DROP_REASON_TC_INGRESS)) return 1;

@@ -5,6 +5,7 @@
  *   not IP, multicast, ND and link-local for this host -> kernel
  *   IP behind a priority tag, or to another MAC        -> dropped
  *   IPv4 with a wrong header checksum                  -> dropped
+ *   ESP, ESP in UDP 4500, that a worker has the SA of  -> dropped
  *   PROTECT   -> a worker that holds an outbound SA of the policy, by flow;
  *                none: in register mode left to the kernel's own out policies;
  *                none, and the policy has an if_id: the kernel, if it routes the packet into the
@@ -17,7 +18,8 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "steer.h"
+#include "owner.h"
+#include "payload.h"
 
 /* interface_out chooses the SA's if_id, by this same entry. A route elsewhere would let the packet
    leave in clear. */
@@ -100,6 +102,26 @@ static __always_inline int sp_protect(struct xdp_md* ctx, struct sp_packet* pack
     return verdict == SP_NO_SOCKET ? sp_without_worker(packet, SP_DROP_steer_failed) : verdict;
 }
 
+/*
+ * Workers receive ESP by unprotected ports alone. In register mode the kernel has the same SA, and
+ * its replay window knows little of what a worker has received (RFC 4303 3.4.3): who repeats on
+ * this side what he has seen on the other must not have it accepted once more. Of what is no whole
+ * ESP packet nobody can tell whose it is.
+ */
+static __always_inline enum sp_drop_reason sp_refuse_esp(struct xdp_md* ctx,
+                                                         const struct sp_packet* packet) {
+    __u32 spi = 0;
+    enum sp_payload payload = sp_classify(ctx, packet, &spi);
+    struct sp_owner* owner;
+
+    if (payload != SP_PAYLOAD_ESP && payload != SP_PAYLOAD_MALFORMED_ESP) return SP_DROP_none;
+    if (!sp_ends_here(ctx, packet)) return SP_DROP_none;
+    if (packet->is_fragment) return SP_DROP_outer_fragment;
+    if (payload == SP_PAYLOAD_MALFORMED_ESP) return SP_DROP_malformed_esp;
+    owner = sp_listed_owner(packet, spi);
+    return owner && owner->worker != SP_OWNER_KERNEL ? SP_DROP_steer_failed : SP_DROP_none;
+}
+
 SEC("xdp")
 int steer_protected(struct xdp_md* ctx) {
     struct sp_packet packet = {};
@@ -121,6 +143,8 @@ int steer_protected(struct xdp_md* ctx) {
         sp_is_local(ctx, &packet))
         return sp_pass();
 
+    reason = sp_refuse_esp(ctx, &packet);
+    if (reason) return sp_drop(reason);
     if (tune.ct_marks) sp_ct_lookup(ctx, &packet);
     entry = sp_spd_entry_of(&packet, SP_SPD_OUTBOUND, &reason);
     if (!entry)

@@ -59,7 +59,7 @@ WHAT_TO_DO = {
                      "CPUs at their limit.",
     "no_frame": "Raise `memory.frames`.",
     "steer_failed": "The device has queues that sallyportd does not serve (`ethtool -l`), or its frames come from another device (a bond's): "
-                    "restart it after a change.",
+                    "restart it after a change. At a protected port also ESP of an SA that a worker has: it must come by an unprotected port.",
     "unsupported_packet": "Priority-tagged frames (VLAN 0): switch the tags off at the neighbour. Others: tcpdump in front of the port shows them.",
     "rx_ring_full": "Raise the number of workers, or give the SAs of the busy one another `worker`.",
     "protect_in_clear": "If it is traffic from one tunnel into another: a route through sp0 for the far network.",

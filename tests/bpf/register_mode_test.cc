@@ -188,6 +188,30 @@ TEST_P(RegisterModeInbound, unknown_SAs) {
     }
 }
 
+// The kernel, which has the same SA, does not know what the worker has received.
+TEST_P(RegisterModeInbound, ESP_of_a_worker_is_refused_at_a_protected_port) {
+    const Instance program =
+        rig.load(Program::steer_protected, kLan, {.use_kfunc = GetParam(), .register_mode = true});
+    port = kLan;
+    for (const uint32_t spi : {kAdopted, kOnlyListed}) {
+        for (const auto& [name, frame] : shapes(spi)) {
+            drop(program, name.c_str(), frame, SP_DROP_steer_failed);
+        }
+    }
+    // What no worker has is the kernel's, by whatever port it comes.
+    for (const uint32_t spi : {kKept, kMarked, kUnknown}) {
+        for (const auto& [name, frame] : shapes(spi)) pass(program, name.c_str(), frame);
+    }
+    for (const uint32_t spi : {kKept, kAdopted}) {
+        const Bytes fragment = eth(ip4({.src = kPeer4, .dst = kUs4, .more = true}, esp(spi)));
+        drop(program, "fragment", fragment, SP_DROP_outer_fragment);
+    }
+    // ESP of others is one protocol of many.
+    drop(program, "transit",
+         eth(ip4({.src = "198.51.100.9", .dst = kElsewhere4}, esp(kTransitListed))),
+         SP_DROP_no_policy);
+}
+
 // To the kernel ESP that it forwards is one protocol of many.
 TEST_P(RegisterModeInbound, transit_ESP_is_cleartext_to_the_SPD) {
     const Instance program = load({.punt_unknown_spi = true});

@@ -2,13 +2,13 @@
 """sallyportd follows the kernel's xfrm: SAs are taken over, given back, and never used twice."""
 
 from inside import boot, capture, kernel_esp, register
-from lab import traffic
+from lab import traffic, wire
 from lab.checks import check, equal, eventually
 
 BOOT = boot.Boot(kernels=("newest", "6.12"), modules=register.MODULES)
 
 
-@BOOT.case("SAs of xfrm are taken over, and their counters come back", seconds=60)
+@BOOT.case("SAs of xfrm are taken over, and their counters come back", seconds=60, everywhere=True)
 def taken_over(guest):
     t = register.RegisterTunnel(guest)
     t.states()
@@ -48,7 +48,7 @@ def come_and_go(guest):
 
 
 @BOOT.case("D1 killed: the kernel goes on with the SAs; started again: workers do; no IV twice",
-           seconds=90)
+           seconds=90, everywhere=True)
 def killed(guest):
     t = register.RegisterTunnel(guest)
     t.states()
@@ -107,6 +107,29 @@ def two_senders(guest):
     check(max(numbers) < 1 << 22, f"numbers up to {max(numbers)} for {len(esp)} packets")
     equal(len(set(numbers)), len(numbers), "sequence numbers, each once")
     equal(len({e[2] for e in esp}), len(esp), "IVs, each once")
+
+
+@BOOT.case("B3 ESP that was received is not accepted again by the protected port, where the kernel has the key", seconds=60)
+def repeated_inside(guest):
+    t = register.RegisterTunnel(guest)
+    t.states()
+    t.policies()
+    with capture.Capture(guest, t.n.peer, "wanp", "proto 50") as ciphertext, wire.Wire(t.n.lan, "eth0") as lan:
+        t.gw.start()
+        t.until_active()
+        t.ping(20)
+        recorded = [frame for _, frame in ciphertext.frames() if (wire.esp_of(frame) or [0])[0] == t.pair.spi_in]
+        check(len(recorded) >= 20, f"only {len(recorded)} ESP packets were recorded")
+        arrived, before = len(lan.frames), t.gw.drops()["steer_failed"]
+        to_lan0 = bytes.fromhex(t.n.gw.mac("lan0").replace(":", ""))
+        for frame in recorded:
+            lan.send(to_lan0 + frame[6:])
+        eventually(lambda: t.gw.drops()["steer_failed"] == before + len(recorded),
+                   lambda: f"drops: {t.gw.drops()['steer_failed'] - before} of {len(recorded)}", 20)
+        again = [frame for frame in lan.frames[arrived:] if frame[12:14] == b"\x08\x00" and frame[23] == 1]
+        equal(len(again), 0, "inner packets that arrived once more")
+    equal(t.n.gw.xfrm_statistics(), {}, "what the gateway's kernel saw of it")
+    equal(t.gw.stop(), 0, "exit status of sallyportd")
 
 
 @BOOT.case("packets that waited in the kernel for an SA come out when a worker has it: it stays there", seconds=90)
