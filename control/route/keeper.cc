@@ -62,7 +62,7 @@ std::expected<void, std::string> NeighbourKeeper::look() {
     }
     std::set<route::NeighbourName> needed = next_hops_;
     needed.insert(of_this_tour_.begin(), of_this_tour_.end());
-    return socket_.ask(route::to_ask(*known, needed, kAskedAtOnce));
+    return socket_.ask(route::to_ask(*known, needed, kAskedAtOnce, asked_last_));
 }
 
 // Asks for what packets alone do not make the kernel ask for.

@@ -87,6 +87,7 @@ class NeighbourKeeper {
     std::set<route::NeighbourName> next_hops_;
     std::set<route::NeighbourName> of_this_tour_;
     std::optional<IpAddress> looked_up_last_;
+    std::optional<route::NeighbourName> asked_last_;
     bool look_failed_ = false;
     bool hearing_failed_ = false;
 };

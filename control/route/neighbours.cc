@@ -59,21 +59,31 @@ netlink::RequestBuffer encode_route_question(const IpAddress& destination, uint3
 }  // namespace
 
 std::vector<NeighbourName> to_ask(std::span<const Neighbour> known,
-                                  const std::set<NeighbourName>& needed, size_t most) {
+                                  const std::set<NeighbourName>& needed, size_t most,
+                                  std::optional<NeighbourName>& asked_last) {
     std::map<NeighbourName, const Neighbour*> entries;
-    for (const Neighbour& each : known) entries[{each.ifindex, each.address}] = &each;
-    std::vector<NeighbourName> names;
+    std::vector<NeighbourName> stale;
+    for (const Neighbour& each : known) {
+        entries[{each.ifindex, each.address}] = &each;
+        if (each.stale && each.may_be_refreshed()) stale.push_back({each.ifindex, each.address});
+    }
+    std::vector<NeighbourName> missing;
     for (const NeighbourName& name : needed) {
         const auto at = entries.find(name);
-        const bool missing =
-            at == entries.end() || (!at->second->usable && at->second->may_be_refreshed());
-        if (missing && names.size() < most) names.push_back(name);
+        if (at == entries.end() || (!at->second->usable && at->second->may_be_refreshed())) {
+            missing.push_back(name);
+        }
     }
-    for (const Neighbour& each : known) {
-        if (names.size() >= most) break;
-        if (each.stale && each.may_be_refreshed()) names.push_back({each.ifindex, each.address});
+    if (asked_last) {
+        std::ranges::rotate(missing, std::ranges::upper_bound(missing, *asked_last));
     }
-    return names;
+    // What does not answer is asked for ever: it has half, so that the others have their turn.
+    missing.resize(
+        std::min(missing.size(), std::max(most / 2, most - std::min(most, stale.size()))));
+    if (!missing.empty()) asked_last = missing.back();
+    stale.resize(std::min(stale.size(), most - missing.size()));
+    missing.insert(missing.end(), stale.begin(), stale.end());
+    return missing;
 }
 
 std::expected<NeighbourSocket, std::string> NeighbourSocket::open() {

@@ -35,10 +35,12 @@
 
 namespace sallyport::route {
 
-// Stale ones, and those of `needed` that are not usable; at most `most`, needed ones first.
-// `known`: all that the kernel has on the ports' links.
+// Stale ones, and those of `needed` that are not usable; at most `most` (1 or more), each kind in
+// its turn. `known`: all that the kernel has on the ports' links. `asked_last`: of the needed ones,
+// by the call before and by this one.
 std::vector<NeighbourName> to_ask(std::span<const Neighbour> known,
-                                  const std::set<NeighbourName>& needed, size_t most);
+                                  const std::set<NeighbourName>& needed, size_t most,
+                                  std::optional<NeighbourName>& asked_last);
 
 class NeighbourSocket {
   public:

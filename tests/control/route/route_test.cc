@@ -316,11 +316,13 @@ TEST(RouteMirror, WhoIsAskedForAndWhoIsUsed) {
                       neighbour.usable ? Effect::changed : Effect::none);
         }
         const std::vector<Neighbour> known(removed ? 0 : 1, neighbour);
+        std::optional<NeighbourName> asked_last;
         const bool own = !neighbour.fixed && !neighbour.foreign;
-        EXPECT_EQ(to_ask(known, {}, 9).size(), !removed && neighbour.stale && own ? 1u : 0u);
-        EXPECT_EQ(to_ask(known, {{7, gateway}}, 9).size(),
+        EXPECT_EQ(to_ask(known, {}, 9, asked_last).size(),
+                  !removed && neighbour.stale && own ? 1u : 0u);
+        EXPECT_EQ(to_ask(known, {{7, gateway}}, 9, asked_last).size(),
                   removed || (own && (neighbour.stale || !neighbour.usable)) ? 1u : 0u);
-        EXPECT_EQ(to_ask(known, {{8, gateway}}, 9).size(),
+        EXPECT_EQ(to_ask(known, {{8, gateway}}, 9, asked_last).size(),
                   !removed && neighbour.stale && own ? 2u : 1u);
         EXPECT_EQ(resolved("10.2.3.4"), neighbour.usable && !removed);
         EXPECT_EQ(resolved("10.1.0.9"), neighbour.usable && !removed);
@@ -378,7 +380,8 @@ class RouteMirrorTest : public test::NamespaceTest {
         }
         const auto known = neighbours_->dump(std::array{va});
         EXPECT_TRUE(known) << known.error();
-        return to_ask(known.value_or(std::vector<Neighbour>{}), needed, 1000);
+        std::optional<NeighbourName> asked_last;
+        return to_ask(known.value_or(std::vector<Neighbour>{}), needed, 1000, asked_last);
     }
     // Notifications are queued before the command that causes them returns.
     Effect update() {
@@ -403,6 +406,34 @@ class RouteMirrorTest : public test::NamespaceTest {
     std::optional<RouteSocket> socket_;
     std::optional<NeighbourSocket> neighbours_;
 };
+
+// Next hops that never answer leave the others their turn, and have one each.
+TEST(RouteNeighbours, WhatDoesNotAnswerHasHalf) {
+    std::set<NeighbourName> dead;
+    std::vector<Neighbour> known;
+    const auto address = [](const std::string& net, unsigned host) {
+        return parse_ip_address(net + std::to_string(host)).value();
+    };
+    for (unsigned i = 1; i <= 50; ++i) {
+        dead.insert({7, address("10.9.0.", i)});
+        known.push_back(
+            {.ifindex = 7, .address = address("10.1.0.", i), .usable = true, .stale = true});
+    }
+    std::optional<NeighbourName> asked_last;
+    std::set<NeighbourName> asked_for;
+    for (int look = 0; look < 10; ++look) {
+        const auto names = to_ask(known, dead, 10, asked_last);
+        ASSERT_EQ(names.size(), 10u);
+        EXPECT_EQ(std::ranges::count_if(names, [&](const auto& n) { return dead.contains(n); }), 5);
+        asked_for.insert(names.begin(), names.begin() + 5);
+    }
+    EXPECT_EQ(asked_for, dead);
+    // Where there are few stale ones, the rest is theirs.
+    known.resize(2);
+    const auto names = to_ask(known, dead, 10, asked_last);
+    EXPECT_EQ(std::ranges::count_if(names, [&](const auto& n) { return dead.contains(n); }), 8);
+    EXPECT_EQ(to_ask({}, {}, 10, asked_last).size(), 0u);
+}
 
 TEST_F(RouteMirrorTest, LocalAddressesAreTheKernels) {
     EXPECT_EQ(way("10.1.0.1"), "kernel");
