@@ -149,7 +149,7 @@ class Gateway {
     explicit Gateway(uint32_t tunnels, const crypto::Aead& aead)
         : groups_(2 * tunnels + 4096),
           slots_(2 * size_t{tunnels} + 4096),
-          handover_(around_, {slots_, memory_, feedback_}, aead, {}),
+          handover_(around_, {slots_, memory_, feedback_}, aead),
           rounds_(around_, {groups_, adoption_, reconciler_, publication_, lease_, commands_},
                   [this](const xfrm::RegisterChanges& changes, size_t entries_max) {
                       static const std::vector<IpAddress> kLocal = {address(192, 2)};

@@ -157,6 +157,16 @@ Appliance::Step Appliance::close_unseen_ports() {
         if (leftovers[i] == bpf_objects::Leftover::replaceable) continue;
         if (auto done = gate_->close(ports_[i].config->device); !done) return done;
     }
+    return close_same_wire();
+}
+
+// What is for them comes by no program of ours, and the kernel would forward it.
+Appliance::Step Appliance::close_same_wire() {
+    for (const RunningPort& port : ports_) {
+        for (const netlink::LinkInfo& device : same_wire(ports_, port)) {
+            if (auto done = gate_->close(device.name); !done) return done;
+        }
+    }
     return {};
 }
 
@@ -175,17 +185,15 @@ Appliance::Step Appliance::make_source() {
     commands_.emplace(context_, cpus_.size(), [this](WorkerId worker, const Command& command) {
         return workers_[to_index(worker)]->submit(command);
     });
-    const auto mtu = static_cast<uint16_t>(outer_mtu(ports_));
     if (config_.follows_xfrm()) {
         log_.note("SAs and policies come from the kernel's xfrm, where an IKE daemon puts them");
-        source_ = std::make_unique<KernelSas>(context_, log_, config_,
-                                              KernelSas::Setup{.cpus = cpus_, .mtu = mtu}, *aead_,
-                                              *guard_, *commands_, host_traffic_);
+        source_ =
+            std::make_unique<KernelSas>(context_, log_, config_, KernelSas::Setup{.cpus = cpus_},
+                                        *aead_, *guard_, *commands_, host_traffic_);
         return {};
     }
     auto sas = StaticSas::make(log_, config_,
                                {.cpus = cpus_,
-                                .mtu = mtu,
                                 .mtu_max = largest_outer_mtu(ports_),
                                 .kernel_connections = interface_.has_value()},
                                *aead_, *sequences_, *registry_, *commands_);
@@ -234,7 +242,7 @@ Appliance::Step Appliance::open_sockets() {
     for (const RunningPort& port : ports_) {
         const auto change = features_.switch_off(port.config->device);
         if (!change) return std::unexpected("port " + port.config->name + ": " + change.error());
-        if (*change == LinkFeatures::Change::changed) {
+        if (*change == LinkFeatures::Change::changed && !loses_tags_below(port.kind)) {
             log_.note("port " + port.config->name +
                       ": VLAN tags stay in its frames while sallyportd runs (rxvlan was on)");
         }
@@ -248,7 +256,8 @@ Appliance::Step Appliance::open_sockets() {
 Appliance::Step Appliance::stop_merging() {
     std::set<std::string> done;
     for (const RunningPort& port : ports_) {
-        for (const std::string& device : port.below) {
+        for (const netlink::LinkInfo& link : port.below) {
+            const std::string& device = link.name;
             if (!done.insert(device).second) continue;
             const auto merging = features_.stop_merging(device);
             if (!merging)
@@ -356,18 +365,36 @@ Appliance::Step Appliance::attach_all() {
 
 Appliance::Step Appliance::enable_forwarding() {
     if (auto done = apply(forwarding_settings(config_), sysctls_, log_); !done) return done;
-    return gate_->open_all();
+    if (auto done = close_same_wire(); !done) return done;
+    std::set<std::string> closed;
+    for (const RunningPort& port : ports_) {
+        for (const netlink::LinkInfo& device : same_wire(ports_, port)) {
+            if (!closed.insert(device.name).second) continue;
+            log_.note("port " + port.config->name + ": what comes in by " + device.name +
+                      " itself, below it, is not forwarded");
+            if (!config_.follows_xfrm()) continue;
+            log_.note("port " + port.config->name + ": ESP that comes in by " + device.name +
+                      " itself goes to the kernel, which may accept what a worker has received "
+                      "already: drop it in the host's firewall (docs/ports.md)");
+        }
+    }
+    return gate_->open_all(closed);
 }
 
 Appliance::Step Appliance::start_watch() {
     std::vector<watch::PortShould> ports;
     for (const RunningPort& port : ports_) {
+        std::vector<watch::Below> below;
+        for (const netlink::LinkInfo& device : same_wire(ports_, port)) {
+            below.push_back({.ifindex = device.ifindex, .device = device.name});
+        }
         ports.push_back({.port = port.config->name,
                          .device = port.config->device,
                          .ifindex = port.ifindex,
                          .mac = port.mac,
                          .mtu = port.mtu,
-                         .queues = port.queues});
+                         .queues = port.queues,
+                         .below = std::move(below)});
     }
     std::optional<watch::InnerShould> interface;
     if (interface_) {
@@ -399,9 +426,38 @@ Appliance::Step Appliance::attach(size_t port, Hook hook) {
     return {};
 }
 
-Appliance::Step Appliance::set_mtu(size_t port, uint32_t mtu) {
+bool Appliance::keeps_tags(const std::string& device) const {
+    const auto beside = tags_beside_frames(device);
+    return !beside || beside->empty();
+}
+
+bool Appliance::set_mtu(size_t port, uint32_t mtu) {
+    const std::string about = "port " + ports_[port].config->name + ": the MTU is " +
+                              std::to_string(mtu) + " now and was " +
+                              std::to_string(ports_[port].mtu);
+    if (auto set = bpf_->set_mtu(PortId{static_cast<uint16_t>(port)}, mtu); !set) {
+        log_.error(about + ": " + set.error());
+        return false;
+    }
     ports_[port].mtu = mtu;
-    return bpf_->set_mtu(PortId{static_cast<uint16_t>(port)}, mtu);
+    log_.note(about + "; packets above it are dropped there (too_big)");
+    if (ports_[port].is_unprotected()) follow_outer_mtu();
+    return true;
+}
+
+// SAs carry what the unprotected ports do, and the devices in front of them that much less.
+void Appliance::follow_outer_mtu() {
+    const command::SetOuterMtu order{.bytes = static_cast<uint16_t>(outer_mtu(ports_))};
+    for (size_t i = 0; i < workers_.size(); ++i) {
+        commands_->send(WorkerId{static_cast<uint16_t>(i)}, order);
+    }
+    const uint32_t inner = tunnel_mtu(ports_);
+    if (inner == tap_mtu_) return;
+    tap_mtu_ = inner;
+    Step done = set_up_tap();
+    if (done && interface_) done = interface_->set_mtu(inner);
+    if (done && interface_) done = bpf_->set_interface_mtu(interface_->mtu());
+    if (!done) log_.error("the MTU in front of tunnels stays as it was: " + done.error());
 }
 
 bool Appliance::set_mac(size_t port, const netlink::MacAddress& mac) {

@@ -130,12 +130,15 @@ class Appliance : private watch::Host {
     Step enable_forwarding();
     Step start_watch();
     Step close_unseen_ports();
+    Step close_same_wire();
     Step set_up_tap();
+    void follow_outer_mtu();
 
     // ---- watch::Host
     [[nodiscard]] bool is_attached(size_t port, Hook hook) const override;
     std::expected<void, std::string> attach(size_t port, Hook hook) override;
-    std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) override;
+    [[nodiscard]] bool keeps_tags(const std::string& device) const override;
+    bool set_mtu(size_t port, uint32_t mtu) override;
     bool set_mac(size_t port, const netlink::MacAddress& mac) override;
     [[nodiscard]] bool is_attached(Inner device) const override;
     std::expected<void, std::string> attach(Inner device) override;

@@ -24,6 +24,7 @@
 #include "control/sa/static/accept_key.h"
 #include "control/startup/confinement.h"
 #include "control/startup/policy_check.h"
+#include "control/startup/port_modes.h"
 #include "control/startup/ready_system.h"
 
 namespace {
@@ -145,6 +146,7 @@ int run(const Arguments& arguments, control::Log& log) {
         const auto check = [&] {
             auto wrong = config::check_against_system(*config);
             std::ranges::copy(unfit, std::back_inserter(wrong));
+            std::ranges::copy(control::check_devices(*config), std::back_inserter(wrong));
             return wrong;
         };
         const auto wrong = arguments.check ? check() : control::wait_for_system(check, log);

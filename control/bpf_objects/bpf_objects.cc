@@ -589,6 +589,12 @@ std::expected<void, std::string> BpfObjects::set_mtu(PortId id, uint32_t mtu) {
     return impl_->write_info(to_index(id), info);
 }
 
+std::expected<void, std::string> BpfObjects::set_interface_mtu(uint32_t mtu) {
+    sp_port_info info = impl_->read_info(to_index(kInterfacePort));
+    info.mtu = mtu;
+    return impl_->write_info(to_index(kInterfacePort), info);
+}
+
 std::expected<void, std::string> BpfObjects::set_mac(PortId id, const MacAddress& mac) {
     if (const auto port = impl_->find(id); !port) return std::unexpected(port.error());
     sp_port_info info = impl_->read_info(to_index(id));

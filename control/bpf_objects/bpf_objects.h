@@ -250,6 +250,7 @@ class BpfObjects {
     std::expected<bool, std::string> attach_interface();
     // MTU of the device changed.
     std::expected<void, std::string> set_mtu(PortId port, uint32_t mtu);
+    std::expected<void, std::string> set_interface_mtu(uint32_t mtu);
     // So did its address. A program may meanwhile see one that is half old: it drops that frame.
     std::expected<void, std::string> set_mac(PortId port, const MacAddress& mac);
     // Addresses of this host and broadcast addresses of its networks, instead of those of the call

@@ -107,8 +107,29 @@ std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
     return DeviceRule{.mode = port.xdp_mode, .reason = {}};
 }
 
+std::vector<config::Error> check_devices(const config::Config& config) {
+    std::vector<config::Error> errors;
+    auto socket = netlink::Socket::open(netlink::Protocol::route);
+    if (!socket) return errors;  // the start says so
+    for (const config::Port& port : config.ports) {
+        const auto link = netlink::find_link(*socket, port.device);
+        if (!link) continue;
+        const auto rule = rule_of(port, *link);
+        if (rule) continue;
+        errors.push_back({.file = config.file, .line = port.location.line, .text = rule.error()});
+    }
+    return errors;
+}
+
 bool loses_tags_below(std::string_view kind) {
-    constexpr std::array<std::string_view, 4> kKinds = {"bond", "team", "bridge", "macvlan"};
+    constexpr std::array<std::string_view, 5> kKinds = {"bond", "team", "bridge", "macvlan",
+                                                        "veth"};
+    return std::ranges::find(kKinds, kind) != kKinds.end();
+}
+
+bool is_kernel_tunnel(std::string_view kind) {
+    constexpr std::array<std::string_view, 5> kKinds = {"vxlan", "geneve", "gretap", "ip6gretap",
+                                                        "erspan"};
     return std::ranges::find(kKinds, kind) != kKinds.end();
 }
 
@@ -127,9 +148,7 @@ std::expected<Redirection, std::string> choose_modes(std::span<RunningPort> port
         port.running = link->running;
         port.xdp_mode = rule->mode;
         port.mode_reason = std::move(rule->reason);
-        for (netlink::LinkInfo& below : netlink::devices_below(*links, port.ifindex)) {
-            port.below.push_back(std::move(below.name));
-        }
+        port.below = netlink::devices_below(*links, port.ifindex);
         if (link->kind.empty()) continue;
         const auto sending =
             bpf_objects::prove_native_sending(port.ifindex, port.mac, port.running);

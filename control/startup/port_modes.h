@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
@@ -32,9 +33,15 @@ struct DeviceRule {
 std::expected<DeviceRule, std::string> rule_of(const config::Port& port,
                                                const netlink::LinkInfo& link);
 
-// Whether VLAN tags are taken off frames at the devices below one of this kind, beyond the sight of
-// its program and of LinkFeatures.
+// What can be said of all ports before anything is touched. A device that is not there is nothing
+// here.
+std::vector<config::Error> check_devices(const config::Config& config);
+
+// Whether VLAN tags are taken off frames before they come to a device of this kind (by the devices
+// below it, by the sender of a veth), beyond the sight of its program and of LinkFeatures.
 bool loses_tags_below(std::string_view kind);
+// Whether its frames come through a tunnel of the kernel's, which may have merged them on its way.
+bool is_kernel_tunnel(std::string_view kind);
 
 // How frames are redirected.
 struct Redirection {

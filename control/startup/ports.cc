@@ -97,6 +97,19 @@ std::vector<uint32_t> ifindexes_of(std::span<const std::string> devices) {
     return out;
 }
 
+std::vector<netlink::LinkInfo> same_wire(std::span<const RunningPort> ports,
+                                         const RunningPort& port) {
+    if (!port.is_unprotected()) return {};
+    std::vector<netlink::LinkInfo> devices = port.below;
+    std::erase_if(devices, [&](const netlink::LinkInfo& device) {
+        // What is in a bond or bridge receives nothing itself.
+        return device.master != 0 || std::ranges::any_of(ports, [&](const RunningPort& other) {
+                   return other.ifindex == device.ifindex;
+               });
+    });
+    return devices;
+}
+
 uint32_t outer_mtu(std::span<const RunningPort> ports) {
     uint32_t mtu = UINT16_MAX;
     for (const RunningPort& port : ports) {

@@ -14,6 +14,7 @@
 #include "config/config.h"
 #include "control/bpf_objects/bpf_objects.h"
 #include "control/log.h"
+#include "control/netlink/link.h"
 #include "dataplane/io/packet_memory.h"
 #include "dataplane/io/port_sockets.h"
 
@@ -25,9 +26,10 @@ struct RunningPort {
     uint32_t mtu = 1500;  // IP bytes
     bpf_objects::MacAddress mac{};
     uint16_t queues = 1;
-    std::string kind;                // "veth", "vlan"; empty: a real device
-    bool running = false;            // up, with carrier, at the start
-    std::vector<std::string> below;  // devices that frames come through first (of a VLAN, a bond)
+    std::string kind;      // "veth", "vlan"; empty: a real device
+    bool running = false;  // up, with carrier, at the start
+    // Devices that frames come through first (of a VLAN, a bond).
+    std::vector<netlink::LinkInfo> below;
     config::XdpMode xdp_mode = config::XdpMode::automatic;  // what is left of the configuration's
     std::string mode_reason;                                // why; empty: nothing was taken from it
     std::unique_ptr<io::PortSockets> sockets;
@@ -37,6 +39,12 @@ struct RunningPort {
         return config->role == config::PortRole::unprotected_side;
     }
 };
+
+// The devices below an unprotected port that are no ports themselves. Behind them is the same wire,
+// and the port's program sees nothing of what is for such a device itself. Not those in a bond or
+// bridge, which receive nothing themselves.
+std::vector<netlink::LinkInfo> same_wire(std::span<const RunningPort> ports,
+                                         const RunningPort& port);
 
 // Devices, MTUs and queues, by PortId. `config` outlives the result.
 std::expected<std::vector<RunningPort>, std::string> find_ports(const config::Config& config);

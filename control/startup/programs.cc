@@ -102,12 +102,18 @@ void report_ports(std::span<const RunningPort> ports, Log& log) {
                  (attachment.reason.empty() ? "" : " (" + attachment.reason + ")") + ", " +
                  (port.sockets->zero_copy() ? "zero-copy" : "copy mode") + " (" +
                  port.sockets->mode_reason() + "), " + std::to_string(port.queues) + " queues");
+        const std::string& device = port.config->device;
         if (loses_tags_below(port.kind)) {
-            log.note("port " + port.config->name + ": what comes in tagged to " +
-                     port.config->device +
-                     " is taken for untagged, because the kernel takes VLAN tags off below it "
-                     "before a program sees them: let no tagged frames reach it, or take VLAN "
-                     "devices as ports");
+            log.note("port " + port.config->name + ": what comes in tagged to " + device +
+                     " may be taken for untagged, because VLAN tags are taken off before a "
+                     "program sees them: let no tagged frames reach it, or take VLAN devices as "
+                     "ports");
+        }
+        if (is_kernel_tunnel(port.kind)) {
+            log.note("port " + port.config->name + ": what is merged below the tunnel of " +
+                     device +
+                     " is dropped (too_big): switch merging off at the device that carries it "
+                     "(ethtool -K DEV gro off)");
         }
     }
 }

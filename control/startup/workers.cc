@@ -37,6 +37,7 @@ std::expected<std::unique_ptr<Worker>, std::string> make_worker(const WorkerPart
     setup.max_policies = parts.needs.policies;
     setup.hold_frames = parts.needs.hold_frames;
     setup.hold_ms = parts.needs.hold_ms;
+    setup.outer_mtu = static_cast<uint16_t>(outer_mtu(parts.ports));
     setup.wake_board = &parts.wake_board;
     setup.memory = &parts.memory;
     for (const RunningPort& port : parts.ports) {

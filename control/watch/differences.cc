@@ -19,6 +19,8 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
     const auto differs = [&](const std::string& what, const std::string& text) {
         out.differences.push_back({.key = subject(should) + what, .text = subject(should) + text});
     };
+    for (const Below& below : should.below) out.closed.insert(below.device);
+    out.closed.insert(now.below.begin(), now.below.end());
     const bool is_gone = now.ifindex != should.ifindex;
     if (is_gone || should.lost) {
         out.lost = true;
@@ -57,12 +59,24 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
                                   "ports and ICMP errors of the kernel's about protected packets "
                                   "may leave there in clear");
     }
-    if (!now.up) differs("up", "the device " + now.name + " is down: set it up (ip link)");
-    if (now.mtu != should.mtu) {
-        differs("mtu", "the MTU is " + std::to_string(now.mtu) + " now and was " +
-                           std::to_string(should.mtu) +
-                           " at the start; packets above it are dropped (too_big), tunnels and " +
-                           "their hosts still count with the old one: restart sallyportd");
+    if (!now.up) {
+        differs("up", "the device " + now.name + " is down: set it up (ip link)");
+    } else if (!now.has_carrier) {
+        differs("carrier", "the device " + now.name +
+                               " has no carrier; what is sent there is lost: look at its cable, or "
+                               "the devices that it is made of");
+    }
+    if (!now.keeps_tags) {
+        differs("tags", "the device " + now.name +
+                            " takes VLAN tags off frames again; what comes in tagged passes for "
+                            "the port's own traffic: switch it off (ethtool -K " +
+                            now.name + " rxvlan off rx-vlan-stag-hw-parse off)");
+    }
+    if (!now.slave_kind.empty()) {
+        differs("master", "the device " + now.name + " belongs to a " + now.slave_kind +
+                              " now, so the kernel sends nothing there for the port's addresses: "
+                              "take it out (ip link set dev " +
+                              now.name + " nomaster)");
     }
     if (now.queues != 0 && now.queues != should.queues) {
         differs("queues", std::to_string(now.queues) + " receive queues now and " +

@@ -20,9 +20,20 @@ struct DeviceNow {
     netlink::MacAddress mac{};
     uint32_t mtu = 0;
     bool up = false;
+    bool has_carrier = true;
+    bool keeps_tags = true;       // VLAN tags stay in frames
     uint16_t queues = 0;          // receive queues; 0: cannot be read
+    std::string slave_kind;       // of the device it belongs to ("bridge"); empty: to none
+    std::set<std::string> below;  // names of PortShould::below
     bool has_program = false;     // ours, where we attached it
     bool has_kernel_out = false;  // likewise, by TC; true where it need not be there
+};
+
+// A device below a port (the card of a VLAN). The port's program sees nothing of what is for that
+// device itself.
+struct Below {
+    uint32_t ifindex = 0;
+    std::string device;  // its name at the start
 };
 
 // A port as it was set up.
@@ -33,7 +44,8 @@ struct PortShould {
     netlink::MacAddress mac{};
     uint32_t mtu = 0;
     uint16_t queues = 0;
-    bool lost = false;  // its device was away once: its sockets do not come back
+    std::vector<Below> below;  // what stays closed, because there is another network behind it
+    bool lost = false;         // its device was away once: its sockets do not come back
 };
 
 struct Difference {

@@ -113,11 +113,12 @@ std::expected<void, std::string> Gate::open(const std::string& device) {
     return {};
 }
 
-std::expected<void, std::string> Gate::open_all() {
+std::expected<void, std::string> Gate::open_all(const std::set<std::string>& but) {
     for (const Family family : families_) {
         const auto devices = closed_of(family);
         if (!devices) return std::unexpected(devices.error());
         for (const std::string& device : *devices) {
+            if (but.contains(device)) continue;
             if (auto done = open(device); !done) return done;
         }
     }

@@ -49,8 +49,8 @@ class Gate {
     // Both may be called again; what is so already is no error.
     std::expected<void, std::string> close(const std::string& device);
     std::expected<void, std::string> open(const std::string& device);
-    // Rules of ours for devices of any name, also of earlier runs.
-    std::expected<void, std::string> open_all();
+    // Rules of ours for devices of any name, also of earlier runs, but for those named.
+    std::expected<void, std::string> open_all(const std::set<std::string>& but = {});
     // Read from the kernel: a device is closed when it is so for each family that the kernel has.
     [[nodiscard]] std::expected<std::set<std::string>, std::string> closed();
 

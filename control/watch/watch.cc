@@ -22,6 +22,15 @@ constexpr std::array<int, 8> kLinkGroups = {
     RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_IFADDR,  RTNLGRP_IPV6_IFADDR,  RTNLGRP_TC};
 constexpr std::array<int, 1> kPolicyGroups = {XFRMNLGRP_POLICY};
 
+// Nothing was mended of a device that is not there any more.
+bool of_what_is_gone(const std::vector<Difference>& now, const std::string& key) {
+    constexpr std::string_view kGone = "gone";
+    return std::ranges::any_of(now, [&](const Difference& difference) {
+        return difference.key.ends_with(kGone) &&
+               key.starts_with(difference.key.substr(0, difference.key.size() - kGone.size()));
+    });
+}
+
 }  // namespace
 
 Watch::Watch(boost::asio::io_context& context, control::Log& log, Host& host, Gate& gate,
@@ -31,10 +40,12 @@ Watch::Watch(boost::asio::io_context& context, control::Log& log, Host& host, Ga
 std::expected<void, std::string> Watch::start(std::vector<PortShould> ports, const InnerShould& tap,
                                               const std::optional<InnerShould>& interface) {
     ports_ = std::move(ports);
-    for (const PortShould& port : ports_) mtus_.push_back(port.mtu);
     inner_.emplace_back(Host::Inner::tap, tap);
     if (interface) inner_.emplace_back(Host::Inner::interface, *interface);
 
+    auto questions = netlink::Socket::open(netlink::Protocol::route);
+    if (!questions) return std::unexpected(questions.error());
+    questions_.emplace(std::move(*questions));
     auto links = netlink::Notifications::open(netlink::Protocol::route, kLinkGroups);
     if (!links) return std::unexpected(links.error());
     links_.emplace(std::move(*links));
@@ -161,17 +172,33 @@ void Watch::look_at_devices() {
     look_at_inner();
 }
 
+DeviceNow Watch::look_at_port(const PortShould& port) {
+    DeviceNow now = look_at(port.ifindex);
+    for (const Below& below : port.below) {
+        if (DeviceNow device = look_at(below.ifindex); device.ifindex != 0) {
+            now.below.insert(std::move(device.name));
+        }
+    }
+    if (now.ifindex == 0) return now;
+    now.keeps_tags = host_.keeps_tags(now.name);
+    if (auto link = netlink::find_link(*questions_, now.name)) {
+        now.slave_kind = std::move(link->slave_kind);
+        now.has_carrier = link->running;
+    }
+    return now;
+}
+
 std::vector<PortVerdict> Watch::look_at_ports() {
     std::vector<PortVerdict> out;
     for (size_t i = 0; i < ports_.size(); ++i) {
         PortShould& port = ports_[i];
-        DeviceNow now = look_at(port.ifindex);
+        DeviceNow now = look_at_port(port);
         now.has_program = now.ifindex != 0 && host_.is_attached(i, Host::Hook::in);
         now.has_kernel_out = now.ifindex != 0 && host_.is_attached(i, Host::Hook::out);
         out.push_back(judge_port(port, now, if_nametoindex(port.device.c_str())));
         port.lost = port.lost || out.back().lost;
         if (now.ifindex == 0) continue;
-        if (now.mtu != mtus_[i] && host_.set_mtu(i, now.mtu)) mtus_[i] = now.mtu;
+        if (now.mtu != port.mtu && host_.set_mtu(i, now.mtu)) port.mtu = now.mtu;
         if (now.mac != port.mac && host_.set_mac(i, now.mac)) port.mac = now.mac;
     }
     return out;
@@ -321,7 +348,9 @@ void Watch::hold(Subject subject, const std::vector<Difference>& now) {
     for (const auto& [key, text] : standing) {
         const auto said = said_.find(key);
         const bool often = said != said_.end() && said->second.times > kSaidMax;
-        if (!next.contains(key) && !often) log_.info("mended: " + text);
+        if (next.contains(key) || often || of_what_is_gone(now, key)) continue;
+        // What is to be done about it stands behind the first clause.
+        log_.info("mended: " + text.substr(0, text.find(';')));
     }
     standing = std::move(next);
 }

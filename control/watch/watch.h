@@ -48,9 +48,12 @@ class Host {
     enum class Hook : uint8_t { in, out };
     [[nodiscard]] virtual bool is_attached(size_t port, Hook hook) const = 0;
     virtual std::expected<void, std::string> attach(size_t port, Hook hook) = 0;
-    // The port's MTU is another one now.
-    virtual std::expected<void, std::string> set_mtu(size_t port, uint32_t mtu) = 0;
-    // So is its MAC. Says so, and what fails.
+    // Whether VLAN tags stay in the frames of a port's device, as they were told to at the start.
+    [[nodiscard]] virtual bool keeps_tags(const std::string& device) const = 0;
+    // The port's MTU is another one now: programs, SAs and the devices in front of tunnels follow.
+    // Says so, and what fails.
+    virtual bool set_mtu(size_t port, uint32_t mtu) = 0;
+    // So is its MAC.
     virtual bool set_mac(size_t port, const netlink::MacAddress& mac) = 0;
     enum class Inner : uint8_t { tap, interface };
     [[nodiscard]] virtual bool is_attached(Inner device) const = 0;
@@ -102,6 +105,7 @@ class Watch {
     [[nodiscard]] bool may_take_tc_program(const netlink::Message& message) const;
     void wait_for_policies();
     void audit();
+    [[nodiscard]] DeviceNow look_at_port(const PortShould& port);
     void look_at_devices();
     std::vector<PortVerdict> look_at_ports();
     void shut(const std::vector<PortVerdict>& verdicts);
@@ -119,12 +123,12 @@ class Watch {
     Gate& gate_;
     xfrm::PolicyGuard& guard_;
     boost::asio::steady_timer timer_;
+    std::optional<netlink::Socket> questions_;
     std::optional<netlink::Notifications> links_;
     std::optional<netlink::Notifications> policies_;
     std::optional<Descriptor> links_readable_;
     std::optional<Descriptor> policies_readable_;
     std::vector<PortShould> ports_;
-    std::vector<uint32_t> mtus_;  // that the programs know
     std::vector<std::pair<Host::Inner, InnerShould>> inner_;
     std::set<std::string> closed_;                                    // ports, by us
     std::set<std::string> closed_inner_;                              // sp0, the xfrm interface

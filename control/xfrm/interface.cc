@@ -82,6 +82,17 @@ std::expected<Interface, Interface::Error> Interface::open(const std::string& na
     return out;
 }
 
+std::expected<void, std::string> Interface::set_mtu(uint32_t mtu) {
+    if (origin_ == Origin::of_the_operator) return {};
+    const auto set = socket_.exchange(netlink::encode_set_link(
+        ifindex_, {.up = true, .noarp = false, .mtu = mtu, .mac = {}, .alias = kMark},
+        socket_.next_sequence()));
+    if (!set)
+        return std::unexpected("cannot set the MTU of the xfrm interface: " + set.error().text);
+    mtu_ = mtu;
+    return {};
+}
+
 std::expected<void, std::string> Interface::remove_leftover(const std::string& name) {
     if (name.empty()) return {};
     auto socket = netlink::Socket::open(netlink::Protocol::route);

@@ -43,6 +43,8 @@ class Interface {
     [[nodiscard]] Origin origin() const { return origin_; }
     [[nodiscard]] uint32_t ifindex() const { return ifindex_; }
     [[nodiscard]] uint32_t mtu() const { return mtu_; }
+    // Of one that is ours; an operator's keeps its own.
+    std::expected<void, std::string> set_mtu(uint32_t mtu);
     // What a killed run left is kept until keep(false): a start that fails takes nothing away.
     void keep(bool keep) { keep_ = keep; }
 

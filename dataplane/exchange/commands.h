@@ -76,12 +76,17 @@ struct PublishNextHops {
     const NextHops* next_hops = nullptr;
 };
 
+// The largest outer packet of SAs without a limit of their own from now on, IP bytes.
+struct SetOuterMtu {
+    uint16_t bytes = 1500;
+};
+
 }  // namespace command
 
-using Command =
-    std::variant<command::InstallInbound, command::InstallOutbound, command::RetireInbound,
-                 command::RetireOutbound, command::ReplaceInbound, command::SkipReplay,
-                 command::ExtendSequence, command::PublishSpd, command::PublishNextHops>;
+using Command = std::variant<command::InstallInbound, command::InstallOutbound,
+                             command::RetireInbound, command::RetireOutbound,
+                             command::ReplaceInbound, command::SkipReplay, command::ExtendSequence,
+                             command::PublishSpd, command::PublishNextHops, command::SetOuterMtu>;
 static_assert(std::is_trivially_copyable_v<Command> && sizeof(Command) <= 64);
 
 }  // namespace sallyport

@@ -48,6 +48,7 @@ struct OutboundContext {
     WorkerId worker;
     const Spd* spd = nullptr;  // null: none yet, everything is dropped
     OutboundSource source = OutboundSource::port;
+    uint16_t outer_mtu = UINT16_MAX;  // of SAs without a limit of their own, IP bytes
     DeliveredFrames delivered{};
 };
 

@@ -26,6 +26,8 @@ class OutboundPipeline {
 
     // The SPD in force; null: none yet, everything is dropped.
     void set_spd(const Spd* spd) { context_.spd = spd; }
+    // The largest outer packet of SAs without a limit of their own, IP bytes.
+    void set_outer_mtu(uint16_t bytes) { context_.outer_mtu = bytes; }
 
     // Takes the frames through all stages. Results stand in delivered() and discarded() until the
     // next call. At most kBurstMax frames.

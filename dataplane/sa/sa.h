@@ -109,7 +109,7 @@ struct alignas(64) OutboundSa {
     bool low_water_reported = false;
     uint8_t header_bytes = 20;  // outer IP header in the template: 20 or 40
     uint8_t pad0 = 0;
-    uint16_t mtu = 1500;  // largest outer packet, IP bytes
+    uint16_t mtu = 0;  // largest outer packet, IP bytes; 0: that of the ports
     WorkerId owner{};
     // --- line 1 ---
     std::array<std::byte, 40> outer{};  // outer IP header template; length, id, DSCP, TTL filled in
@@ -199,7 +199,7 @@ struct OutboundSaParameters {
     uint64_t iv_mask = 0;
     uint64_t rank = 0;
     WorkerId owner{};
-    uint16_t mtu = 1500;
+    uint16_t mtu = 0;
     DfPolicy df = DfPolicy::copy;
     bool copy_dscp = true;
     uint8_t outer_ttl = 64;

@@ -94,6 +94,7 @@ struct Worker::Impl {
           outbound_sas(setup.max_policies),
           inbound(sad, aead, counters, events, setup.id, setup.hold_frames),
           outbound(outbound_sas, aead, counters, events, setup.id, setup.hold_frames) {
+        outbound.set_outer_mtu(setup.outer_mtu);
         for (const auto& port : setup.ports) {
             for (uint16_t q = 0; q < port.sockets->queues(); ++q) {
                 add_to_poll_set(port.sockets->fd(QueueId{q}, setup.id));
@@ -335,6 +336,7 @@ struct Worker::Impl {
         setup.egress->set_next_hops(next_hops);
         if (before != nullptr) events.post(event::NextHopsReleased{before});
     }
+    void apply(const command::SetOuterMtu& order) { outbound.set_outer_mtu(order.bytes); }
 
     template <typename Table, typename Sa>
     void install(Table& table, Sa* sa, bool& is_new) {

@@ -43,6 +43,7 @@ struct WorkerSetup {
     // buffers out of circulation: packet memory must be the larger for it.
     uint32_t hold_frames = 0;  // 0: such frames are dropped at once
     uint32_t hold_ms = 500;
+    uint16_t outer_mtu = 1500;  // of SAs without a limit of their own, IP bytes
     WakeBoard* wake_board = nullptr;
     io::PacketMemory* memory = nullptr;
     // One per port, in port order. Role decides the pipeline its frames go through.

@@ -17,16 +17,14 @@ constexpr std::chrono::milliseconds kLater{100};
 
 }  // namespace
 
-Handover::Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead,
-                   Setup setup)
+Handover::Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead)
     : around_(around),
       slots_(parts.slots),
       memory_(parts.memory),
       feedback_(parts.feedback),
       reservations_(around, parts.slots, parts.memory, parts.feedback,
                     [this](const Slot& slot) { leave_to_kernel(slot); }),
-      aead_(aead),
-      setup_(setup) {}
+      aead_(aead) {}
 
 // ---- to a worker -------------------------------------------------------------------------------
 
@@ -198,7 +196,6 @@ OutboundSaParameters Handover::outbound_parameters(const Slot& slot, const xfrm:
             .iv_mask = iv_mask,
             .rank = slot.decision.rank,
             .owner = slot.owner(),
-            .mtu = setup_.mtu,
             .df = slot.decision.df,
             .copy_dscp = slot.decision.copy_dscp,
             .outer_ttl = 64};

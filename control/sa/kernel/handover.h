@@ -94,15 +94,12 @@ class Handover {
     static constexpr const char* kHostUsesIt = "traffic of this host uses it";
     static constexpr const char* kNoRoom = "there is no room for it: raise gateway.max_sas";
 
-    struct Setup {
-        uint16_t mtu = 1500;  // largest outer packet
-    };
     struct Parts {
         SlotTable& slots;
         SequenceMemory& memory;
         Feedback& feedback;
     };
-    Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead, Setup setup);
+    Handover(const Surroundings& around, const Parts& parts, const crypto::Aead& aead);
 
     // --- to a worker
     // `group_is_served`: a worker sends for its group already.
@@ -203,7 +200,6 @@ class Handover {
     Feedback& feedback_;
     Reservations reservations_;
     const crypto::Aead& aead_;
-    Setup setup_;
     std::map<xfrm::SaName, std::string> kept_;
     bool returning_ = false;
     std::vector<SaId> low_;

@@ -46,7 +46,7 @@ KernelSas::KernelSas(boost::asio::io_context& context, Log& log, const config::C
       slots_(config.max_sas),
       pacer_(setup_.cpus.size()),
       feedback_(around_, pacer_),
-      handover_(around_, {slots_, memory_, feedback_}, aead, {.mtu = setup_.mtu}),
+      handover_(around_, {slots_, memory_, feedback_}, aead),
       reconciler_(around_, slots_, handover_),
       publication_(kernel_path_, commands, notices_, {.policies = config.policies}),
       lease_(clock_, notices_),

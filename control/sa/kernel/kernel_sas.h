@@ -67,7 +67,6 @@ class KernelSas final : public SaSource {
 
     struct Setup {
         std::vector<uint16_t> cpus;  // of the workers
-        uint16_t mtu = 1500;         // largest outer packet
     };
     // Everything named here outlives the object.
     KernelSas(boost::asio::io_context& context, Log& log, const config::Config& config, Setup setup,

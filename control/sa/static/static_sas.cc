@@ -191,7 +191,7 @@ void StaticSas::build_outbound(ManagedSa& sa) {
                                  .sequence_low_water = low_water(range, sequence_end(config.esn)),
                                  .iv_mask = 0,
                                  .owner = sa.owner,
-                                 .mtu = config.mtu != 0 ? config.mtu : setup_.mtu,
+                                 .mtu = config.mtu,
                                  .df = config.df,
                                  .copy_dscp = config.copy_dscp,
                                  .outer_ttl = config.outer_ttl});

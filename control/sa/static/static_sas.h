@@ -60,7 +60,6 @@ class StaticSas final : public SaSource {
   public:
     struct Setup {
         std::vector<uint16_t> cpus;       // of the workers
-        uint16_t mtu = 1500;              // largest outer packet where an SA does not say
         uint32_t mtu_max = 1500;          // of any unprotected port
         bool kernel_connections = false;  // policies with an if_id have the xfrm interface
     };

@@ -105,13 +105,29 @@ std::vector<Row> rows() {
          false,
          "XDP program was removed"},
         {"down", with([](DeviceNow& now) { now.up = false; }), 7, {}, false, false, "is down"},
-        {"MTU",
-         with([](DeviceNow& now) { now.mtu = 1400; }),
+        {"takes tags off",
+         with([](DeviceNow& now) { now.keeps_tags = false; }),
          7,
          {},
          false,
          false,
-         "MTU is 1400 now and was 1500"},
+         "ethtool -K lan0 rxvlan off"},
+        {"without carrier",
+         with([](DeviceNow& now) { now.has_carrier = false; }),
+         7,
+         {},
+         false,
+         false,
+         "has no carrier; what is sent there is lost"},
+        // Followed, so nothing is wrong.
+        {"MTU", with([](DeviceNow& now) { now.mtu = 1400; }), 7, {}, false, false, nullptr},
+        {"in a bridge",
+         with([](DeviceNow& now) { now.slave_kind = "bridge"; }),
+         7,
+         {},
+         false,
+         false,
+         "belongs to a bridge now"},
         {"queues",
          with([](DeviceNow& now) { now.queues = 4; }),
          7,
@@ -160,11 +176,25 @@ TEST(WatchPort, OneThatWasAwayStaysClosedUnderBothNames) {
     EXPECT_NE(text_of(verdict.differences).find("is back"), std::string::npos);
 }
 
+TEST(WatchPort, WhatIsBelowAnUnprotectedPortStaysClosedUnderBothNames) {
+    PortShould should = lan();
+    should.below = {{.ifindex = 3, .device = "eth0"}};
+    DeviceNow now = as_it_was();
+    now.below = {"eth0"};
+    EXPECT_EQ(judge_port(should, now, 7).closed, Names{"eth0"});
+    now.below = {"uplink"};
+    const PortVerdict renamed = judge_port(should, now, 7);
+    EXPECT_EQ(renamed.closed, (Names{"eth0", "uplink"}));
+    EXPECT_TRUE(renamed.differences.empty()) << text_of(renamed.differences);
+    now = {};
+    EXPECT_EQ(judge_port(should, now, 0).closed, (Names{"eth0", "lan0"}));
+}
+
 TEST(WatchPort, WhatHoldsOnHasTheSameKey) {
     DeviceNow now = as_it_was();
-    now.mtu = 1400;
+    now.queues = 3;
     const auto first = judge_port(lan(), now, 7).differences;
-    now.mtu = 1300;
+    now.queues = 4;
     const auto second = judge_port(lan(), now, 7).differences;
     ASSERT_EQ(first.size(), 1u);
     ASSERT_EQ(second.size(), 1u);

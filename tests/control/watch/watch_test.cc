@@ -54,9 +54,10 @@ class StandIn : public Host {
         attached = true;
         return {};
     }
-    std::expected<void, std::string> set_mtu(size_t /*port*/, uint32_t value) override {
+    [[nodiscard]] bool keeps_tags(const std::string& /*device*/) const override { return tags; }
+    bool set_mtu(size_t /*port*/, uint32_t value) override {
         mtu = value;
-        return {};
+        return true;
     }
     bool set_mac(size_t /*port*/, const netlink::MacAddress& /*mac*/) override { return true; }
     [[nodiscard]] bool is_attached(Inner /*device*/) const override { return true; }
@@ -74,6 +75,7 @@ class StandIn : public Host {
         return out;
     }
 
+    bool tags = true;
     bool attached = true;
     bool attached_out = true;
     std::string refusal;
@@ -101,7 +103,7 @@ struct Bench {
     StandIn host{gate};
     Watch watch{context, log, host, gate, guard};
 
-    Bench() {
+    explicit Bench(const std::optional<Below>& below = {}) {
         make_device();
         run_command("ip link add sp0 type veth peer name sp1 && ip link set sp0 up");
         const uint32_t ifindex = if_nametoindex("lan0");
@@ -112,7 +114,8 @@ struct Bench {
               .ifindex = ifindex,
               .mac = now.mac,
               .mtu = now.mtu,
-              .queues = now.queues}},
+              .queues = now.queues,
+              .below = below ? std::vector{*below} : std::vector<Below>{}}},
             {.device = "sp0", .ifindex = if_nametoindex("sp0"), .needed_by = "what workers send"},
             {});
         EXPECT_TRUE(started) << started.error();
@@ -125,7 +128,9 @@ struct Bench {
     }
 
     static void make_device() {
-        run_command("ip link add lan0 type veth peer name lan1 && ip link set lan0 up");
+        run_command(
+            "ip link add lan0 type veth peer name lan1 && ip link set lan0 up && ip link set lan1 "
+            "up");
     }
     [[nodiscard]] std::string said() const {
         std::string out;
@@ -235,6 +240,7 @@ TEST_F(WatchOnDevices, ADeviceThatWasMadeAgainStaysClosed) {
         run_command("ip link del lan0");
         bench.until([&] { return bench.said().contains("gone from this network namespace"); });
         EXPECT_EQ(bench.closed(), Names{"lan0"});
+        EXPECT_EQ(bench.lines_about("mended: "), 0u);
         Bench::make_device();
         bench.until([&] { return bench.said().contains("made again"); });
         EXPECT_EQ(bench.closed(), Names{"lan0"});
@@ -242,16 +248,41 @@ TEST_F(WatchOnDevices, ADeviceThatWasMadeAgainStaysClosed) {
     });
 }
 
-TEST_F(WatchOnDevices, AnMtuIsToldToTheProgramsAndSaidAsLongAsItIsAnother) {
+TEST_F(WatchOnDevices, ABridgeAndAMissingCarrierAreSaidAsLongAsTheyAreThere) {
+    in_new_namespace([] {
+        Bench bench;
+        run_command("ip link add br0 type bridge && ip link set lan0 master br0");
+        bench.until([&] { return bench.said().contains("lan0 belongs to a bridge now"); });
+        run_command("ip link set lan0 nomaster && ip link set lan1 down");
+        bench.until([&] { return bench.said().contains("lan0 has no carrier"); });
+        EXPECT_FALSE(bench.said().contains("bridge"));
+        EXPECT_EQ(bench.lines_about("mended: port inside: the device lan0 belongs to a bridge now"),
+                  1u);
+        run_command("ip link set lan1 up");
+        bench.until([&] { return bench.said().empty(); });
+        EXPECT_EQ(bench.closed(), Names{});
+    });
+}
+
+TEST_F(WatchOnDevices, WhatIsBelowAPortIsClosedAlwaysAndAgain) {
+    in_new_namespace([] {
+        Bench bench(Below{.ifindex = 1, .device = "lo"});
+        EXPECT_EQ(bench.closed(), Names{"lo"});
+        run_command("ip rule del pref 1 iif lo");
+        bench.until([&] { return bench.closed() == Names{"lo"}; });
+        EXPECT_EQ(bench.said(), "");
+    });
+}
+
+TEST_F(WatchOnDevices, AnMtuIsFollowedAndNothingIsWrongWithIt) {
     in_new_namespace([] {
         Bench bench;
         run_command("ip link set lan0 mtu 1400");
-        bench.until([&] { return bench.said().contains("MTU is 1400"); });
-        EXPECT_EQ(bench.host.mtu, 1400u);
+        bench.until([&] { return bench.host.mtu == 1400; });
+        EXPECT_EQ(bench.said(), "");
         EXPECT_EQ(bench.closed(), Names{});
-        run_command("ip link set lan0 mtu 1500");
-        bench.until([&] { return bench.said().empty(); });
-        EXPECT_EQ(bench.host.mtu, 1500u);
+        run_command("ip link set lan0 mtu 1600");
+        bench.until([&] { return bench.host.mtu == 1600; });
     });
 }
 

@@ -219,6 +219,38 @@ TEST_F(WorkerTest, WhatTheKernelHasAcceptedIsSkipped) {
     EXPECT_EQ(dropped(DropReason::replayed), 2u);
 }
 
+TEST_F(WorkerTest, SasWithoutALimitOfTheirOwnFollowThatOfThePorts) {
+    start(0, 0);
+    publish_spd();
+    TestSa sa;
+    const auto is_limited_to = [&](uint16_t bytes) {
+        submit(command::SetOuterMtu{.bytes = bytes});
+        // The worker has taken commands when it answers one.
+        InboundSa& marker = makes_.make_inbound(TestSa{});
+        submit(command::RetireInbound{&marker});
+        return next_event().has_value();
+    };
+    for (const uint16_t own : std::initializer_list<uint16_t>{0, 1500}) {
+        sa.mtu = own;
+        OutboundSa& sender = makes_.make_outbound(sa);
+        submit(command::InstallOutbound{&sender});
+        const size_t before = egress_->kept().size();
+        const uint64_t too_big = dropped(DropReason::too_big);
+        ASSERT_TRUE(is_limited_to(60));
+        kernel_->send(departures(3));
+        if (own == 0) {
+            ASSERT_TRUE(reached([&] { return dropped(DropReason::too_big) == too_big + 3; }));
+        } else {
+            ASSERT_TRUE(waits_for_kept(before + 3));
+        }
+        ASSERT_TRUE(is_limited_to(1500));
+        kernel_->send(departures(2));
+        ASSERT_TRUE(waits_for_kept(before + (own == 0 ? 2 : 5)));
+        submit(command::RetireOutbound{&sender});
+        ASSERT_TRUE(next_event());
+    }
+}
+
 TEST_F(WorkerTest, ExtendRaisesNumbers) {
     start(0, 0);
     publish_spd();

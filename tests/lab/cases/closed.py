@@ -545,7 +545,7 @@ def _between(frame):
     return frame[12:14] == b"\x08\x00" and packet[16:19] == packed("10.2.0.0")[:3]
 
 
-@case("A1 settings, sp0, its program and an MTU are changed: mended, or said as long as it is so",
+@case("A1 settings, sp0, its program and an MTU are changed: mended, or followed and said",
       seconds=120)
 def others_changed(bench):
     lab = bench.lab
@@ -601,7 +601,6 @@ def others_changed(bench):
         gw.ip("link set lan0 mtu 1400")
         says(gateway, "port lan0: the MTU is 1400 now and was 1500")
         equal(gateway.ports()["lan0"]["mtu"], 1400, "MTU that show ports knows")
-        check("MTU is 1400" in degraded(gateway), f"status: {degraded(gateway)}")
         gw.ip("link set lan0 mtu 1500")
         is_whole(gateway)
         judge(flood, "meanwhile")

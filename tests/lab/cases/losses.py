@@ -65,6 +65,25 @@ def lost_in_kernel(bench):
     kernel_drops(bench, xdp_mode="generic")
 
 
+@case("dropped as lost_in_kernel: IPv6 neighbours that do not answer, native and generic", seconds=90)
+def unanswered_neighbours(bench):
+    """The kernel gives no reason for these, as for what a generic program drops."""
+    lab = bench.lab
+    open6 = ({"name": "open6", "action": "bypass", "local": "fd01::/16", "remote": "2001:db8::/64"},)
+    for mode in ("auto", "generic"):
+        gateway = bench.gateway(fresh=True, xdp_mode=mode, policies=open6)
+        with host_forwarding(lab, 1):
+            sent_by_lan(lab, 30, "fd01:0:0:3::2", "2001:db8::dead", bytes(100))
+            eventually(lambda: lost(gateway, "lost_in_kernel")[0] == 30,
+                       lambda: f"{mode}: {lost(gateway, 'lost_in_kernel')} of 30", 30)
+            # Of the generic program itself it is none.
+            discarded = gateway.drops()["policy_discard"]
+            sent_by_lan(lab, 25, "10.1.0.2", "10.9.0.2", bytes(100))
+            eventually(lambda: gateway.drops()["policy_discard"] == discarded + 25,
+                       lambda: f"policy_discard: {gateway.drops()['policy_discard']}, before {discarded}")
+            equal(lost(gateway, "lost_in_kernel")[0], 30, f"{mode}: after what a program dropped")
+
+
 @case("dropped as lost_in_device: direct egress sends what the device does not take", seconds=60)
 def lost_in_device(bench):
     refused_by_the_device(bench)
@@ -218,4 +237,5 @@ def conserved(bench, **options):
 
 @case("conservation: each frame is on the wire at the far end or counted, while the way out fails", seconds=600)
 def conservation(bench):
-    return "\n# ".join([conserved(bench), conserved(bench, egress="direct")])
+    return "\n# ".join([conserved(bench), conserved(bench, egress="direct"), conserved(bench, xdp_mode="generic"),
+                         conserved(bench, egress="direct", xdp_mode="generic")])

@@ -7,8 +7,10 @@ the rows for which a guest's kernel is needed.
 """
 
 import contextlib
+import time
 
-from lab import daemon, netns, traffic
+from cases.closed import degraded, host_forwarding
+from lab import daemon, netns, scapy_peer, traffic, wire
 from lab.runner import Skip, case, check, equal, eventually
 
 LAN = [f"10.1.{i}.1/24" for i in range(3)]
@@ -122,6 +124,68 @@ for kind_ in (macvlan, bridge):
              seconds=240)(lambda bench, kind=kind_, below=below_: port_row(bench, kind, below))
 
 
+def far_end_sends(lab, mac, source, count=10):
+    """How many of `count` packets from the far end of wan0's wire come to a host behind lan0."""
+    payload = source.encode() + b" to a host inside"
+    inside = "fd01:0:0:3::2" if ":" in source else "10.1.0.2"
+    with wire.Wire(lab.lan, "eth0") as lan, wire.Wire(lab.peer_ns, "wanp") as wan:
+        for _ in range(count):
+            wan.send(wire.ethernet(mac, "02:00:00:00:00:02", bytes(scapy_peer.udp(source, inside, payload=payload))))
+        time.sleep(0.5)
+        return sum(payload in frame for frame in list(lan.frames))
+
+
+@case("ports: what is for the device below an unprotected port comes in nowhere", seconds=180)
+def below_unprotected(bench):
+    lab = bench.lab
+    with device_of(bench, macvlan, "wan0") as device:
+        def comes_in(what):
+            for source in ("198.51.100.7", "10.9.0.2", "10.2.0.2", "2001:db8:9::7"):  # no policy, DISCARD, PROTECT
+                for name in (device, "wan0"):
+                    equal(far_end_sends(lab, lab.gw.mac(name), source), 0, f"{what}: from {source} to {name}")
+
+        with host_forwarding(lab, 1):
+            bench.prepare(wan_device=device, at_stop="open")  # what the case before has left closed
+            equal(far_end_sends(lab, lab.gw.mac("wan0"), "198.51.100.7"), 10, "before there is a gateway")
+            gateway = bench.gateway(fresh=True, wan_device=device)
+            check("what comes in by wan0 itself, below it, is not forwarded" in gateway.log(), gateway.log())
+            comes_in("while it runs")
+            lab.gw.sh("sh", "-c", "ip rule del pref 1 iif wan0; ip -6 rule del pref 1 iif wan0")
+            eventually(lambda: "iif wan0" in lab.gw.ip("rule") and "iif wan0" in lab.gw.ip("-6 rule"),
+                       "a removed rule does not come back")
+            comes_in("after its rule was removed")
+            gateway.kill()
+            comes_in("after kill -9")
+            gateway.start()
+            comes_in("started again")
+            equal(gateway.stop(), 0, "exit status")
+            comes_in("stopped, ports closed")
+
+
+@case("ports: a port that is put into a bridge while it runs is said, and refused at a start", seconds=60)
+def enslaved(bench):
+    gw = bench.lab.gw
+    bench.peer()
+    gateway = bench.gateway(fresh=True)
+    make(bench.lab, "name kind0 type bridge")
+    try:
+        for device in ("lan0", "wan0"):
+            gw.ip(f"link set {device} master kind0")
+            eventually(lambda device=device: f"the device {device} belongs to a bridge now" in degraded(gateway),
+                       f"{device} in a bridge is not said")
+            gw.ip(f"link set {device} nomaster")
+            eventually(lambda: not degraded(gateway), lambda: f"still {degraded(gateway)}")
+        delivers(bench, gateway)
+        bench.stop_gateway()
+        gw.ip("link set lan0 master kind0")
+        for arguments in (("--check",), ()):
+            status, said = gateway.run(*arguments, check=False)
+            equal(status, 2, f"exit status of a start with {arguments}; it said: {said}")
+            check("the device lan0 belongs to a bridge" in said and f"{gateway.config}:" in said, said)
+    finally:
+        gw.ip("link del kind0")
+
+
 @case("ports: a veth whose peer has no GRO is sent to by generic XDP", seconds=120)
 def veth_without_gro(bench):
     lab = bench.lab
@@ -190,3 +254,46 @@ def slave_of_bridge(bench):
     finally:
         bench.stop_gateway()
         lab.gw.ip("link del kind0", check=False)
+
+
+def mtu_followed(bench, egress):
+    """Inner packets of 1400 bytes make outer ones of more than 1400: they need the MTU of 1500."""
+    lab = bench.lab
+    large = 1400 - 28
+
+    def device_mtu(device):
+        return int(lab.gw.sh("cat", f"/sys/class/net/{device}/mtu"))
+
+    def passes(what):
+        equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", PINGS, size=large), PINGS, what)
+
+    def is_dropped(what):
+        before = gateway.drops()["too_big"]
+        equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", PINGS, size=large), 0, what)
+        equal(gateway.drops()["too_big"] - before, PINGS, f"{what}: counted as too_big")
+        equal(traffic.ping(lab.lan, "10.1.0.2", "10.2.0.2", PINGS, size=1200), PINGS, f"{what}: smaller ones")
+
+    lab.gw.ip("link set wan0 mtu 1400")
+    try:
+        gateway = bench.gateway(fresh=True, egress=egress)
+        inner = device_mtu("sp0")
+        is_dropped("started with an MTU of 1400")
+        lab.gw.ip("link set wan0 mtu 1500")
+        eventually(lambda: "the MTU is 1500 now and was 1400" in gateway.log(), "a raised MTU is not said")
+        eventually(lambda: device_mtu("sp0") == inner + 100, lambda: f"sp0 has {device_mtu('sp0')}")
+        equal(gateway.ports()["sp0"]["mtu"], inner + 100, "MTU of sp0 in show ports")
+        passes("raised to 1500")
+        lab.gw.ip("link set wan0 mtu 1400")
+        eventually(lambda: device_mtu("sp0") == inner, lambda: f"sp0 has {device_mtu('sp0')}")
+        is_dropped("lowered to 1400")
+        equal(gateway.show("status")["degraded"], [], "a port's MTU is no fault")
+    finally:
+        bench.stop_gateway()
+        lab.gw.ip("link set wan0 mtu 1500")
+
+
+@case("ports: an MTU that is raised or lowered while it runs is followed by tunnels and sp0", seconds=120)
+def mtu_at_run_time(bench):
+    bench.peer()
+    for egress in ("devmap", "direct"):
+        mtu_followed(bench, egress)

@@ -577,6 +577,7 @@ class WorkerModel {
     }
     void apply(const command::PublishSpd& /*order*/) {}
     void apply(const command::PublishNextHops& /*order*/) {}
+    void apply(const command::SetOuterMtu& /*order*/) {}
 
     template <typename Table, typename Sa>
     void install(Table& table, Sa* sa) {

@@ -148,7 +148,7 @@ struct Simulation::Daemon {
           orders(world),
           time(world),
           unread(world),
-          handover(around, {slots, memory, feedback}, world.aead_, {}),
+          handover(around, {slots, memory, feedback}, world.aead_),
           reconciler(around, slots, handover, 1 + world.dice_.below(kSlots)) {
         model.forgotten = [this, &world](const xfrm::KernelSa& last) {
             if (world.options_.mistake == Mistake::last_counters_forgotten) return;

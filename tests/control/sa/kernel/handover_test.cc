@@ -242,7 +242,7 @@ class HandoverTest : public ::testing::Test {
     SequenceMemory memory_;
     RekeyPacer pacer_{1};
     Feedback feedback_{around_, pacer_};
-    Handover handover_{around_, {slots_, memory_, feedback_}, aead_, {}};
+    Handover handover_{around_, {slots_, memory_, feedback_}, aead_};
     Reconciler reconciler_{around_, slots_, handover_};
     Reconciler::Decisions decided_;
     Tour tour_{time_, slots_, handover_, feedback_};

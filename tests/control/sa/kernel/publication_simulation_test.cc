@@ -399,7 +399,7 @@ World::World(uint64_t seed, const crypto::Aead& aead, Mistake mistake, bool tell
       mistake_(mistake),
       tell_(tell),
       config_{bypass_some()},
-      handover_(around_, {slots_, memory_, feedback_}, aead, {}),
+      handover_(around_, {slots_, memory_, feedback_}, aead),
       rounds_(around_, {groups_, adoption_, reconciler_, publication_, lease_, commands_},
               [this](const xfrm::RegisterChanges& changes, size_t entries_max) {
                   static constexpr uint16_t kCpus[] = {0, 1};
