@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever happens to the host, in whatever order: nothing forbidden leaves, each outage is said and ends."""
 
+import functools
 import os
 import random
 import threading
@@ -12,9 +13,11 @@ from cases.neighbours import short_times
 from lab import traffic, wire
 from lab.runner import case, check, equal, eventually
 
-# SALLYPORT_CHAOS_SECONDS=600 for a long look; SALLYPORT_CHAOS_SEED=N for the same order again.
+# SALLYPORT_CHAOS_SECONDS=600 for a long look; SALLYPORT_CHAOS_SEED=N for the same order again;
+# SALLYPORT_CHAOS_ONLY=killed,tap_set_down for these things alone.
 SECONDS = int(os.environ.get("SALLYPORT_CHAOS_SECONDS", "120"))
 SEED = os.environ.get("SALLYPORT_CHAOS_SEED")
+ONLY = [name for name in os.environ.get("SALLYPORT_CHAOS_ONLY", "").split(",") if name]
 # Printed as what they are; on a machine that others load, more than the goals of 3 s and 5 s.
 SAID_SECONDS = 20
 ENDED_SECONDS = 60
@@ -65,6 +68,9 @@ class Probe:
     def alive_since(self, when):
         """Whether a request that was sent after `when` was answered."""
         return self._answered > when
+
+    def runs(self):
+        return self._thread.is_alive()
 
     def close(self):
         self._stop.set()
@@ -125,6 +131,7 @@ def ends_a_life(function):
 
 
 def needs_sp0(function):
+    @functools.wraps(function)
     def unless_it_is_gone(host):
         if host.gw.exists("sp0"):
             yield from function(host)
@@ -271,10 +278,30 @@ def port_made_again(host):
     host.restart()
 
 
+def counters(gateway):
+    """{name: count} of SAs and drop reasons."""
+    return {**{row["name"]: row["packets"] for row in gateway.show("sa")}, **gateway.drops()}
+
+
+def trail(host, probes, before):
+    """For who looks for a fault: what has counted since, and where everybody believes the others to be."""
+    now = counters(host.gateway)
+    moved = {name: now[name] - was for name, was in before.items() if now[name] != was}
+    answers = {probe.name: (probe.sent, probe.answered, probe.runs()) for probe in probes}
+    try:
+        peer = host.bench.peer().sh("ip neigh; grep -v ' 0$' /proc/net/xfrm_stat; true")
+    except (TimeoutError, RuntimeError, OSError) as e:
+        peer = f"does not answer at its console ({e})"
+    return (f"peer: {peer}; sent, answered: {answers}; counted since: {moved}; DEGRADED: {degraded(host.gateway)}; "
+            f"neighbours: {host.gw.ip('neigh')}; rules: {host.gw.ip('rule')}; routes: {host.gw.ip('route')}")
+
+
 def happen(host, probes, flood, wan):
     """Some things at once, taken back in any order; then all is as before. What, and for how long."""
     draw = host.random
-    chosen = draw.sample(ANYTIME, draw.randint(1, 3)) + draw.sample(LIFE, draw.random() < 0.3)
+    anytime, life = ([each for each in kind if not ONLY or each.__name__ in ONLY] for kind in (ANYTIME, LIFE))
+    chosen = draw.sample(anytime, min(draw.randint(1, 3), len(anytime)))
+    chosen += draw.sample(life, min(draw.random() < (0.3 if chosen else 1), len(life)))
     if port_made_again in chosen:  # the others need the device
         chosen = [port_made_again]
     draw.shuffle(chosen)
@@ -295,10 +322,11 @@ def happen(host, probes, flood, wan):
             next(running, None)
     ended = time.monotonic()
     what = ", ".join(names)
+    before = counters(host.gateway)
     for probe in probes:
         eventually(lambda probe=probe: probe.alive_since(ended),
-                   lambda probe=probe: f"{what}: no answer from {probe.name}; DEGRADED: {degraded(host.gateway)}; "
-                   f"drops: {host.gateway.drops()}", ENDED_SECONDS)
+                   lambda probe=probe: f"{what}: no answer from {probe.name}; {trail(host, probes, before)}",
+                   ENDED_SECONDS)
     eventually(lambda: not degraded(host.gateway), lambda: f"{what}: still {degraded(host.gateway)}", ENDED_SECONDS)
     took = time.monotonic() - ended
     closed_rules(host.lab, "")

@@ -35,7 +35,7 @@ secrets {{
 """
 
 
-@BOOT.case("two charons: a tunnel between two kernels, ESP in the capture", seconds=60)
+@BOOT.case("two charons: a tunnel between two kernels, ESP in the capture", seconds=60, everywhere=True)
 def tunnel(guest):
     n = net.Net(guest, "left", "right")
     n.veth("left:eth0 right:eth0")

@@ -24,7 +24,8 @@ def counted(w, if_id):
     return c["out_packets"], c["in_packets"], c["in_dropped"]
 
 
-@BOOT.case("connections: traffic goes where the policies say, both ways, and nowhere else", seconds=200)
+@BOOT.case("connections: traffic goes where the policies say, both ways, and nowhere else",
+           seconds=200, everywhere=True)
 def both_ways(guest):
     w = started(guest)
     with capture.Capture(guest, w.n.a, "eth0", "proto 50 and host 192.0.2.2") as of_a, \

@@ -41,7 +41,8 @@ def pairs_twice(s, mark):
     return [pair for pair, count in sent.items() if count > 1], len(sent)
 
 
-@BOOT.case("a far host pings the gateway and it pings back: transit loses nothing, no SA is replaced", seconds=120)
+@BOOT.case("a far host pings the gateway and it pings back: transit loses nothing, no SA is replaced",
+           seconds=120, everywhere=True)
 def beside_transit(guest):
     global world
     s = world = two_sites.first_tunnel(guest)
@@ -154,7 +155,8 @@ def end(guest):
     guest.note(s.look_at_wire())
 
 
-@BOOT.case("IPv6: what the gateway itself has for a tunnel is refused, and transit loses nothing", seconds=120)
+@BOOT.case("IPv6: what the gateway itself has for a tunnel is refused, and transit loses nothing",
+           seconds=120, everywhere=True)
 def ipv6(guest):
     s = sites(guest)
     for c in (s.gateway_ike, s.peer_ike):  # which has the same identities

@@ -143,7 +143,7 @@ def may_leave(frame):
 
 
 @BOOT.case("A2 ICMP errors about what workers have decrypted do not leave in clear, nor after a kill",
-           seconds=120)
+           seconds=120, everywhere=True)
 def of_workers(guest):
     t = World(guest)
     t.states()

@@ -82,7 +82,7 @@ def row(guest, lan, wan):
                      for name, port in ports.items())
 
 
-@BOOT.case("ports: VLAN devices on both sides deliver", seconds=60)
+@BOOT.case("ports: VLAN devices on both sides deliver", seconds=60, everywhere=True)
 def vlans(guest):
     return row(guest, vlan, vlan)
 
@@ -92,7 +92,7 @@ def vlan_outside(guest):
     return row(guest, plain, vlan)
 
 
-@BOOT.case("ports: bonds on both sides deliver", seconds=60)
+@BOOT.case("ports: bonds on both sides deliver", seconds=60, everywhere=True)
 def bonds(guest):
     return row(guest, bond, bond)
 
@@ -114,7 +114,7 @@ def refused(guest, words, made=(), wan="", link=None):
             check(each in str(e), f"it does not say '{each}': {e}")
 
 
-@BOOT.case("ports: native XDP on a bond is refused in words", seconds=60)
+@BOOT.case("ports: native XDP on a bond is refused in words", seconds=60, everywhere=True)
 def native_bond(guest):
     refused(guest, ("runs on the devices in it", 'Write xdp_mode = "auto"'),
             wan='xdp_mode = "native"', link=links(plain, bond))

@@ -23,25 +23,26 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 class Job:
     """The cases of one file on one kernel."""
 
-    def __init__(self, path, boot, kernel):
+    def __init__(self, path, boot, kernel, whole):
         self.path, self.boot, self.kernel = path, boot, kernel
         self.suffix = f" [{kernel}]"
-        self.cases = list(boot.cases)
+        self.cases = [case for case in boot.cases if whole or case.everywhere or kernel == boot.kernels[0]]
 
     def titles(self):
         return [case.name + self.suffix for case in self.cases]
 
 
 def jobs(kernel=None):
-    """One for each file and kernel, or only for `kernel`."""
+    """One for each file and kernel, or only for `kernel`, then with all cases."""
     found = []
+    whole = bool(kernel or os.environ.get("SALLYPORT_VM_EVERYWHERE"))
     for path in sorted(glob.glob(f"{HERE}/cases/*.py")):
         spec = importlib.util.spec_from_file_location("vm_case", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += [Job(path, module.BOOT, k) for k in module.BOOT.kernels]
+        found += [Job(path, module.BOOT, k, whole) for k in module.BOOT.kernels]
     if kernel:
-        found = [Job(path, job.boot, kernel)
+        found = [Job(path, job.boot, kernel, whole)
                  for path, job in {job.path: job for job in found}.items()]
     return found
 

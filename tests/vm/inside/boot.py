@@ -8,7 +8,9 @@
     def ping(guest):
         ...
 
-All cases of a file run in one guest, in order; with two kernels, in two guests.
+All cases of a file run in one guest, in order; with two kernels, in two guests. On those behind the first
+one only the cases that say so run, because a guest takes its time: `everywhere`, for what the kernels do
+differently. All on all: SALLYPORT_VM_EVERYWHERE=1.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ class Case:
     name: str
     seconds: int
     function: Callable
+    everywhere: bool = False
 
 
 class Boot:
@@ -37,9 +40,9 @@ class Boot:
         self.network = network    # called on the host with the Guest before it starts, e.g. for taps
         self.cases = []
 
-    def case(self, name, seconds=60):
+    def case(self, name, seconds=60, everywhere=False):
         """`seconds` as on an idle machine: the runner gives PATIENCE times as long."""
         def register(function):
-            self.cases.append(Case(name, seconds, function))
+            self.cases.append(Case(name, seconds, function, everywhere))
             return function
         return register
