@@ -45,7 +45,8 @@ extern struct xfrm_state* bpf_xdp_get_xfrm_state(struct xdp_md* ctx,
                                                  __u32 opts__sz) __ksym __weak;
 extern void bpf_xdp_xfrm_state_release(struct xfrm_state* state) __ksym __weak;
 
-/* Writer: control. Readers: steer_unprotected, steer_protected. Key: an inbound SA, while control knows it. */
+/* Writer: control. Readers: steer_unprotected, steer_protected. Key: an inbound SA, while control
+   knows it. */
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, 4096); /* loader */
