@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * What the kernel drops of packets that we have handed to it: those that came in by a port, sp0 or
- * the xfrm interface, and those that direct egress sends by AF_XDP in copy mode.
+ * the xfrm interface, those that direct egress sends by AF_XDP in copy mode, and those that a
+ * generic program has redirected.
  *
  * Hears of every packet that the kernel drops (tracepoint kfree_skb), on any device: what is not
  * ours must be told apart soon. Not counted: multicast and broadcast; what has come to this host
@@ -21,7 +22,8 @@
 #include "net_device.h"
 
 #define SP_AF_XDP 44
-#define SP_PACKET_HOST 0 /* for this station */
+#define SP_PACKET_HOST 0      /* for this station */
+#define SP_PACKET_OTHERHOST 3 /* for another one */
 
 struct sock_common {
     unsigned short skc_family;
@@ -114,6 +116,14 @@ static __always_inline int sp_is_fresh(const struct sk_buff* skb) {
     return skb->dev->ifindex == skb->skb_iif && !skb->_skb_refdst;
 }
 
+/* 1: a generic program has redirected it: it has the MAC of the next hop, by which the kernel has
+   told its type, and is with the device that it is to leave by. */
+static __always_inline int sp_is_redirected(const struct sk_buff* skb,
+                                            const struct sp_loss_device* device) {
+    return device->generic && skb->dev->ifindex != skb->skb_iif &&
+           BPF_CORE_READ_BITFIELD(skb, pkt_type) == SP_PACKET_OTHERHOST;
+}
+
 /* 1: no loss of what was passed on, or dropped by a program of ours, or counted by one, under a
    reason of its own. The kernel does not say why it drops what a generic program, or one of a
    devmap behind it, has dropped. */
@@ -161,6 +171,12 @@ int kernel_losses(__u64* context) {
     }
     device = bpf_map_lookup_elem(&loss_devices, &ifindex);
     if (!device || dev->nd_net.net->ns.inum != device->netns_inode) return 0;
+    if (key.drop == SP_DROP_lost_in_kernel && sp_is_redirected(skb, device)) {
+        ifindex = (__u32)dev->ifindex;
+        device = bpf_map_lookup_elem(&loss_devices, &ifindex);
+        if (!device) return 0;
+        key.drop = SP_DROP_lost_in_device;
+    }
     if (key.drop == SP_DROP_lost_in_kernel) {
         /* Multicast and broadcast that nobody here wants is no loss. */
         if (BPF_CORE_READ_BITFIELD(skb, pkt_type) != SP_PACKET_HOST) return 0;
