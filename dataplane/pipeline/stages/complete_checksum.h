@@ -13,7 +13,7 @@ namespace sallyport::stages {
     const uint32_t at = wire::transport_checksum_at(packet.inner);
     if (at == 0 || context.source != OutboundSource::port) return DropReason::none;
     const uint64_t pseudo = wire::sum_pseudo_header(packet.ip, packet.inner);
-    if (wire::read<uint16_t>(packet.ip + at) != wire::fold_sum(pseudo)) [[likely]] {
+    if (wire::read<uint16_t>(packet.ip + at) != wire::fold_short_sum(pseudo)) [[likely]] {
         return DropReason::none;
     }
     if (wire::complete_checksum(packet.ip, packet.inner, at, pseudo)) {

@@ -30,6 +30,18 @@ TEST(Checksum, EqualsThePlainSum) {
     }
 }
 
+TEST(Checksum, ShortSumsFoldAlike) {
+    std::mt19937_64 random(15);
+    for (int round = 0; round < 200000; ++round) {
+        const uint64_t sum = random() >> (28 + random() % 36);
+        ASSERT_EQ(fold_short_sum(sum), fold_sum(sum)) << sum;
+    }
+    for (const uint64_t sum :
+         {uint64_t{0}, uint64_t{0xffff}, uint64_t{0x1fffe}, (1ull << 36) - 1}) {
+        EXPECT_EQ(fold_short_sum(sum), fold_sum(sum)) << sum;
+    }
+}
+
 // Headers of every length, and every bit of them that may be wrong.
 TEST(Checksum, OfHeadersWithOptions) {
     std::mt19937 random(14);
