@@ -37,7 +37,7 @@ TEST(Checksum, ShortSumsFoldAlike) {
         ASSERT_EQ(fold_short_sum(sum), fold_sum(sum)) << sum;
     }
     for (const uint64_t sum :
-         {uint64_t{0}, uint64_t{0xffff}, uint64_t{0x1fffe}, (1ull << 36) - 1}) {
+         {uint64_t{0}, uint64_t{0xffff}, uint64_t{0x1fffe}, (uint64_t{1} << 36) - 1}) {
         EXPECT_EQ(fold_short_sum(sum), fold_sum(sum)) << sum;
     }
 }
