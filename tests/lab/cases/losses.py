@@ -237,5 +237,7 @@ def conserved(bench, **options):
 
 @case("conservation: each frame is on the wire at the far end or counted, while the way out fails", seconds=600)
 def conservation(bench):
+    bench.stop_gateway()
+    bench.lab.drop_peer()  # the line behind wan0 goes down
     return "\n# ".join([conserved(bench), conserved(bench, egress="direct"), conserved(bench, xdp_mode="generic"),
                          conserved(bench, egress="direct", xdp_mode="generic")])

@@ -189,6 +189,15 @@ class Lab:
                         f"route add fd01::/16 via {GW6}"])
         self.reset_peer_sas()
 
+    def drop_peer(self):
+        """Without the guest from here on: peer() boots another one. For who takes its links down: it has
+        them by sockets of this host, and does not always hear that they are up again. Its numbers begin
+        anew, so all tunnels get new keys. The gateway must not be running."""
+        peer, self._peer = self._peer, None
+        if peer:
+            peer.close()
+            self.new_keys()
+
     def new_keys(self):
         """New SPIs and keys for all tunnels, on the peer too. The gateway must not be running."""
         self.tunnels = make_tunnels()

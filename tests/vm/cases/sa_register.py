@@ -141,6 +141,13 @@ def per_cpu(guest):
     for ns in (s.g, s.p):
         ns.batch([line for of, line in policies if of is ns])
 
+    if s.fast:  # on a busy machine it may not have heard of all yet
+        def known():
+            rows = [s.fast.sa(f"{spi:08x}") for spi in spis.values()]
+            return len(s.fast.show("policy")) == len(policies) // 2 and all(
+                row and row["worker"] is not None for row in rows)
+
+        eventually(known, "the SAs and policies are not with workers", 60)
     answered = [s.udp_echo(flows, network) for network in (0, 1)]
     equal(answered, [flows, flows], "flows answered")
     if s.fast:
