@@ -163,6 +163,7 @@ def ipv6(guest):
         c.unload("branch")
     s.gateway_ike.terminate(ike="branch")
     eventually(lambda: ways(s) == ([], []), lambda: f"ways of a tunnel that has gone: {ways(s)}", 10)
+    s.fast.stop()  # where the case before did not run
     s.fast.start()
     six = child(local_ts=["fd00:1:0::/64"], remote_ts=["fd00:2:0::/64"])
     with connection(s, "six", {"six": six}):
