@@ -4,6 +4,7 @@
 #include <intel-ipsec-mb.h>
 
 #include "dataplane/crypto/gcm.h"
+#include "dataplane/crypto/jobs.h"
 
 namespace sallyport::crypto {
 
@@ -34,11 +35,12 @@ const char* architecture_name(IMB_ARCH architecture) {
 
 struct Aead::Impl {
     Impl(std::unique_ptr<IMB_MGR, ManagerDeleter> of, IMB_ARCH on)
-        : manager(std::move(of)), architecture(on), gcm(*manager) {}
+        : manager(std::move(of)), architecture(on), gcm(*manager), jobs(*manager) {}
 
     std::unique_ptr<IMB_MGR, ManagerDeleter> manager;
     IMB_ARCH architecture;
     Gcm gcm;
+    Jobs jobs;
 };
 
 Aead::Aead(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -63,10 +65,12 @@ std::expected<Aead, std::string> Aead::create() {
 
 void Aead::seal(JobLanes& jobs) const {
     impl_->gcm.seal(jobs.of(Engine::gcm));
+    if (jobs.has(Engine::jobs)) impl_->jobs.seal(jobs.of(Engine::jobs));
 }
 
 void Aead::open(JobLanes& jobs) const {
     impl_->gcm.open(jobs.of(Engine::gcm));
+    if (jobs.has(Engine::jobs)) impl_->jobs.open(jobs.of(Engine::jobs));
 }
 
 std::string Aead::description() const {
@@ -80,6 +84,9 @@ void expand_key(const Aead& aead, const Suite& suite, std::span<const std::byte>
     switch (suite.form.engine) {
         case Engine::gcm:
             aead.impl_->gcm.expand_key(static_cast<GcmVariant>(suite.form.variant), key, block);
+            return;
+        case Engine::jobs:
+            aead.impl_->jobs.expand_key(static_cast<JobsVariant>(suite.form.variant), key, block);
             return;
     }
 }

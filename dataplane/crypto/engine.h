@@ -34,9 +34,9 @@ struct AeadJob {
     std::byte* text;       // plaintext in, ciphertext out (or the reverse)
     uint32_t text_bytes;
     SuiteForm form;
-    uint8_t aad_bytes;  // 8, or 12 with ESN (RFC 4106 5)
-    bool authentic;     // written by open()
-    std::byte nonce[kGcmNonceBytes];
+    uint8_t aad_bytes;                // 8, or 12 with ESN (RFC 4106 5, RFC 4309 5, RFC 7634 2.1)
+    bool authentic;                   // written by open()
+    std::byte nonce[kNonceBytesMax];  // from 4 - salt_bytes on
     std::byte aad[12];
     std::byte* icv;  // seal: written; open: compared
 };
@@ -50,6 +50,7 @@ class JobLanes {
         jobs_[count_++] = &job;
         engines_ |= bit(job.form.engine);
     }
+    [[nodiscard]] bool has(Engine engine) const { return (engines_ & bit(engine)) != 0; }
     // Valid until it is asked for another lane.
     [[nodiscard]] std::span<AeadJob* const> of(Engine engine) {
         if ((engines_ & ~bit(engine)) == 0) return {jobs_.data(), count_};

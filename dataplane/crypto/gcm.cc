@@ -2,9 +2,9 @@
 #include "dataplane/crypto/gcm.h"
 
 #include <cstdint>
-#include <cstring>
 
 #include "dataplane/base/secret_bytes.h"
+#include "dataplane/crypto/octets.h"
 
 namespace sallyport::crypto {
 
@@ -16,19 +16,6 @@ namespace {
 
 const gcm_key_data* library_key(const std::byte* block) {
     return reinterpret_cast<const gcm_key_data*>(block);
-}
-uint8_t* octets(std::byte* bytes) {
-    return reinterpret_cast<uint8_t*>(bytes);
-}
-
-// Takes the same time wherever the first difference is.
-bool equal_icv(const std::byte* a, const std::byte* b) {
-    static_assert(kGcmIcvBytes == 16);
-    uint64_t left[2];
-    uint64_t right[2];
-    std::memcpy(left, a, sizeof left);
-    std::memcpy(right, b, sizeof right);
-    return ((left[0] ^ right[0]) | (left[1] ^ right[1])) == 0;
 }
 
 // Brings to the cache what every packet needs first of the key: the round keys, which stand at the
@@ -65,7 +52,7 @@ void Gcm::seal(std::span<AeadJob* const> jobs) {
         prefetch_ahead(jobs, i);
         seal_[job->form.variant](library_key(job->key), &context_, octets(job->text),
                                  octets(job->text), job->text_bytes, octets(job->nonce),
-                                 octets(job->aad), job->aad_bytes, octets(job->icv), kGcmIcvBytes);
+                                 octets(job->aad), job->aad_bytes, octets(job->icv), kIcvBytesMax);
     }
 }
 
@@ -73,10 +60,10 @@ void Gcm::open(std::span<AeadJob* const> jobs) {
     for (size_t i = 0; i < jobs.size(); ++i) {
         AeadJob* job = jobs[i];
         prefetch_ahead(jobs, i);
-        std::byte computed[kGcmIcvBytes];
+        std::byte computed[kIcvBytesMax];
         open_[job->form.variant](library_key(job->key), &context_, octets(job->text),
                                  octets(job->text), job->text_bytes, octets(job->nonce),
-                                 octets(job->aad), job->aad_bytes, octets(computed), kGcmIcvBytes);
+                                 octets(job->aad), job->aad_bytes, octets(computed), kIcvBytesMax);
         job->authentic = equal_icv(computed, job->icv);
         // Plaintext that is not authentic must not be seen, not even by a later bug.
         if (!job->authentic) wipe(job->text, job->text_bytes);

@@ -24,7 +24,8 @@ namespace sallyport::crypto {
 
 // The way to call ipsec-mb: each has a file here and a lane in a burst (engine.h).
 enum class Engine : uint8_t {
-    gcm,  // direct calls, one packet at a time
+    gcm,   // AES-GCM: direct calls, one packet at a time
+    jobs,  // ChaCha20-Poly1305, AES-CCM: the job interface
 };
 
 // How a sender makes IVs.
@@ -83,15 +84,21 @@ std::span<const Suite> suites();
 // Null: the table has no suite of that name.
 const Suite* find_suite(std::string_view name, std::span<const Suite> table = suites());
 
-// ---- AES-GCM with a 16-byte ICV ---------------------------------------------------------------
+// ---- combined algorithms with an 8-byte IV and a 16-byte ICV ----------------------------------
 
-inline constexpr size_t kGcmSaltBytes = 4;
-inline constexpr size_t kGcmIvBytes = 8;
-inline constexpr size_t kGcmIcvBytes = 16;
-inline constexpr size_t kGcmNonceBytes = kGcmSaltBytes + kGcmIvBytes;
+inline constexpr size_t kSaltBytesMax = 4;
+inline constexpr size_t kIvBytes = 8;
+inline constexpr size_t kIcvBytesMax = 16;
+// Salt, then IV. A shorter salt stands at the end of its 4 bytes: the nonce begins with it.
+inline constexpr size_t kNonceBytesMax = kSaltBytesMax + kIvBytes;
+
 // Round keys at the beginning, powers of the hash key at the end.
 inline constexpr size_t kGcmKeyBlockBytes = 1024;
 enum GcmVariant : uint8_t { kGcm128, kGcm192, kGcm256 };  // by key length
 inline constexpr size_t kGcmVariantCount = 3;
+
+inline constexpr size_t kChaCha20KeyBlockBytes = 64;  // the key as it is
+inline constexpr size_t kCcmKeyBlockBytes = 256;      // round keys
+enum JobsVariant : uint8_t { kChaCha20Poly1305, kCcm128, kCcm256 };
 
 }  // namespace sallyport::crypto

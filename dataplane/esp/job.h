@@ -4,7 +4,7 @@
 // The crypto job of an ESP packet: the one place that says what is encrypted, with which nonce, and
 // what else the ICV covers. Both directions come here, so sender and receiver cannot differ.
 //
-//   nonce  salt 4 | IV 8                                      (RFC 4106 4)
+//   nonce  salt 4 | IV 8; salt 3 with AES-CCM                 (RFC 4106 4, RFC 4309 4, RFC 7634 2)
 //   AAD    SPI 4 | sequence number 4, or all 8 of it with ESN (RFC 4106 5)
 //
 // Numbers come as values, although they stand in the packet: reading as one word what was just
@@ -27,7 +27,7 @@ template <typename Sa>
     job.text_bytes = esp_bytes - kBytesAroundText;
     job.icv = job.text + job.text_bytes;
 
-    static_assert(sizeof sa.salt == crypto::kGcmSaltBytes && sizeof iv == crypto::kGcmIvBytes);
+    static_assert(sizeof sa.salt == crypto::kSaltBytesMax && sizeof iv == crypto::kIvBytes);
     std::memcpy(job.nonce, &sa.salt, sizeof sa.salt);
     std::memcpy(job.nonce + sizeof sa.salt, &iv, sizeof iv);
 

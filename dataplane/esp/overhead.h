@@ -19,12 +19,12 @@
 
 namespace sallyport::esp {
 
-inline constexpr uint32_t kHeaderBytes = sizeof(wire::Esp) + crypto::kGcmIvBytes;
+inline constexpr uint32_t kHeaderBytes = sizeof(wire::Esp) + crypto::kIvBytes;
 inline constexpr uint32_t kTrailerBytes = 2;  // pad length, next header
-inline constexpr uint32_t kAlignment = 4;     // RFC 4303 2.4; GCM asks for no more
+inline constexpr uint32_t kAlignment = 4;     // RFC 4303 2.4; no suite asks for more
 inline constexpr uint32_t kPadBytesMax = kAlignment - 1;
 // Of ESP without its text, and with the least that a text can be.
-inline constexpr uint32_t kBytesAroundText = kHeaderBytes + crypto::kGcmIcvBytes;
+inline constexpr uint32_t kBytesAroundText = kHeaderBytes + crypto::kIcvBytesMax;
 inline constexpr uint32_t kBytesMin = kBytesAroundText + kAlignment;
 
 // The most that a tunnel adds to a packet: with an outer IPv6 header.

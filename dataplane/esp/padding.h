@@ -23,7 +23,7 @@ constexpr uint8_t next_header_of(Family inner) {
 // Eight bytes are written at once; those beyond the trailer lie where the ICV will be.
 using TrailerBytes = std::array<uint8_t, 8>;
 static_assert(kPadBytesMax + kTrailerBytes <= sizeof(TrailerBytes));
-static_assert(sizeof(TrailerBytes) <= kTrailerBytes + crypto::kGcmIcvBytes);
+static_assert(sizeof(TrailerBytes) <= kTrailerBytes + crypto::kIcvBytesMax);
 
 constexpr TrailerBytes make_trailer(uint8_t pad_bytes, uint8_t next_header) {
     TrailerBytes trailer{};

@@ -61,7 +61,9 @@ void set_suite(Sa& sa, void* memory, const crypto::Aead& aead, const crypto::Sui
     sa.key_block_bytes = suite.key_block_bytes;
     crypto::expand_key(aead, suite, key.first(suite.key_bytes),
                        static_cast<std::byte*>(memory) + sizeof sa);
-    std::memcpy(&sa.salt, key.data() + suite.key_bytes, suite.form.salt_bytes);
+    const size_t unused = sizeof sa.salt - suite.form.salt_bytes;
+    std::memcpy(reinterpret_cast<std::byte*>(&sa.salt) + unused, key.data() + suite.key_bytes,
+                suite.form.salt_bytes);
 }
 
 // Everything of the outer header that is the same for each packet of the SA.

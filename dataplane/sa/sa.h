@@ -103,7 +103,7 @@ struct alignas(64) OutboundSa {
     Counter packets;                  // writer: worker; reader: control, as of all counters here
     Counter bytes;                    // inner bytes
     Be32 spi;
-    uint32_t salt = 0;  // as in key material
+    uint32_t salt = 0;  // as in key material, one of 3 bytes behind a 0
     crypto::SuiteForm form;
     bool esn = false;
     bool low_water_reported = false;

@@ -18,18 +18,22 @@ struct ContextDeleter {
 };
 using Context = std::unique_ptr<EVP_CIPHER_CTX, ContextDeleter>;
 
-const EVP_CIPHER* cipher_for(size_t key_bytes) {
-    switch (key_bytes) {
-        case 16:
-            return EVP_aes_128_gcm();
-        case 24:
-            return EVP_aes_192_gcm();
-        case 32:
-            return EVP_aes_256_gcm();
-        default:
-            std::fprintf(stderr, "no AES key has %zu bytes\n", key_bytes);
-            std::abort();
+const EVP_CIPHER* cipher_for(Algorithm algorithm, size_t key_bytes) {
+    switch (algorithm) {
+        case Algorithm::chacha20_poly1305:
+            return EVP_chacha20_poly1305();
+        case Algorithm::aes_ccm:
+            if (key_bytes == 16) return EVP_aes_128_ccm();
+            if (key_bytes == 32) return EVP_aes_256_ccm();
+            break;
+        case Algorithm::aes_gcm:
+            if (key_bytes == 16) return EVP_aes_128_gcm();
+            if (key_bytes == 24) return EVP_aes_192_gcm();
+            if (key_bytes == 32) return EVP_aes_256_gcm();
+            break;
     }
+    std::fprintf(stderr, "no key of the algorithm has %zu bytes\n", key_bytes);
+    std::abort();
 }
 
 const unsigned char* octets(std::span<const std::byte> bytes) {
@@ -69,12 +73,25 @@ EspParts parts_of(const Bytes& key, bool esn, uint32_t sequence_high,
 
 }  // namespace
 
-Bytes gcm_seal(std::span<const std::byte> key, std::span<const std::byte> nonce,
-               std::span<const std::byte> aad, std::span<const std::byte> plaintext) {
+Bytes aead_seal(Algorithm algorithm, std::span<const std::byte> key,
+                std::span<const std::byte> nonce, std::span<const std::byte> aad,
+                std::span<const std::byte> plaintext) {
     const Context context(EVP_CIPHER_CTX_new());
-    must(EVP_EncryptInit_ex(context.get(), cipher_for(key.size()), nullptr, octets(key),
-                            octets(nonce)));
+    must(EVP_EncryptInit_ex(context.get(), cipher_for(algorithm, key.size()), nullptr, nullptr,
+                            nullptr));
+    must(EVP_CIPHER_CTX_ctrl(context.get(), EVP_CTRL_AEAD_SET_IVLEN, static_cast<int>(nonce.size()),
+                             nullptr));
+    // AES-CCM must know the lengths of tag and text beforehand.
+    const bool is_ccm = algorithm == Algorithm::aes_ccm;
+    if (is_ccm) {
+        must(EVP_CIPHER_CTX_ctrl(context.get(), EVP_CTRL_AEAD_SET_TAG, kTagBytes, nullptr));
+    }
+    must(EVP_EncryptInit_ex(context.get(), nullptr, nullptr, octets(key), octets(nonce)));
     int written = 0;
+    if (is_ccm) {
+        must(EVP_EncryptUpdate(context.get(), nullptr, &written, nullptr,
+                               static_cast<int>(plaintext.size())));
+    }
     if (!aad.empty()) {
         must(EVP_EncryptUpdate(context.get(), nullptr, &written, octets(aad),
                                static_cast<int>(aad.size())));
@@ -85,9 +102,14 @@ Bytes gcm_seal(std::span<const std::byte> key, std::span<const std::byte> nonce,
                                static_cast<int>(plaintext.size())));
     }
     must(EVP_EncryptFinal_ex(context.get(), octets(out) + plaintext.size(), &written));
-    must(EVP_CIPHER_CTX_ctrl(context.get(), EVP_CTRL_GCM_GET_TAG, kTagBytes,
+    must(EVP_CIPHER_CTX_ctrl(context.get(), EVP_CTRL_AEAD_GET_TAG, kTagBytes,
                              octets(out) + plaintext.size()));
     return out;
+}
+
+Bytes gcm_seal(std::span<const std::byte> key, std::span<const std::byte> nonce,
+               std::span<const std::byte> aad, std::span<const std::byte> plaintext) {
+    return aead_seal(Algorithm::aes_gcm, key, nonce, aad, plaintext);
 }
 
 std::optional<Bytes> gcm_open(std::span<const std::byte> key, std::span<const std::byte> nonce,
@@ -98,8 +120,8 @@ std::optional<Bytes> gcm_open(std::span<const std::byte> key, std::span<const st
     Bytes tag;
     append(tag, ciphertext_and_tag.last(kTagBytes));
     const Context context(EVP_CIPHER_CTX_new());
-    must(EVP_DecryptInit_ex(context.get(), cipher_for(key.size()), nullptr, octets(key),
-                            octets(nonce)));
+    must(EVP_DecryptInit_ex(context.get(), cipher_for(Algorithm::aes_gcm, key.size()), nullptr,
+                            octets(key), octets(nonce)));
     int written = 0;
     if (!aad.empty()) {
         must(EVP_DecryptUpdate(context.get(), nullptr, &written, octets(aad),

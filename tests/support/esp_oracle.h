@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// ESP with AES-GCM once more, by OpenSSL and by the RFCs' own words, slow and independent of
+// ESP once more, by OpenSSL and by the RFCs' own words, slow and independent of
 // dataplane/: what the pipelines make is opened here and what they take is made here.
 
 #include <cstdint>
@@ -12,7 +12,13 @@
 
 namespace sallyport::test {
 
-// AES-GCM with a 16-byte tag and a 12-byte nonce; the key length chooses the variant.
+// With a 16-byte tag. Of AES the key length chooses the variant; nonces have 12 bytes, of
+// AES-CCM 11.
+enum class Algorithm : uint8_t { aes_gcm, aes_ccm, chacha20_poly1305 };
+Bytes aead_seal(Algorithm algorithm, std::span<const std::byte> key,
+                std::span<const std::byte> nonce, std::span<const std::byte> aad,
+                std::span<const std::byte> plaintext);
+
 Bytes gcm_seal(std::span<const std::byte> key, std::span<const std::byte> nonce,
                std::span<const std::byte> aad, std::span<const std::byte> plaintext);
 std::optional<Bytes> gcm_open(std::span<const std::byte> key, std::span<const std::byte> nonce,

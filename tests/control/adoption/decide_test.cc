@@ -42,7 +42,7 @@ TEST(Adoption, NewestOutboundSaWithTheKernelKeepsItsGroupThere) {
     reg.add(std::move(larval));
     EXPECT_TRUE(reg.decide().sas.at(old_out).adopted());  // the kernel does not send by a larval SA
     KernelSa other = outbound_sa(tunnel, 0x2003);
-    other.algorithm = "rfc7539esp(chacha20,poly1305)";
+    other.algorithm = "rfc4543(gcm(aes))";
     reg.add(std::move(other));
     const Adoption adoption = reg.decide();
     EXPECT_EQ(adoption.sas.at(old_out).reason, "a newer SA of its policy is with the kernel");

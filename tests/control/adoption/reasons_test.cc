@@ -62,8 +62,24 @@ std::vector<SaRow> sa_rows() {
              sa.key = {};
          },
          "cipher cbc(aes) + hmac(sha256)", nullptr},
-        {"ChaCha20", [](KernelSa& sa) { sa.algorithm = "rfc7539esp(chacha20,poly1305)"; },
-         "cipher rfc7539esp(chacha20,poly1305)", nullptr},
+        {"ChaCha20",
+         [=](KernelSa& sa) {
+             sa.algorithm = "rfc7539esp(chacha20,poly1305)";
+             sa.key = key_of(36, 7);
+         },
+         "", nullptr},
+        {"CCM",
+         [=](KernelSa& sa) {
+             sa.algorithm = "rfc4309(ccm(aes))";
+             sa.key = key_of(19, 7);
+         },
+         "", nullptr},
+        {"CCM of 192 bits",
+         [=](KernelSa& sa) {
+             sa.algorithm = "rfc4309(ccm(aes))";
+             sa.key = key_of(27, 7);
+         },
+         "key of 27 bytes", nullptr},
         {"GMAC", [](KernelSa& sa) { sa.algorithm = "rfc4543(gcm(aes))"; },
          "cipher rfc4543(gcm(aes))", nullptr},
         {"short ICV", [](KernelSa& sa) { sa.icv_bits = 64; }, "ICV of 64 bits", nullptr},

@@ -87,7 +87,7 @@ class Traffic {
             sa.id = i;
             sa.policy = i;
             sa.outer = i % 2 == 0 ? Family::v4 : Family::v6;
-            sa.suite = &crypto::suites()[i % 3];
+            sa.suite = &crypto::suites()[i % crypto::suites().size()];
             sa.esn = i == 1 || i == 2;
             sa.replay_window = std::array<uint32_t, kSas>{64, 0, 32, 1000, 4096, 128}[i];
             // One crosses into the next 2^32 numbers, one ends for want of numbers on disk, one by

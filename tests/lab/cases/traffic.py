@@ -66,6 +66,17 @@ def ping_families(bench):
         ping_both_ways(bench, bench.gateway(), name)
 
 
+@case("D3 D5 ping both ways and TCP: ChaCha20-Poly1305 with ESN, AES-CCM-128 in IPv6, AES-CCM-256 with ESN", seconds=120)
+def other_suites(bench):
+    bench.peer()
+    gateway = bench.gateway()
+    notes = []
+    for name in ("chacha", "ccm128", "ccm256"):
+        ping_both_ways(bench, gateway, name)
+        notes.append(f"{bench.lab.tunnels[name].suite}: {tcp_both_ways(bench, gateway, name)}")
+    return "\n# ".join(notes)
+
+
 @case("ping both ways: every size from small to the hosts' MTU")
 def ping_sizes(bench):
     bench.peer()

@@ -79,7 +79,7 @@ def config_text(lab, folder, egress="devmap", xdp_mode="auto", deny_wan=(), lan_
                               "remote": "10.9.0.0/16"}),
     ]
     for t in tunnels_of(lab, families):
-        common = {"suite": f"aes-gcm-16-{t.bits}", "esn": t.esn, "policy": t.name,
+        common = {"suite": t.suite, "esn": t.esn, "policy": t.name,
                   "worker": t.worker}
         parts += [
             _table("[[policy]]", {"name": t.name, "action": "protect", "local": t.local,

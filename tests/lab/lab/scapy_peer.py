@@ -67,7 +67,7 @@ class EspEnd:
         self.sequence = 0  # last one used
 
     def _sa(self, spi, key, header):
-        return SecurityAssociation(ESP, spi=spi, crypt_algo="AES-GCM", crypt_key=key,
+        return SecurityAssociation(ESP, spi=spi, crypt_algo=self.tunnel.scapy_name, crypt_key=key,
                                    tunnel_header=header, esn_en=self.tunnel.esn)
 
     def seal(self, inner, sequence=None, next_header=None, spi=None, pad_bytes=None, **outer):

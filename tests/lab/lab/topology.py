@@ -22,7 +22,17 @@ from . import netns, uml
 
 GW4, PEER4 = "192.0.2.1", "192.0.2.2"
 GW6, PEER6 = "2001:db8::1", "2001:db8::2"
+NETWORKS4 = {1: (0, 1, 2), 2: (0, 1, 2, 5, 6, 7)}  # of IPv4, by site: 10.SITE.N.0/24
 HOST_MTU = 1400  # room for ESP in the 1500 of the outer path
+
+
+# By name in the configuration: the kernel's name, scapy's, bytes of key and salt.
+SUITES = {"aes-gcm-16-128": ("rfc4106(gcm(aes))", "AES-GCM", 16 + 4),
+          "aes-gcm-16-192": ("rfc4106(gcm(aes))", "AES-GCM", 24 + 4),
+          "aes-gcm-16-256": ("rfc4106(gcm(aes))", "AES-GCM", 32 + 4),
+          "chacha20-poly1305": ("rfc7539esp(chacha20,poly1305)", "CHACHA20-POLY1305", 32 + 4),
+          "aes-ccm-16-128": ("rfc4309(ccm(aes))", "AES-CCM", 16 + 3),
+          "aes-ccm-16-256": ("rfc4309(ccm(aes))", "AES-CCM", 32 + 3)}
 
 
 @dataclasses.dataclass
@@ -31,7 +41,7 @@ class Tunnel:
     name: str
     local: str
     remote: str
-    bits: int = 128
+    suite: str = "aes-gcm-16-128"
     esn: bool = False
     worker: int = 0
     outer: int = 4
@@ -39,14 +49,23 @@ class Tunnel:
     window: int = 64
     spi_in: int = 0
     spi_out: int = 0
-    key_in: bytes = b""   # key and 4-byte salt
+    key_in: bytes = b""   # key and salt
     key_out: bytes = b""
 
     def __post_init__(self):
         self.spi_in = secrets.randbelow(2**32 - 512) + 256
         self.spi_out = secrets.randbelow(2**32 - 512) + 256
-        self.key_in = secrets.token_bytes(self.bits // 8 + 4)
-        self.key_out = secrets.token_bytes(self.bits // 8 + 4)
+        key_bytes = SUITES[self.suite][2]
+        self.key_in = secrets.token_bytes(key_bytes)
+        self.key_out = secrets.token_bytes(key_bytes)
+
+    @property
+    def kernel_name(self):
+        return SUITES[self.suite][0]
+
+    @property
+    def scapy_name(self):
+        return SUITES[self.suite][1]
 
     @property
     def near(self):
@@ -73,11 +92,14 @@ def host(prefix):
 
 def make_tunnels():
     return {t.name: t for t in (
-        Tunnel("plain", "10.1.0.0/24", "10.2.0.0/24", bits=128, worker=0),
-        Tunnel("esn", "10.1.1.0/24", "10.2.1.0/24", bits=256, esn=True, worker=1),
-        Tunnel("4in6", "10.1.2.0/24", "10.2.2.0/24", bits=192, worker=0, outer=6),
-        Tunnel("6in4", "fd01:0:0:3::/64", "fd02:0:0:3::/64", bits=128, esn=True, worker=1),
-        Tunnel("6in6", "fd01:0:0:4::/64", "fd02:0:0:4::/64", bits=256, worker=1, outer=6),
+        Tunnel("plain", "10.1.0.0/24", "10.2.0.0/24", worker=0),
+        Tunnel("esn", "10.1.1.0/24", "10.2.1.0/24", "aes-gcm-16-256", esn=True, worker=1),
+        Tunnel("4in6", "10.1.2.0/24", "10.2.2.0/24", "aes-gcm-16-192", worker=0, outer=6),
+        Tunnel("6in4", "fd01:0:0:3::/64", "fd02:0:0:3::/64", esn=True, worker=1),
+        Tunnel("6in6", "fd01:0:0:4::/64", "fd02:0:0:4::/64", "aes-gcm-16-256", worker=1, outer=6),
+        Tunnel("chacha", "10.1.0.0/24", "10.2.5.0/24", "chacha20-poly1305", esn=True, worker=1),
+        Tunnel("ccm128", "10.1.1.0/24", "10.2.6.0/24", "aes-ccm-16-128", worker=0, outer=6),
+        Tunnel("ccm256", "10.1.2.0/24", "10.2.7.0/24", "aes-ccm-16-256", esn=True, worker=1),
         Tunnel("craft0", "10.1.0.0/24", "10.3.0.0/24", worker=0, crafted=True),
         Tunnel("craft1", "10.1.1.0/24", "10.3.1.0/24", esn=True, worker=1, crafted=True),
         Tunnel("craft6", "fd01:0:0:3::/64", "fd03:0:0:3::/64", worker=0, crafted=True),
@@ -133,14 +155,14 @@ class Lab:
         for ns, device in ((self.lan, "eth0"), (self.gw, "lan0")):
             netns.offloads_off(ns, device)
         self._set_up_host(self.lan, 1)
-        for i in range(3):
+        for i in NETWORKS4[1]:
             self.gw.ip(f"addr add 10.1.{i}.1/24 dev lan0")
         for i in (3, 4):
             self.gw.ip(f"addr add fd01:0:0:{i}::1/64 dev lan0")
 
     @staticmethod
     def _set_up_host(ns, site):
-        for i in range(3):
+        for i in NETWORKS4[site]:
             ns.ip(f"addr add 10.{site}.{i}.2/24 dev eth0")
         for i in (3, 4):
             ns.ip(f"addr add fd0{site}:0:0:{i}::2/64 dev eth0")
@@ -183,7 +205,7 @@ class Lab:
                 guest.sh(f"ethtool -K {device} {feature} off", check=False)
         guest.ip_batch(["link set lo up", "link set vec0 up", "link set vec1 up",
                         f"addr add {PEER4}/24 dev vec0", f"addr add {PEER6}/64 dev vec0",
-                        *(f"addr add 10.2.{i}.1/24 dev vec1" for i in range(3)),
+                        *(f"addr add 10.2.{i}.1/24 dev vec1" for i in NETWORKS4[2]),
                         *(f"addr add fd02:0:0:{i}::1/64 dev vec1" for i in (3, 4)),
                         f"route add 10.1.0.0/16 via {GW4}",
                         f"route add fd01::/16 via {GW6}"])
@@ -217,7 +239,7 @@ class Lab:
     def _add_tunnel(guest, t):
         flags = "flag af-unspec" + (" flag esn" if t.esn else "")  # any inner family
         lines = [f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid {spi:#x}"
-                 f" mode tunnel replay-window 64 {flags} aead rfc4106(gcm(aes)) 0x{key.hex()} 128"
+                 f" mode tunnel replay-window 64 {flags} aead {t.kernel_name} 0x{key.hex()} 128"
                  for src, dst, spi, key in ((t.near, t.peer, t.spi_out, t.key_out),
                                             (t.peer, t.near, t.spi_in, t.key_in))]
         lines += [f"xfrm policy add src {src} dst {dst} dir {direction}"

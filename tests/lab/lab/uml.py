@@ -24,7 +24,8 @@ PRELOAD = "tests/lab/uml_preload.so"  # what it is for, its sources say: uml_*.c
 
 # sha512_generic, hmac and drbg look out of place: without them no SA with an IV generator loads.
 MODULES = """xfrm_user esp4 esp6 xfrm4_tunnel xfrm6_tunnel gcm ghash-generic ctr hmac
-sha512_generic drbg jitterentropy_rng seqiv echainiv""".split()
+sha512_generic drbg jitterentropy_rng seqiv echainiv ccm chacha_generic poly1305_generic
+chacha20poly1305""".split()
 
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin

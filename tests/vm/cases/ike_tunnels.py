@@ -437,6 +437,26 @@ def kept_by_kernel(guest, s, name, why, packets=3):
             guest.note(f"{name} {spi}: kernel: {row['reason']}")
 
 
+@BOOT.case("D3 D5 ChaCha20-Poly1305 and AES-CCM are negotiated: workers carry them, also after a rekey", seconds=90)
+def other_suites(guest):
+    s = sites(guest)
+    mark = len(s.frames_since())
+    children = {"chacha": child(0, esp_proposals=["chacha20poly1305-x25519"]),
+                "ccm": child(1, esp_proposals=["aes256ccm16-x25519-esn"])}
+    with connection(s, "suites", children):
+        for network, name in enumerate(children):
+            s.initiate(name)
+            equal(s.ping(network=network), 5, f"pings with {name}")
+            guest.note(s.carried(name))
+            s.gateway_ike.rekey(child=name)
+            eventually(lambda name=name: len(s.gateway_ike.children(name)) == 1, f"{name}: the old SA stays", 30)
+            equal(s.ping(network=network), 5, f"pings with {name} after a rekey")
+            guest.note(s.carried(name))
+        suites = {row["suite"] for row in s.fast.show("sa")}
+        check({"chacha20-poly1305", "aes-ccm-16-256"} <= suites, f"suites of the SAs: {suites}")
+    equal(s.in_clear(mark), [], "frames in clear on the wan")
+
+
 @BOOT.case("what workers do not speak stays with the kernel and works", seconds=90)
 def kernel_keeps(guest):
     s = sites(guest)
