@@ -209,6 +209,8 @@ class Rows {
         padded.resize(padded.size() + 30);
         add("EthernetPadding", {one(padded, one_hop_on(packet_))});
         for (const crypto::Suite& suite : crypto::suites()) {
+            // The oracle of these rows has no other. All: engine_test, conservation, esp_kat.
+            if (suite.family != "AES-GCM") continue;
             const auto bits = std::to_string(suite.key_bytes * 8);
             for (const bool esn : {false, true}) {
                 auto& row = add_good("D5_D2_Gcm" + bits + (esn ? "Esn" : ""), packet_);
