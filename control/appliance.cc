@@ -365,11 +365,11 @@ Appliance::Step Appliance::attach_all() {
 
 Appliance::Step Appliance::enable_forwarding() {
     if (auto done = apply(forwarding_settings(config_), sysctls_, log_); !done) return done;
-    if (auto done = close_same_wire(); !done) return done;
     std::set<std::string> closed;
     for (const RunningPort& port : ports_) {
         for (const netlink::LinkInfo& device : same_wire(ports_, port)) {
             if (!closed.insert(device.name).second) continue;
+            if (auto done = gate_->close(device.name); !done) return done;
             log_.note("port " + port.config->name + ": what comes in by " + device.name +
                       " itself, below it, is not forwarded");
             if (!config_.follows_xfrm()) continue;
@@ -384,17 +384,13 @@ Appliance::Step Appliance::enable_forwarding() {
 Appliance::Step Appliance::start_watch() {
     std::vector<watch::PortShould> ports;
     for (const RunningPort& port : ports_) {
-        std::vector<watch::Below> below;
-        for (const netlink::LinkInfo& device : same_wire(ports_, port)) {
-            below.push_back({.ifindex = device.ifindex, .device = device.name});
-        }
         ports.push_back({.port = port.config->name,
                          .device = port.config->device,
                          .ifindex = port.ifindex,
                          .mac = port.mac,
                          .mtu = port.mtu,
                          .queues = port.queues,
-                         .below = std::move(below)});
+                         .below = same_wire(ports_, port)});
     }
     std::optional<watch::InnerShould> interface;
     if (interface_) {

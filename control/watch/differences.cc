@@ -19,7 +19,7 @@ PortVerdict judge_port(const PortShould& should, const DeviceNow& now, uint32_t 
     const auto differs = [&](const std::string& what, const std::string& text) {
         out.differences.push_back({.key = subject(should) + what, .text = subject(should) + text});
     };
-    for (const Below& below : should.below) out.closed.insert(below.device);
+    for (const netlink::LinkInfo& below : should.below) out.closed.insert(below.name);
     out.closed.insert(now.below.begin(), now.below.end());
     const bool is_gone = now.ifindex != should.ifindex;
     if (is_gone || should.lost) {

@@ -29,13 +29,6 @@ struct DeviceNow {
     bool has_kernel_out = false;  // likewise, by TC; true where it need not be there
 };
 
-// A device below a port (the card of a VLAN). The port's program sees nothing of what is for that
-// device itself.
-struct Below {
-    uint32_t ifindex = 0;
-    std::string device;  // its name at the start
-};
-
 // A port as it was set up.
 struct PortShould {
     std::string port;    // its name in the configuration
@@ -44,8 +37,10 @@ struct PortShould {
     netlink::MacAddress mac{};
     uint32_t mtu = 0;
     uint16_t queues = 0;
-    std::vector<Below> below;  // what stays closed, because there is another network behind it
-    bool lost = false;         // its device was away once: its sockets do not come back
+    // Devices below it, as they were at the start, that stay closed: the port's program sees
+    // nothing of what is for them.
+    std::vector<netlink::LinkInfo> below;
+    bool lost = false;  // its device was away once: its sockets do not come back
 };
 
 struct Difference {

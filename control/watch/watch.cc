@@ -174,7 +174,7 @@ void Watch::look_at_devices() {
 
 DeviceNow Watch::look_at_port(const PortShould& port) {
     DeviceNow now = look_at(port.ifindex);
-    for (const Below& below : port.below) {
+    for (const netlink::LinkInfo& below : port.below) {
         if (DeviceNow device = look_at(below.ifindex); device.ifindex != 0) {
             now.below.insert(std::move(device.name));
         }

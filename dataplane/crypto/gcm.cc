@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "dataplane/base/secret_bytes.h"
 #include "dataplane/crypto/octets.h"
 
 namespace sallyport::crypto {
@@ -64,9 +63,7 @@ void Gcm::open(std::span<AeadJob* const> jobs) {
         open_[job->form.variant](library_key(job->key), &context_, octets(job->text),
                                  octets(job->text), job->text_bytes, octets(job->nonce),
                                  octets(job->aad), job->aad_bytes, octets(computed), kIcvBytesMax);
-        job->authentic = equal_icv(computed, job->icv);
-        // Plaintext that is not authentic must not be seen, not even by a later bug.
-        if (!job->authentic) wipe(job->text, job->text_bytes);
+        judge(*job, computed);
     }
 }
 

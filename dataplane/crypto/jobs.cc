@@ -76,12 +76,7 @@ void Jobs::open(std::span<AeadJob* const> jobs) {
     }
     while (IMB_FLUSH_JOB(&manager_) != nullptr) {
     }
-    for (size_t i = 0; i < jobs.size(); ++i) {
-        AeadJob& job = *jobs[i];
-        job.authentic = equal_icv(computed_[i].data(), job.icv);
-        // Plaintext that is not authentic must not be seen, not even by a later bug.
-        if (!job.authentic) wipe(job.text, job.text_bytes);
-    }
+    for (size_t i = 0; i < jobs.size(); ++i) judge(*jobs[i], computed_[i].data());
 }
 
 void Jobs::expand_key(JobsVariant variant, std::span<const std::byte> key, std::byte* block) const {

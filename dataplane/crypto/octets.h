@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dataplane/crypto/suite.h"
+#include "dataplane/base/secret_bytes.h"
+#include "dataplane/crypto/engine.h"
 
 namespace sallyport::crypto {
 
@@ -19,14 +20,17 @@ inline const uint8_t* octets(const std::byte* bytes) {
     return reinterpret_cast<const uint8_t*>(bytes);
 }
 
-// Takes the same time wherever the first difference is.
-inline bool equal_icv(const std::byte* a, const std::byte* b) {
+// What open() makes of the ICV that it has computed. Takes the same time wherever the first
+// difference is.
+inline void judge(AeadJob& job, const std::byte* computed) {
     static_assert(kIcvBytesMax == 16);
     uint64_t left[2];
     uint64_t right[2];
-    std::memcpy(left, a, sizeof left);
-    std::memcpy(right, b, sizeof right);
-    return ((left[0] ^ right[0]) | (left[1] ^ right[1])) == 0;
+    std::memcpy(left, computed, sizeof left);
+    std::memcpy(right, job.icv, sizeof right);
+    job.authentic = ((left[0] ^ right[0]) | (left[1] ^ right[1])) == 0;
+    // Plaintext that is not authentic must not be seen, not even by a later bug.
+    if (!job.authentic) wipe(job.text, job.text_bytes);
 }
 
 }  // namespace sallyport::crypto

@@ -178,7 +178,7 @@ TEST(WatchPort, OneThatWasAwayStaysClosedUnderBothNames) {
 
 TEST(WatchPort, WhatIsBelowAnUnprotectedPortStaysClosedUnderBothNames) {
     PortShould should = lan();
-    should.below = {{.ifindex = 3, .device = "eth0"}};
+    should.below = {{.ifindex = 3, .name = "eth0"}};
     DeviceNow now = as_it_was();
     now.below = {"eth0"};
     EXPECT_EQ(judge_port(should, now, 7).closed, Names{"eth0"});

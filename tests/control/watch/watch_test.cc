@@ -103,7 +103,7 @@ struct Bench {
     StandIn host{gate};
     Watch watch{context, log, host, gate, guard};
 
-    explicit Bench(const std::optional<Below>& below = {}) {
+    explicit Bench(const std::optional<netlink::LinkInfo>& below = {}) {
         make_device();
         run_command("ip link add sp0 type veth peer name sp1 && ip link set sp0 up");
         const uint32_t ifindex = if_nametoindex("lan0");
@@ -115,7 +115,7 @@ struct Bench {
               .mac = now.mac,
               .mtu = now.mtu,
               .queues = now.queues,
-              .below = below ? std::vector{*below} : std::vector<Below>{}}},
+              .below = below ? std::vector{*below} : std::vector<netlink::LinkInfo>{}}},
             {.device = "sp0", .ifindex = if_nametoindex("sp0"), .needed_by = "what workers send"},
             {});
         EXPECT_TRUE(started) << started.error();
@@ -266,7 +266,7 @@ TEST_F(WatchOnDevices, ABridgeAndAMissingCarrierAreSaidAsLongAsTheyAreThere) {
 
 TEST_F(WatchOnDevices, WhatIsBelowAPortIsClosedAlwaysAndAgain) {
     in_new_namespace([] {
-        Bench bench(Below{.ifindex = 1, .device = "lo"});
+        Bench bench(netlink::LinkInfo{.ifindex = 1, .name = "lo"});
         EXPECT_EQ(bench.closed(), Names{"lo"});
         run_command("ip rule del pref 1 iif lo");
         bench.until([&] { return bench.closed() == Names{"lo"}; });
